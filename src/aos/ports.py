@@ -1,0 +1,96 @@
+"""Every boundary of the product as a small Protocol. Adapters implement these; apps wire them.
+
+The inference engine's port is the widest: docs/spec/07-inference.md says what an engine must do.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+MILLION = 1_000_000
+
+FinishReason = Literal["stop", "length", "cancelled", "numeric_trap"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """What decides the next token. All decimals are integers in millionths; ``seed`` is an unsigned 64-bit integer."""
+
+    temperature: int = MILLION
+    top_p: int = MILLION
+    top_k: int = 0
+    min_p: int = 0
+    repeat_penalty: int = MILLION
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One generated token: its index among the output tokens, its id, and the text that became final with it.
+
+    ``text`` may be empty (an unfinished UTF-8 sequence, a held-back possible stop string, the end token).
+    """
+
+    index: int
+    token: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A finished run. ``tokens`` are all chosen ids, the end-of-sequence id included where it was chosen.
+
+    ``state_root`` is None for engines that are not canonical.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    state_root: bytes | None
+
+
+class Engine(Protocol):
+    """An inference engine over one loaded model. Not thread-safe: one run at a time."""
+
+    @property
+    def profile(self) -> str:
+        """Engine and arithmetic version, for instance ``aos-canonical/1`` or ``llama.cpp/<build>``."""
+
+    @property
+    def canonical(self) -> bool:
+        """True where the bits are those of docs/spec/07-inference.md, so that results can be compared and disputed."""
+
+    @property
+    def model_id(self) -> bytes: ...
+
+    @property
+    def n_ctx(self) -> int: ...
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Ids of a raw prompt: BOS as the file says, special tokens as plain text."""
+
+    def generate(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Generation:
+        """Run ``prompt`` to its end. ``salt`` (32 bytes) goes into the token and text hashes of the state header.
+
+        Raises InvalidMessage (``engine.prompt_too_long``, ``engine.empty_prompt``).
+        """
+
+    def replay(
+        self, prompt: str, tokens: Sequence[int], params: SamplingParams, *, salt: bytes
+    ) -> Generation:
+        """Recompute, in one prefill, the run that ``tokens`` claim to be. Canonical engines only.
+
+        The sampler and the stop rule are re-run: the result's ``tokens`` are what this engine would have chosen at each
+        position given the claimed prefix, up to and including the first position that differs.
+        """
