@@ -373,6 +373,23 @@ class Connect:
     time: TimeMs
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """An operator asking to be entered in a registry: its VRF key with proof of possession, and what it offers."""
+
+    TYPE: ClassVar[str] = "aos.registration"
+    V: ClassVar[int] = 1
+
+    network: NetworkId
+    dispatcher: Address
+    node_id: Address
+    vrf_key: Bytes32
+    possession: Bytes80
+    job_types: Annotated[tuple[JobType, ...], MaxLength(2)]
+    models: Annotated[tuple[Bytes32, ...], MaxLength(64)]
+    time: TimeMs
+
+
 S = TypeVar("S")
 
 
