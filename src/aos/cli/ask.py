@@ -1,0 +1,241 @@
+"""``aos ask`` and ``aos job …``: a requester's commands."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aos.cli import voice
+from aos.cli.settings import ClientSettings, load_client_settings
+from aos.client import Accepted, Client, Submission, encode_acceptance
+from aos.errors import InvalidMessage, RuleViolation
+
+job_app = typer.Typer(help="Submit a job and read its results, as the seed's API does.", no_args_is_help=True)
+
+JobType = Annotated[str, typer.Option("--type", help="opml (bit-exact, comparable) or tee (enclave).")]
+Model = Annotated[str, typer.Option(help="Model name; default: the network's demo model.")]
+Temperature = Annotated[str, typer.Option(help="Decimal, at most six places; 0 is greedy.")]
+TopP = Annotated[str, typer.Option("--top-p")]
+TopK = Annotated[int, typer.Option("--top-k", help="0: off.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1)]
+Seed = Annotated[str, typer.Option(help="Unsigned 64-bit; default: the draw gives it.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop string; may be repeated.")]
+Operators = Annotated[int, typer.Option("--operators", help="Seats wanted; 0: the network's default.")]
+Tag = Annotated[str, typer.Option(help="suspicion or malicious: flag this user's jobs.")]
+User = Annotated[str, typer.Option(help="User or device id that the job belongs to.")]
+Url = Annotated[str | None, typer.Option(help="Dispatcher; default: $AOS_URL or the local network.")]
+Trust = Annotated[Path | None, typer.Option(help="Trust file; default: $AOS_TRUST or .aos/trust.json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def _submission(settings: ClientSettings, prompt: str, options: dict[str, Any]) -> Submission:
+    params: dict[str, Any] = {
+        "temperature": _number(options["temperature"], "temperature"),
+        "top_p": _number(options["top_p"], "top_p"),
+        "max_tokens": options["max_tokens"],
+    }
+    if options["top_k"]:
+        params["top_k"] = options["top_k"]
+    if options["seed"]:
+        params["seed"] = _integer(options["seed"], "seed")
+    if options["stop"]:
+        params["stop"] = options["stop"]
+    return Submission(
+        prompt=prompt,
+        model=options["model"] or settings.model,
+        job_type=options["job_type"],
+        user=options["user"],
+        tag=options["tag"],
+        params=params,
+        min_operators=options["operators"] or None,
+        blind=options["blind"],
+    )
+
+
+def _number(text: str, field: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidMessage("cli.number", f"{field}: {text!r} is not a number", field=field) from None
+
+
+def _integer(text: str, field: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise InvalidMessage("cli.number", f"{field}: {text!r} is not an unsigned integer", field=field)
+    return int(text)
+
+
+def follow(client: Client, accepted: Accepted, *, show_text: bool) -> str:
+    """Print progress to stderr and, where asked, the streamed text to stdout; returns the job's last status."""
+    status, wrote = "created", False
+    for event in client.events(accepted.job_id):
+        if event.kind == "status":
+            status = str(event.data.get("status", status))
+            if not wrote:
+                voice.say(voice.dim(f"· {status}"))
+        elif event.kind == "text" and show_text:
+            voice.data(str(event.data.get("text", "")), end="")
+            wrote = True
+        elif event.kind == "done":
+            status = str(event.data.get("status", status))
+    if wrote:
+        voice.data("")
+        voice.say(voice.dim(f"· {status}"))
+    return status
+
+
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The prompt, fed to the model as it is.")],
+    *,
+    save: Annotated[Path | None, typer.Option(help="Save answer and receipt to this file.")] = None,
+    job_type: JobType = "opml",
+    model: Model = "",
+    temperature: Temperature = "1.0",
+    top_p: TopP = "0.5",
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = 512,
+    seed: Seed = "",
+    stop: Stop = None,
+    operators: Operators = 0,
+    blind: Annotated[bool, typer.Option("--blind", help="All seats generate; nothing is streamed.")] = False,
+    user: User = "local",
+    tag: Tag = "",
+    url: Url = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the network: streams the answer, then says what it is worth.
+
+    Example: aos ask "What is AI?" --save answer.aos && aos verify answer.aos
+    """
+    options = dict(locals())
+    settings = load_client_settings(url=url, trust=trust)
+    with settings.client() as client:
+        accepted = client.submit(_submission(settings, prompt, options))
+        status = follow(client, accepted, show_text=not as_json)
+        if status not in ("verified", "disputed"):
+            detail = client.detail(accepted.job_id)
+            raise RuleViolation(
+                f"job.{status}", f"the job ended {status}: {detail.get('error') or 'no reason given'}"
+            )
+        answer = client.answer(accepted.job_id)
+    report = _report(answer, settings)
+    if save is not None:
+        save.write_bytes(answer)
+    if as_json:
+        import json
+
+        voice.data_json(
+            "ask",
+            encode_acceptance(accepted)
+            | {
+                "text": json.loads(answer)["text"],
+                "status": status,
+                "verdict": report.verdict,
+                "levels": list(report.levels),
+                "saved": None if save is None else str(save),
+            },
+        )
+    else:
+        voice.say(f"{report.headline}")
+        if save is not None:
+            voice.say(f"saved {save}; every check: aos verify {save}")
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _report(answer: bytes, settings: ClientSettings) -> Any:
+    from aos.core.receipt import verify_answer
+    from aos.core.trust import load_policy, read_trust
+
+    trust = None if settings.trust is None else read_trust(settings.trust.read_bytes())
+    policy = load_policy(trust.policy if trust is not None else "default")
+    return verify_answer(answer, trust=trust, policy=policy)
+
+
+@job_app.command("submit")
+def job_submit(
+    prompt: Annotated[str, typer.Argument()],
+    *,
+    job_type: JobType = "opml",
+    model: Model = "",
+    temperature: Temperature = "1.0",
+    top_p: TopP = "0.5",
+    top_k: TopK = 0,
+    max_tokens: MaxTokens = 512,
+    seed: Seed = "",
+    stop: Stop = None,
+    operators: Operators = 0,
+    blind: Annotated[bool, typer.Option("--blind")] = False,
+    user: User = "local",
+    tag: Tag = "",
+    url: Url = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job and print its id (a secret of yours: who has it can read the result)."""
+    options = dict(locals())
+    settings = load_client_settings(url=url, trust=trust)
+    with settings.client() as client:
+        accepted = client.submit(_submission(settings, prompt, options))
+    if as_json:
+        voice.data_json("job.submit", encode_acceptance(accepted))
+    else:
+        voice.data(accepted.job_id)
+
+
+@job_app.command("result")
+def job_result(
+    job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Print a job's result rows, as /api/job/result gives them."""
+    with load_client_settings(url=url).client() as client:
+        rows = client.result(job_id)
+    if as_json:
+        voice.data_json("job.result", rows)
+        return
+    if not rows:
+        voice.say("no result yet")
+    for row in rows:
+        voice.say(voice.dim(f"operator {row['operator']}  receipt {row.get('receipt_id', '')}"))
+        voice.data(row["result"])
+
+
+@job_app.command("detail")
+def job_detail(
+    job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Print a job's request and status, as /api/job/detail gives them."""
+    with load_client_settings(url=url).client() as client:
+        detail = client.detail(job_id)
+    if as_json:
+        voice.data_json("job.detail", detail)
+        return
+    for name, value in detail.items():
+        voice.data(f"{name:<12} {value}")
+
+
+@job_app.command("cancel")
+def job_cancel(
+    job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Cancel a job that has not been committed."""
+    with load_client_settings(url=url).client() as client:
+        outcome = client.cancel(job_id)
+    if as_json:
+        voice.data_json("job.cancel", outcome)
+    else:
+        voice.data(str(outcome))
+
+
+@job_app.command("answer")
+def job_answer(
+    job_id: Annotated[str, typer.Argument()],
+    save: Annotated[Path, typer.Option(help="Where to save the answer file.")],
+    *,
+    url: Url = None,
+) -> None:
+    """Fetch a finished job's answer file."""
+    with load_client_settings(url=url).client() as client:
+        save.write_bytes(client.answer(job_id))
+    voice.say(f"saved {save}; check it: aos verify {save}")

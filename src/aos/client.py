@@ -1,0 +1,246 @@
+"""A requester's side of a dispatcher: submit, follow, fetch the answer (docs/spec/09-http.md).
+
+The client makes the nonce itself, checks the dispatcher's signed acceptance against it, and checks that the request bytes which
+the dispatcher stored are those it meant. It decides nothing about receipts: ``aos.core.receipt`` does that, offline.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from aos.core import hashes
+from aos.core.codec import decode, encode
+from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
+from aos.core.statements import Acceptance, Request, Signed, verify_signed
+from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
+
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+_RECONNECT_DELAY_S = 0.5
+_MAX_RECONNECTS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What a requester asks for. ``params`` holds the guide's members (decimals as numbers or strings)."""
+
+    prompt: str
+    model: str
+    job_type: str = "opml"
+    user: str = "local"
+    tag: str = ""
+    params: Mapping[str, Any]
+    min_operators: int | None = None
+    blind: bool = False
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """An accepted job: its bearer id, the salt of its hashes, and the dispatcher's signed acceptance."""
+
+    job_id: str
+    nonce: bytes
+    acceptance: Signed[Acceptance]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One server-sent event of a job."""
+
+    id: str
+    kind: str
+    data: dict[str, Any]
+
+
+class Client:
+    """Talks to one dispatcher as one project. Use as a context manager."""
+
+    def __init__(
+        self, url: str, *, project: str, token: str, dispatcher: str | None, timeout_s: float = 30.0
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._project = project
+        self._token = token
+        self._dispatcher = dispatcher
+        self._http = httpx.Client(timeout=timeout_s, follow_redirects=False)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def submit(self, submission: Submission) -> Accepted:
+        """Submit a job and check what was accepted. Raises AOSError of the class that says who is at fault."""
+        nonce = secrets.token_bytes(32)
+        job = {
+            "tag": submission.job_type,
+            "prompt": submission.prompt,
+            "model": submission.model,
+            "params": dict(submission.params),
+        }
+        body: dict[str, Any] = {
+            "from": self._project,
+            "tag": submission.tag,
+            "user": submission.user,
+            "job": job,
+            "verify": self._token,
+            "nonce": b64u_encode(nonce),
+        }
+        if submission.min_operators is not None:
+            body["min_operators"] = submission.min_operators
+        if submission.blind:
+            body["blind"] = True
+        key = submission.idempotency_key or secrets.token_hex(16)
+        response = self._call("POST", "/api/job/submit", json=body, headers={"Idempotency-Key": key})
+        header = response.headers.get("x-aos-acceptance", "")
+        acceptance = self._check_acceptance(header, nonce)
+        job_id = response.json()["result"]
+        if hashes.job_ref(job_id) != acceptance.statement.job_ref:
+            raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
+        self._check_request(job_id, submission, acceptance.statement, nonce)
+        return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
+
+    def events(self, job_id: str) -> Iterator[JobEvent]:
+        """Follow a job to its end, resuming where the connection was lost."""
+        last_id = ""
+        failures = 0
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+            try:
+                with self._http.stream(
+                    "GET", f"{self._url}/v1/aos/jobs/{job_id}/events", headers=headers
+                ) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        raise _error_of(response)
+                    for event in _parse_events(response.iter_lines()):
+                        failures = 0
+                        last_id = event.id or last_id
+                        yield event
+                        if event.kind == "done":
+                            return
+            except httpx.TransportError as error:
+                failures += 1
+                if failures > _MAX_RECONNECTS:
+                    raise self._unreachable(error) from error
+            time.sleep(_RECONNECT_DELAY_S)
+
+    def answer(self, job_id: str) -> bytes:
+        """The answer file's bytes."""
+        content = self._call("GET", f"/v1/aos/jobs/{job_id}/answer").content
+        if len(content) > MAX_ANSWER_BYTES:
+            raise InvalidMessage("client.answer_too_large", "the dispatcher sent an answer file over 8 MiB")
+        return content
+
+    def result(self, job_id: str) -> Any:
+        """The guide's result rows."""
+        return self._post("/api/job/result", {"job_id": job_id, "verify": self._token})
+
+    def detail(self, job_id: str) -> Any:
+        """The guide's job detail."""
+        return self._post("/api/job/detail", {"job_id": job_id, "verify": self._token})
+
+    def cancel(self, job_id: str) -> Any:
+        """Ask for the job to be cancelled."""
+        return self._post("/api/job/cancel", {"job_id": job_id, "verify": self._token})
+
+    def verify(self, user: str, *, cursor: str | None = None, limit: int = 20) -> Any:
+        """All results for a user of this project, newest first."""
+        body: dict[str, Any] = {"from": self._project, "user": user, "verify": self._token, "limit": limit}
+        return self._post("/api/job/verify", body | ({"cursor": cursor} if cursor else {}))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._call("POST", path, json=body).json()["result"]
+
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, self._url + path, **arguments)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.status_code != 200:
+            raise _error_of(response)
+        return response
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            "client.unreachable",
+            f"no answer from the dispatcher at {self._url}: {type(error).__name__}",
+            hint="is it running? `aos up` starts a local network",
+        )
+
+    def _check_acceptance(self, header: str, nonce: bytes) -> Signed[Acceptance]:
+        try:
+            pair = parse_json_strict(b64u_decode(header), max_bytes=16_384)
+        except InvalidMessage as error:
+            raise VerificationError(
+                "client.acceptance", "the dispatcher sent no readable acceptance"
+            ) from error
+        if self._dispatcher is None:
+            raise VerificationError(
+                "client.no_trust",
+                "no trust file names the dispatcher's key, so nothing that it signs can be checked",
+                hint="pass --trust FILE, or run where .aos/trust.json is",
+            )
+        acceptance = verify_signed(Acceptance, pair, address=self._dispatcher, where="acceptance")
+        if acceptance.statement.nonce != nonce:
+            raise VerificationError("client.nonce", "the dispatcher replaced the nonce of this submission")
+        return acceptance
+
+    def _check_request(
+        self, job_id: str, submission: Submission, acceptance: Acceptance, nonce: bytes
+    ) -> None:
+        data = self._call("GET", f"/v1/aos/jobs/{job_id}/request").content
+        if hashes.request_hash(nonce, data) != acceptance.request_hash:
+            raise VerificationError("client.request_hash", "the stored request is not the accepted one")
+        request = decode(Request, parse_canonical(data, max_bytes=1 << 20), where="request")
+        meant = (submission.prompt, submission.model, submission.job_type, submission.user, submission.blind)
+        stored = (request.job.prompt, request.job.model, request.job.tag, request.user, request.blind)
+        if meant != stored:
+            raise VerificationError("client.request", "the dispatcher changed the request")
+
+
+def encode_acceptance(accepted: Accepted) -> dict[str, Any]:
+    """JSON form of an accepted job, for ``--json``."""
+    return {
+        "job_id": accepted.job_id,
+        "nonce": encode(accepted.nonce),
+        "acceptance": accepted.acceptance.to_json(),
+    }
+
+
+def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
+    kind, event_id, data = "message", "", []
+    for line in lines:
+        if line == "":
+            if data:
+                yield JobEvent(id=event_id, kind=kind, data=json.loads("\n".join(data)))
+            kind, data = "message", []
+        elif line.startswith("event:"):
+            kind = line[6:].strip()
+        elif line.startswith("id:"):
+            event_id = line[3:].strip()
+        elif line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+
+
+def _error_of(response: httpx.Response) -> AOSError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    message = str(body.get("message") or body.get("detail") or f"HTTP {response.status_code}")
+    code = str(body.get("error") or body.get("type") or "client.http")
+    field = body.get("field")
+    if response.status_code in (401, 403):
+        return VerificationError(code, message, field=field)
+    if response.status_code in (409, 410):
+        return RuleViolation(code, message, field=field)
+    if response.status_code == 429 or response.status_code >= 500:
+        return Unavailable(code, message, field=field)
+    return InvalidMessage(code, message, field=field)
