@@ -1,0 +1,103 @@
+"""Fixtures that every test directory shares: real servers, and the material handed out beside the checkout."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aos.adapters.embedded.postgres import EmbeddedPostgres
+from aos.adapters.embedded.redis import EmbeddedRedis
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+IN_CI = os.environ.get("AOS_CI") == "1"
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_fixtures() -> Path:
+    """Reference material that is handed out beside the checkout and may not be copied into it.
+
+    Absent: the test is skipped, in CI it fails.
+    """
+    path = REPOSITORY.parent / "shared" / "fixtures"
+    if not path.is_dir():
+        reason = "the reference material is not here: ../shared/fixtures"
+        if IN_CI:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """One real PostgreSQL for the whole run. It need not survive a power cut, so it does not wait for the disk."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off"})
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def new_database(postgres: EmbeddedPostgres) -> Iterator[Callable[..., str]]:
+    """``new_database(template=None) -> url``: a fresh database, dropped after the test."""
+    names: list[str] = []
+
+    def create(template: str | None = None) -> str:
+        name = f"test_{next(_numbers)}"
+        url = postgres.create_database(name, template=template)
+        names.append(name)
+        return url
+
+    yield create
+    for name in names:
+        postgres.drop_database(name)
+
+
+@pytest.fixture
+def pg_url(new_database: Callable[..., str]) -> str:
+    """Address of an empty database of the test's own."""
+    return new_database()
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres: EmbeddedPostgres) -> Callable[[str, Callable[[str], None]], str]:
+    """``template_database(name, prepare) -> name``: a database that ``prepare(url)`` filled, once per run.
+
+    For ``new_database(template=name)``. ``prepare`` must close its connections: a template may have none.
+    """
+    prepared: set[str] = set()
+
+    def ensure(name: str, prepare: Callable[[str], None]) -> str:
+        if name not in prepared:
+            prepare(postgres.create_database(name))
+            prepared.add(name)
+        return name
+
+    return ensure
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """One real Redis for the whole run."""
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """Address of the run's Redis, emptied for the test."""
+    redis_server.flush()
+    return redis_server.url()
