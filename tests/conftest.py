@@ -1,4 +1,4 @@
-"""Fixtures that every test directory shares: real servers, and the material handed out beside the checkout."""
+"""Fixtures that every test directory shares: real servers, and the material handed out beside us."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shared_fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """One real PostgreSQL for the whole run. It need not survive a power cut, so it does not wait for the disk."""
+    """One real PostgreSQL for the whole run. It need not survive a power cut: no waiting for the disk."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off"})
     server.start()
     yield server

@@ -113,8 +113,6 @@ class EmbeddedPostgres:
                 self._initialise(programs)
             if sys.platform == "linux":  # nobody works here, we looked: whatever it says is stale
                 (place.data / "postmaster.pid").unlink(missing_ok=True)
-                missing_ok=True
-            )  # nobody works here: whatever it says is stale
             self._port = place.port()
             self._launch(programs)
             if not (place.root / "ready").exists():
