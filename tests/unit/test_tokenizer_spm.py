@@ -24,7 +24,9 @@ from aos.errors import InvalidMessage
 FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "tokenizers"
 SPM = FIXTURES / "ggml-vocab-llama-spm.gguf"
 
-needs_fixtures = pytest.mark.skipif(not SPM.exists(), reason="tokenizer fixtures are not beside this checkout")
+needs_fixtures = pytest.mark.skipif(
+    not SPM.exists(), reason="tokenizer fixtures are not beside this checkout"
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,11 @@ def slow_merge(vocabulary: Vocabulary, text: str) -> list[str]:
     }
     symbols = list(text)
     while True:
-        pairs = [(-score[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False)) if a + b in score]
+        pairs = [
+            (-score[a + b], i)
+            for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
+            if a + b in score
+        ]
         if not pairs:
             return symbols
         heapq.heapify(pairs)
@@ -123,7 +129,9 @@ def test_a_character_that_is_no_piece_falls_back_to_its_bytes() -> None:
 
 
 def test_user_defined_pieces_are_cut_out_longest_first() -> None:
-    vocabulary = tiny_vocabulary(("a", -1.0), ("<u>", 0.0), ("<u>>", 0.0), kinds={"<u>": USER_DEFINED, "<u>>": USER_DEFINED})
+    vocabulary = tiny_vocabulary(
+        ("a", -1.0), ("<u>", 0.0), ("<u>>", 0.0), kinds={"<u>": USER_DEFINED, "<u>>": USER_DEFINED}
+    )
     tokenizer = Tokenizer(vocabulary)
     space, a, user, longer = range(259, 263)
     assert tokenizer.encode("a<u>a<u>>a") == (1, space, a, user, space, a, longer, space, a)

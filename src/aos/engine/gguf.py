@@ -127,7 +127,11 @@ def read_gguf(path: str | Path) -> GGUF:
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
-            data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+            data = (
+                memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+                if size
+                else memoryview(b"")
+            )
     except OSError as error:
         raise Unavailable("engine.file_unreadable", f"cannot read {path.name}: {error.strerror}") from error
     return parse_gguf(data, path=path)
@@ -144,7 +148,9 @@ def parse_gguf(data: memoryview, *, path: Path) -> GGUF:
     n_tensors = cursor.unsigned(8)
     n_keys = cursor.unsigned(8)
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
-        _refuse("gguf.limit", f"{n_tensors} tensors and {n_keys} keys are more than {MAX_TENSORS} and {MAX_KEYS}")
+        _refuse(
+            "gguf.limit", f"{n_tensors} tensors and {n_keys} keys are more than {MAX_TENSORS} and {MAX_KEYS}"
+        )
     metadata: dict[str, Value] = {}
     for _ in range(n_keys):
         key = _name(cursor.string(MAX_KEY), "a metadata key")
@@ -153,7 +159,9 @@ def parse_gguf(data: memoryview, *, path: Path) -> GGUF:
         metadata[key] = cursor.value()
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 65_536 or alignment & (alignment - 1):
-        _refuse("gguf.alignment", "general.alignment is not a power of two in 8..65536", field="general.alignment")
+        _refuse(
+            "gguf.alignment", "general.alignment is not a power of two in 8..65536", field="general.alignment"
+        )
     headers = [_tensor_header(cursor) for _ in range(n_tensors)]
     start = _padded(cursor.at, alignment)
     expected = 0

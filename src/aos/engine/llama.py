@@ -97,7 +97,9 @@ class Model:
             _refuse("engine.tensor_unexpected", f"tensor {name!r} has no place in a llama graph", name)
         for name, shape in expected.items():
             self._check(name, shape)
-        self.rope_factors = self._vector("rope_freqs.weight", h.n_rot // 2) if "rope_freqs.weight" in self._tensors else None
+        self.rope_factors = (
+            self._vector("rope_freqs.weight", h.n_rot // 2) if "rope_freqs.weight" in self._tensors else None
+        )
         for tensor in file.tensors:
             if tensor.type.name in QUANTISED:
                 self._check_scales(tensor)
@@ -108,9 +110,13 @@ class Model:
     def embedding(self, tokens: list[int]) -> F32:
         """Rule 8: dequantised rows of the embedding, d · q. Shape [len(tokens), width]."""
         tensor = self._tensors["token_embd.weight"]
-        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8).reshape(tensor.rows, tensor.row_bytes)[tokens]
+        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8).reshape(
+            tensor.rows, tensor.row_bytes
+        )[tokens]
         if tensor.type.name in QUANTISED:
-            integers, scales = QUANTISED[tensor.type.name](raw.reshape(len(tokens), -1, tensor.type.block_bytes))
+            integers, scales = QUANTISED[tensor.type.name](
+                raw.reshape(len(tokens), -1, tensor.type.block_bytes)
+            )
             rows: F32 = (scales[..., None] * integers.astype(np.float32)).reshape(len(tokens), -1)
             return rows
         return raw.view(DENSE[tensor.type.name]).astype(np.float32)
@@ -156,7 +162,9 @@ class Model:
         return weights
 
     def _check_scales(self, tensor: Tensor) -> None:
-        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8).reshape(-1, tensor.type.block_bytes)
+        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8).reshape(
+            -1, tensor.type.block_bytes
+        )
         for at in range(0, raw.shape[0], 1 << 20):
             if not np.isfinite(np.ascontiguousarray(raw[at : at + (1 << 20), :2]).view("<f2")).all():
                 _refuse("engine.not_finite", f"a scale of {tensor.name!r} is NaN or infinite", tensor.name)
@@ -181,7 +189,9 @@ def read_hyper_parameters(file: GGUF) -> HyperParameters:
     """Read and check the ``llama.*`` keys. Raises InvalidMessage ``engine.architecture`` or ``engine.parameter``."""
     architecture = file.metadata.get("general.architecture")
     if architecture != b"llama":
-        shown = architecture.decode("utf-8", "replace") if isinstance(architecture, bytes) else repr(architecture)
+        shown = (
+            architecture.decode("utf-8", "replace") if isinstance(architecture, bytes) else repr(architecture)
+        )
         raise InvalidMessage(
             "engine.architecture",
             f"the architecture {shown!r} is not llama",
@@ -197,10 +207,16 @@ def read_hyper_parameters(file: GGUF) -> HyperParameters:
     if _count(metadata, "attention.value_length", MAX_WIDTH, default=head_width) != head_width:
         _refuse("engine.parameter", "keys and values differ in length", "llama.attention.value_length")
     if n_heads % n_kv_heads:
-        _refuse("engine.parameter", f"{n_heads} heads over {n_kv_heads} key heads", "llama.attention.head_count_kv")
+        _refuse(
+            "engine.parameter",
+            f"{n_heads} heads over {n_kv_heads} key heads",
+            "llama.attention.head_count_kv",
+        )
     n_rot = _count(metadata, "rope.dimension_count", MAX_WIDTH, default=head_width)
     if n_rot % 2 or n_rot > head_width:
-        _refuse("engine.parameter", f"{n_rot} rotated of {head_width} dimensions", "llama.rope.dimension_count")
+        _refuse(
+            "engine.parameter", f"{n_rot} rotated of {head_width} dimensions", "llama.rope.dimension_count"
+        )
     ff_width = _count(metadata, "feed_forward_length", MAX_WIDTH)
     for name, columns in (
         ("embedding_length", width),
@@ -208,12 +224,20 @@ def read_hyper_parameters(file: GGUF) -> HyperParameters:
         ("attention.head_count", n_heads * head_width),
     ):
         if columns % BLOCK:
-            _refuse("engine.parameter", f"rows of {columns} weights are not whole blocks of {BLOCK}", f"llama.{name}")
+            _refuse(
+                "engine.parameter",
+                f"rows of {columns} weights are not whole blocks of {BLOCK}",
+                f"llama.{name}",
+            )
     embedding = next((t for t in file.tensors if t.name == "token_embd.weight"), None)
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     n_vocab = len(tokens) if isinstance(tokens, tuple) else 0
     if embedding is None or embedding.rows != n_vocab or metadata.get("vocab_size", n_vocab) != n_vocab:
-        _refuse("engine.parameter", "vocabulary, vocab_size and embedding rows differ in number", "llama.vocab_size")
+        _refuse(
+            "engine.parameter",
+            "vocabulary, vocab_size and embedding rows differ in number",
+            "llama.vocab_size",
+        )
     return HyperParameters(
         n_ctx=_count(metadata, "context_length", MAX_CONTEXT),
         n_layers=_count(metadata, "block_count", MAX_LAYERS),
@@ -277,7 +301,12 @@ def _count(metadata: Mapping[str, Value], name: str, limit: int, *, default: int
 
 def _positive(metadata: Mapping[str, Value], name: str, *, default: float | None = None) -> float:
     value = metadata.get(name, default)
-    if type(value) is not float or not math.isfinite(value) or value <= 0 or value != float(np.float32(value)):
+    if (
+        type(value) is not float
+        or not math.isfinite(value)
+        or value <= 0
+        or value != float(np.float32(value))
+    ):
         _refuse("engine.parameter", f"llama.{name} is not a positive binary32", f"llama.{name}")
     return value
 

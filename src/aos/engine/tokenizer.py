@@ -41,7 +41,9 @@ class Vocabulary:
         for piece, score, kind in zip(self.pieces, self.scores, self.kinds, strict=True):
             h.update(struct.pack("<I", len(piece)) + piece + struct.pack("<fB", score, kind))
         none = 0xFFFFFFFF
-        h.update(struct.pack("<II", none if self.bos is None else self.bos, none if self.eos is None else self.eos))
+        h.update(
+            struct.pack("<II", none if self.bos is None else self.bos, none if self.eos is None else self.eos)
+        )
         h.update(bytes([self.add_bos, self.add_eos, self.add_space_prefix]))
         return h.digest()
 
@@ -97,7 +99,9 @@ class Tokenizer:
         for token, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)):
             self._add(token, piece, kind)
         if len(self._byte_ids) != 256:
-            raise _refuse("byte_tokens", "tokens", f"has {len(self._byte_ids)} of the 256 byte tokens <0x00>..<0xFF>")
+            raise _refuse(
+                "byte_tokens", "tokens", f"has {len(self._byte_ids)} of the 256 byte tokens <0x00>..<0xFF>"
+            )
         if SPACE not in self._ids:
             raise _refuse("piece", "tokens", "has no piece for the space (U+2581)")
         # Longest first, as the reference tokenizers cut them out of the text; ties in id order.
@@ -262,4 +266,6 @@ def _flag(metadata: Mapping[str, Value], name: str, *, default: bool) -> bool:
 
 
 def _refuse(code: str, name: str, message: str) -> InvalidMessage:
-    return InvalidMessage(f"tokenizer.{code}", f"tokenizer.ggml.{name} {message}", field=f"tokenizer.ggml.{name}")
+    return InvalidMessage(
+        f"tokenizer.{code}", f"tokenizer.ggml.{name} {message}", field=f"tokenizer.ggml.{name}"
+    )

@@ -33,13 +33,19 @@ def rope_table(
     if not 1.0 < base <= 2.0**40:
         raise InvalidMessage("rope.base", f"the rotary base {base} is not in 1..2^40", field="rope.freq_base")
     if n_rot < 2 or n_rot % 2 or n_rot > 1024:
-        raise InvalidMessage("rope.dimensions", f"{n_rot} is not an even count in 2..1024", field="rope.dimension_count")
+        raise InvalidMessage(
+            "rope.dimensions", f"{n_rot} is not an even count in 2..1024", field="rope.dimension_count"
+        )
     if not 1 <= positions <= MAX_POSITIONS:
-        raise InvalidMessage("rope.positions", f"{positions} is not in 1..{MAX_POSITIONS}", field="context_length")
+        raise InvalidMessage(
+            "rope.positions", f"{positions} is not in 1..{MAX_POSITIONS}", field="context_length"
+        )
     half = n_rot // 2
     divisors = [Fraction(1)] * half if factors is None else [_factor(f) for f in factors]
     if len(divisors) != half:
-        raise InvalidMessage("rope.factor", f"{len(divisors)} factors for {half} pairs", field="rope_freqs.weight")
+        raise InvalidMessage(
+            "rope.factor", f"{len(divisors)} factors for {half} pairs", field="rope_freqs.weight"
+        )
     cos = np.empty((positions, half), dtype=np.float32)
     sin = np.empty((positions, half), dtype=np.float32)
     step = _inverse_root(Fraction(base), half)
@@ -57,7 +63,9 @@ def table_digest(cos: F32, sin: F32) -> bytes:
 
 def _factor(value: float) -> Fraction:
     if not 1.0 <= value <= MAX_FACTOR:
-        raise InvalidMessage("rope.factor", f"the factor {value} is not in 1..{MAX_FACTOR}", field="rope_freqs.weight")
+        raise InvalidMessage(
+            "rope.factor", f"the factor {value} is not in 1..{MAX_FACTOR}", field="rope_freqs.weight"
+        )
     return Fraction(value)
 
 
