@@ -26,7 +26,7 @@ MAX_DEPTH = 16
 MILLION = 1_000_000
 _MAX_NUMBER_CHARS = 64
 
-_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _B64U = re.compile(r"[A-Za-z0-9_-]*\Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]*\Z", re.ASCII)

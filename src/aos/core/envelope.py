@@ -31,7 +31,7 @@ NO_MESSAGE = bytes(32)
 PURPOSE = "aos.link"
 
 _MEMBERS = ("id", "method", "params", "result", "address", "hash", "signature")
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
 _SIGNATURE_TEXT = re.compile(rb'"[0-9a-f]{130}"\Z')
 _HEADER = ("purpose", "network", "to", "session", "counter", "incarnation", "prev", "clock", "time")
 
