@@ -1,8 +1,10 @@
-"""Strict, declarative codec between frozen dataclasses and JSON objects (docs/spec/01-encoding.md, "Statements").
+"""Strict, declarative codec between frozen dataclasses and JSON objects (docs/spec/01-encoding.md,
+"Statements").
 
-A dataclass declares its members with the annotated types below; ``encode`` gives the JSON object, ``decode`` reads one
-strictly: exact member set, exact types, exact lengths, ranges. Every refusal names the member. What was decoded is valid by
-construction. The codec knows nothing about meaning; rules between members are the caller's.
+A dataclass declares its members with the annotated types below; ``encode`` gives the JSON object, ``decode``
+reads one strictly: exact member set, exact types, exact lengths, ranges. Every refusal names the member. What
+was decoded is valid by construction. The codec knows nothing about meaning; rules between members are the
+caller's.
 """
 
 import dataclasses
@@ -51,6 +53,13 @@ class Range:
     high: int
 
 
+@dataclass(frozen=True, slots=True)
+class DecimalText:
+    """An integer in 0..``high`` as a decimal string without leading zeros."""
+
+    high: int
+
+
 Bytes32 = Annotated[bytes, Length((32,))]
 Bytes64 = Annotated[bytes, Length((64,))]
 Bytes80 = Annotated[bytes, Length((80,))]
@@ -63,13 +72,15 @@ Label = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._/+:-]{0,127}")]
 UInt = Annotated[int, Range(0, MAX_SAFE_INTEGER)]
 UInt32 = Annotated[int, Range(0, 2**32 - 1)]
 TimeMs = Annotated[int, Range(0, MAX_SAFE_INTEGER)]
-Decimal64 = Annotated[str, Pattern(r"0|[1-9][0-9]{0,19}")]
+Decimal64 = Annotated[str, DecimalText(2**64 - 1)]
 """An unsigned 64-bit integer as a decimal string."""
 ClockMap = Annotated[dict[str, str], MaxLength(4096)]
 """A vector clock: decimal node number to decimal count, no leading zeros, counts at least 1."""
 Percent = Literal[0, 3, 10]
 
-_POSITIVE = re.compile(r"[1-9][0-9]{0,15}\Z")
+_POSITIVE = re.compile(r"[1-9][0-9]{0,15}\Z", re.ASCII)
+_DECIMAL = re.compile(r"(?:0|[1-9][0-9]*)\Z", re.ASCII)
+_MAX_NODE = 2**31
 
 
 def encode(value: object) -> Any:
@@ -93,7 +104,8 @@ def encode(value: object) -> Any:
 
 
 def decode(cls: type[T], value: object, *, where: str = "") -> T:
-    """Read ``value`` as ``cls``. Raises InvalidMessage ``field.*``, naming the member by its path under ``where``."""
+    """Read ``value`` as ``cls``. Raises InvalidMessage ``field.*``, naming the member by its path under
+    ``where``."""
     return typing.cast(T, _dataclass_reader(cls)(value, where))
 
 
@@ -108,8 +120,12 @@ def _refuse(code: str, where: str, message: str) -> InvalidMessage:
 Reader = Callable[[object, str], Any]
 
 
+def _dataclass_reader(cls: Any) -> Reader:
+    return _cached_reader(cls)
+
+
 @cache
-def _dataclass_reader(cls: type[Any]) -> Reader:
+def _cached_reader(cls: Any) -> Reader:
     hints = typing.get_type_hints(cls, include_extras=True)
     readers = {_wire_name(f): (f.name, _reader(hints[f.name])) for f in dataclasses.fields(cls)}
     kind = getattr(cls, "TYPE", None)
@@ -196,6 +212,8 @@ def _annotated_reader(base: Any, marks: list[Any]) -> Reader:
         return _bytes_reader(mark)
     if base is str and isinstance(mark, Pattern):
         return _pattern_reader(mark)
+    if base is str and isinstance(mark, DecimalText):
+        return _decimal_reader(mark)
     if base is str and isinstance(mark, MaxLength):
         return _text_reader(mark)
     if base is int and isinstance(mark, Range):
@@ -235,6 +253,19 @@ def _pattern_reader(mark: Pattern) -> Reader:
     return read
 
 
+def _decimal_reader(mark: DecimalText) -> Reader:
+    digits = len(str(mark.high))
+
+    def read(value: object, where: str) -> Any:
+        if type(value) is not str:
+            raise _refuse("field.type", where, "must be a decimal string")
+        if len(value) > digits or _DECIMAL.match(value) is None or int(value) > mark.high:
+            raise _refuse("field.range", where, f"must be a decimal string in 0..{mark.high}")
+        return value
+
+    return read
+
+
 def _text_reader(mark: MaxLength) -> Reader:
     def read(value: object, where: str) -> Any:
         if type(value) is not str:
@@ -262,8 +293,12 @@ def _clock_reader(mark: MaxLength) -> Reader:
         if type(value) is not dict or len(value) > mark.limit:
             raise _refuse("field.type", where, "must be a vector clock")
         for node, count in value.items():
-            if not (type(node) is str and _POSITIVE.match(node) and type(count) is str and _POSITIVE.match(count)):
+            if not (
+                type(node) is str and _POSITIVE.match(node) and type(count) is str and _POSITIVE.match(count)
+            ):
                 raise _refuse("field.range", where, "maps decimal node numbers to decimal counts")
+            if int(node) > _MAX_NODE or int(count) > MAX_SAFE_INTEGER:
+                raise _refuse("field.range", where, "holds a number that is too large")
         return dict(value)
 
     return read

@@ -129,7 +129,7 @@ def claim_alpha(
 
 
 def alpha_hash(alpha_string: bytes) -> bytes:
-    """Plain SHA-256 of an alpha_string: ``vrf_prompt_hash`` in the seed's API, ``alpha_hash`` in a receipt."""
+    """SHA-256 of an alpha_string: ``vrf_prompt_hash`` in the seed's API, ``alpha_hash`` in a receipt."""
     return sha256(alpha_string).digest()
 
 

@@ -88,16 +88,15 @@ def inclusion_path(leaf_hashes: Sequence[bytes], leaf_index: int) -> list[bytes]
     return path
 
 
-def verify_inclusion(
-    leaf: bytes, leaf_index: int, tree_size: int, path: Sequence[bytes], root: bytes
-) -> bytes:
-    """Check that the leaf hash ``leaf`` is leaf ``leaf_index`` of the tree, and return ``root`` (RFC 9162,
-    2.1.3.2).
+def inclusion_root(leaf: bytes, leaf_index: int, tree_size: int, path: Sequence[bytes]) -> bytes:
+    """The root that ``path`` leads to from the leaf hash ``leaf`` (RFC 9162, 2.1.3.2, but for the
+    comparison).
 
-    Raises InvalidMessage ``merkle.hash_length``, ``merkle.tree_size``; VerificationError
-    ``merkle.index_out_of_range``, ``merkle.path_length``, ``merkle.root_mismatch``.
+    Proves nothing until the caller compares it with a root it trusts. Raises InvalidMessage
+    ``merkle.hash_length``, ``merkle.tree_size``; VerificationError ``merkle.index_out_of_range``,
+    ``merkle.path_length``.
     """
-    _check_hashes(path, leaf=leaf, root=root)
+    _check_hashes(path, leaf=leaf)
     _check_size(tree_size, "tree_size")
     if not 0 <= leaf_index < tree_size:
         raise VerificationError(
@@ -116,7 +115,20 @@ def verify_inclusion(
         fn, sn = fn >> 1, sn >> 1
     if sn != 0:
         raise VerificationError("merkle.path_length", "inclusion path is too short", field="path")
-    if node != root:
+    return node
+
+
+def verify_inclusion(
+    leaf: bytes, leaf_index: int, tree_size: int, path: Sequence[bytes], root: bytes
+) -> bytes:
+    """Check that the leaf hash ``leaf`` is leaf ``leaf_index`` of the tree, and return ``root`` (RFC 9162,
+    2.1.3.2).
+
+    Raises InvalidMessage ``merkle.hash_length``, ``merkle.tree_size``; VerificationError
+    ``merkle.index_out_of_range``, ``merkle.path_length``, ``merkle.root_mismatch``.
+    """
+    _check_hash(root, "root")
+    if inclusion_root(leaf, leaf_index, tree_size, path) != root:
         raise VerificationError("merkle.root_mismatch", "inclusion path does not lead to the root")
     return root
 

@@ -1,4 +1,5 @@
-"""Everything that a party signs, as values (docs/spec/06-network.md and 08-receipts.md list the members and who signs).
+"""Everything that a party signs, as values (docs/spec/06-network.md and 08-receipts.md list the members and
+who signs).
 
 A statement is canonical JSON with ``type`` and ``v``; its signature is ``signing.sign_statement``'s, its hash
 ``signing.statement_hash``. This module declares the members and makes ``Signed`` pairs; it decides nothing.
@@ -28,7 +29,7 @@ from aos.core.codec import (
     decode,
     encode,
 )
-from aos.core.encoding import b64u_decode
+from aos.core.encoding import b64u_decode, b64u_encode
 
 JobType = Literal["opml", "tee"]
 Tag = Literal["", "suspicion", "malicious"]
@@ -117,7 +118,8 @@ class SnapshotEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """D, once an epoch: the registry in force from ``epoch`` on. ``root`` covers max_range, count and entries."""
+    """D, once an epoch: the registry in force from ``epoch`` on. ``root`` covers max_range, count and
+    entries."""
 
     TYPE: ClassVar[str] = "aos.snapshot"
     V: ClassVar[int] = 1
@@ -213,7 +215,8 @@ class DrawRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """The executor's stream, eight tokens a chunk, each chained to the one before. Held by D and the seats, not public."""
+    """The executor's stream, eight tokens a chunk, each chained to the one before. Held by D and the seats,
+    not public."""
 
     TYPE: ClassVar[str] = "aos.chunk"
     V: ClassVar[int] = 1
@@ -336,7 +339,8 @@ class ReceiptCore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Countersign:
-    """D over an operator's receipt: which draw and commit set it belongs to, and what the set's comparison gave."""
+    """D over an operator's receipt: which draw and commit set it belongs to, and what the set's comparison
+    gave."""
 
     TYPE: ClassVar[str] = "aos.countersign"
     V: ClassVar[int] = 1
@@ -375,7 +379,8 @@ class Connect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """An operator asking to be entered in a registry: its VRF key with proof of possession, and what it offers."""
+    """An operator asking to be entered in a registry: its VRF key with proof of possession, and what it
+    offers."""
 
     TYPE: ClassVar[str] = "aos.registration"
     V: ClassVar[int] = 1
@@ -395,7 +400,8 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed(Generic[S]):
-    """A statement with its signer's signature. ``verify_signed`` is how one comes in; ``sign`` is how one goes out."""
+    """A statement with its signer's signature. ``verify_signed`` is how one comes in; ``sign`` is how one
+    goes out."""
 
     statement: S
     signature: SignatureBytes
@@ -421,15 +427,30 @@ def hash_of(statement: object) -> bytes:
     return signing.statement_hash(encode(statement))
 
 
+def check_signed(signed: Signed[Any], *, address: str) -> None:
+    """Check that ``address`` signed a pair that was decoded elsewhere. Raises as
+    ``signing.verify_statement``."""
+    signing.verify_statement(encode(signed.statement), b64u_encode(signed.signature), address)
+
+
+def read_signed(cls: type[S], value: object, *, where: str = "") -> Signed[S]:
+    """Decode ``{"statement", "signature"}`` strictly as ``cls``; the signature is *not* verified.
+
+    Raises InvalidMessage ``field.*``, ``statement.*``.
+    """
+    pair = decode(_Pair, value, where=where)
+    statement = decode(cls, pair.statement, where=f"{where}.statement" if where else "statement")
+    return Signed(statement=statement, signature=pair.signature)
+
+
 def verify_signed(cls: type[S], value: object, *, address: str, where: str = "") -> Signed[S]:
     """Decode ``{"statement", "signature"}`` strictly as ``cls`` and verify that ``address`` signed it.
 
     Raises InvalidMessage ``field.*`` or VerificationError ``signature.*``.
     """
-    pair = decode(_Pair, value, where=where)
-    statement = decode(cls, pair.statement, where=f"{where}.statement" if where else "statement")
-    signing.verify_statement(encode(statement), value["signature"], address)  # type: ignore[index]
-    return Signed(statement=statement, signature=pair.signature)
+    signed = read_signed(cls, value, where=where)
+    check_signed(signed, address=address)
+    return signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Statements of an enclave and their verification (docs/spec/10-tee.md).
 
-An enclave makes an Ed25519 key at boot. Its *boot statement* binds that key to operator, network, engine and model; a platform
-document vouches for the boot statement; every *answer statement* is signed by the enclave's key. Here only the simulated
-platform exists: its documents say SIMULATED, are signed by a key that is no hardware maker's, and give the level *simulated*.
+An enclave makes an Ed25519 key at boot. Its *boot statement* binds that key to operator, network, engine and
+model; a platform document vouches for the boot statement; every *answer statement* is signed by the enclave's
+key. Here only the simulated platform exists: its documents say SIMULATED, are signed by a key that is no
+hardware maker's, and give the level *simulated*.
 """
 
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class SimulatedDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeeAnswer:
-    """The enclave, per answer. ``sequence`` starts at 1 and ``previous`` is the hash of the answer before (empty at 1)."""
+    """The enclave, per answer. ``sequence`` starts at 1 and ``previous`` is the hash of the answer before
+    (empty at 1)."""
 
     TYPE: ClassVar[str] = "aos.tee.answer"
     V: ClassVar[int] = 1
@@ -127,12 +129,13 @@ def read_evidence(value: object) -> TeeEvidence:
 
 
 def verify_simulated(evidence: TeeEvidence, *, roots: frozenset[bytes]) -> TeeAnswer:
-    """Appraise simulated evidence against the simulated platform keys in ``roots``; returns the answer statement.
+    """Appraise simulated evidence against the simulated platform keys in ``roots``; returns the answer
+    statement.
 
-    1. the document is signed by a trusted simulated root; 2. it vouches for this boot statement, key, nonce, measurement;
-    3. the boot statement is signed by its own enclave key; 4. the answer statement belongs to this boot, its operator, model
-    and engine, was made while the boot was valid, and is signed by the enclave's key.
-    Raises VerificationError ``tee.*``.
+    1. the document is signed by a trusted simulated root; 2. it vouches for this boot statement, key, nonce,
+    measurement; 3. the boot statement is signed by its own enclave key; 4. the answer statement belongs to
+    this boot, its operator, model and engine, was made while the boot was valid, and is signed by the
+    enclave's key. Raises VerificationError ``tee.*``.
     """
     if not roots:
         raise VerificationError("tee.no_trusted_root", "the trust file names no simulated root")
@@ -144,14 +147,18 @@ def verify_simulated(evidence: TeeEvidence, *, roots: frozenset[bytes]) -> TeeAn
         except VerificationError:
             continue
     else:
-        raise VerificationError("tee.wrong_root", "the document is signed by no root that the trust file names")
+        raise VerificationError(
+            "tee.wrong_root", "the document is signed by no root that the trust file names"
+        )
     boot, document, answer = evidence.boot, evidence.document, evidence.answer
     boot_hash = hash_of(boot)
     # 2
     if document.user_data != boot_hash or document.public_key != boot.enclave_key:
         raise VerificationError("tee.boot_not_bound", "the document vouches for another boot statement")
     if document.nonce != boot.nonce or document.measurement != boot.measurement:
-        raise VerificationError("tee.boot_not_bound", "document and boot statement differ in nonce or measurement")
+        raise VerificationError(
+            "tee.boot_not_bound", "document and boot statement differ in nonce or measurement"
+        )
     # 3
     verify_enclave(boot.enclave_key, boot, evidence.boot_signature, what="boot")
     # 4
@@ -160,7 +167,9 @@ def verify_simulated(evidence: TeeEvidence, *, roots: frozenset[bytes]) -> TeeAn
     if answer.model_id != boot.model_id or answer.engine != boot.engine:
         raise VerificationError("tee.answer_not_bound", "the answer statement names another model or engine")
     if not boot.booted_at <= answer.time <= boot.not_after:
-        raise VerificationError("tee.boot_expired", "the answer was made outside the boot statement's validity")
+        raise VerificationError(
+            "tee.boot_expired", "the answer was made outside the boot statement's validity"
+        )
     if (answer.sequence == 1) != (answer.previous == b""):
         raise VerificationError("tee.sequence", "only the first answer of a boot has no predecessor")
     verify_enclave(boot.enclave_key, answer, evidence.answer_signature, what="answer")
