@@ -46,5 +46,5 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:
-        print(f"cannot start: {error}", file=sys.stderr)
+        print(f"cannot start {sys.argv[1]}: {error}", file=sys.stderr)
         sys.exit(127)

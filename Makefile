@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint constraints clean
+
+READY := .venv/.ready
+BIN := .venv/bin
+
+help:
+	@echo "make demo         start a network on this machine, ask it, check the receipts"
+	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
+	@echo "make lint         ruff and mypy only"
+	@echo "make setup        only make .venv (PYTHON= chooses the interpreter)"
+	@echo "make constraints  pin what .venv holds now"
+	@echo "make clean        remove .venv and caches; never a state directory"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/aos demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+constraints:
+	@{ echo "# Every version that make setup installs. Made by make constraints."; \
+	   $(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable; } > constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
