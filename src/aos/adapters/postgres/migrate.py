@@ -1,7 +1,7 @@
 """Migrations: plain .sql files of a package, in the order of their names, once each.
 
-``migrate`` may be called by several processes at once: an advisory lock lets one of them work. A file that was
-applied and has changed since is refused, so that history stays what it was.
+``migrate`` may be called by several processes at once: an advisory lock lets one of them work. A file that
+was applied and has changed since is refused, so that history stays what it was.
 """
 
 import hashlib

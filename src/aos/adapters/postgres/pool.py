@@ -51,7 +51,7 @@ async def connect_pool(
     timeout_s: float = 10.0,
     application_name: str = "aos",
 ) -> Pool:
-    """A pool of connections to ``url``: ``postgres://user:password@host:port/db``, or ``…/db?host=/socket/dir``.
+    """A pool of connections to ``url``: ``postgres://user:password@host:port/db``, ``…/db?host=/socket/dir``.
 
     Raises ConfigError ``config.pg_db_url`` where the URL, the database or the login is wrong, Unavailable
     ``store.unavailable`` where nobody answers. The URL's password is in no message.
