@@ -16,6 +16,13 @@ _INCARNATION_EPOCH_S = 1_577_836_800  # 2020-01-01: seconds since then stay belo
 _RESERVE = 1024
 
 
+def next_incarnation(stored: int) -> int:
+    """Above the stored incarnation (0 for none), and by the wall clock above those of a store that was
+    lost.
+    """
+    return max(stored + 1, int(time.time()) - _INCARNATION_EPOCH_S)
+
+
 class CausalClock:
     """A node's clock, in memory, with a stored state that is never behind what was sent.
 
@@ -34,17 +41,24 @@ class CausalClock:
 
     @classmethod
     async def open(
-        cls, node: int, stored: ClockState | None, save: Callable[[ClockState], Awaitable[None]]
+        cls,
+        node: int,
+        stored: ClockState | None,
+        save: Callable[[ClockState], Awaitable[None]],
+        *,
+        incarnation: int,
     ) -> "CausalClock":
-        """Begin an incarnation above the stored one, and above those of a lost store (by wall time)."""
-        incarnation = max(stored.incarnation + 1 if stored else 1, int(time.time()) - _INCARNATION_EPOCH_S)
+        """Begin ``incarnation`` (``next_incarnation`` of the stored one) of this node, and store that.
+
+        Raises InvalidMessage ``clock.range`` where the stored state is another node's.
+        """
         if stored is None:
             state = ClockState(node=node, incarnation=incarnation)
+        elif stored.node != node:
+            raise InvalidMessage(
+                "clock.range", f"the stored clock is node {stored.node}'s, not node {node}'s"
+            )
         else:
-            if stored.node != node:
-                raise InvalidMessage(
-                    "clock.range", f"the stored clock is node {stored.node}'s, not node {node}'s"
-                )
             state = replace(stored, incarnation=incarnation)
         clock = cls(state, save)
         await clock._flush()

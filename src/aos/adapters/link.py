@@ -4,8 +4,7 @@
 ``Link`` seals and opens envelopes with their headers, pairs answers with requests by id, and hands requests
 to a handler in the order in which they came; it knows no method: what a message means is the app's. A link
 lives as long as its connection: what must survive is offered again by whoever still needs an answer.
-``open_link`` is an operator's handshake; an operator learns its node number, which its clock needs, from the
-registry before it dials.
+``open_link`` is an operator's handshake.
 """
 
 import asyncio
@@ -20,9 +19,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from aos.adapters.causal_clock import CausalClock
-from aos.core.clock import DISPATCHER, MessageFacts
+from aos.core.clock import DISPATCHER, MAX_NODE, MessageFacts
 from aos.core.codec import Address, Bytes32, NetworkId, TimeMs, decode
-from aos.core.encoding import JsonValue
+from aos.core.encoding import Fields, JsonValue
 from aos.core.envelope import (
     MAX_ENVELOPE_BYTES,
     MAX_SKEW_MS,
@@ -162,10 +161,6 @@ class Link:
         finally:
             del self._waiting[request_id]
 
-    def answer(self, request_id: str, method: str, ok: JsonObject) -> None:
-        """Answer the request that opened this link, which came before there was one."""
-        self._outbox.put_nowait(_Outgoing(id=request_id, method=method, params=(), result={"ok": ok}))
-
     async def run(self) -> None:
         """Read and handle until the link ends.
 
@@ -297,7 +292,8 @@ async def open_link(
     network: str,
     dispatcher: str,
     origin: str,
-    clock: CausalClock,
+    incarnation: int,
+    open_clock: Callable[[int], Awaitable[CausalClock]],
     handle: RequestHandler,
     wall_ms: Callable[[], int] = now_ms,
     timeout_s: float = REQUEST_TIMEOUT_S,
@@ -305,9 +301,10 @@ async def open_link(
     """An operator's side of the handshake on a fresh connection: the link, and the dispatcher's ``ok``.
 
     ``dispatcher`` is the address from the operator's own configuration; ``origin`` is ``origin_of`` the
-    dialled URL. ``run`` the link afterwards. Raises Unavailable ``link.closed``, ``link.timeout``;
-    RuleViolation with the dispatcher's code where it refuses; InvalidMessage, VerificationError where its
-    messages are not believed.
+    dialled URL. ``incarnation`` is the one that the operator begins; ``open_clock`` gives its clock, in
+    that incarnation, once the dispatcher has named its node number. ``run`` the link afterwards. Raises
+    Unavailable ``link.closed``, ``link.timeout``; RuleViolation with the dispatcher's code where it
+    refuses; InvalidMessage, VerificationError where its messages are not believed.
     """
     dispatcher = dispatcher.lower()
     try:
@@ -340,7 +337,7 @@ async def open_link(
                 node_id=own_address,
                 dispatcher_nonce=challenge.nonce,
                 operator_nonce=own_nonce,
-                incarnation=clock.incarnation,
+                incarnation=incarnation,
                 time=wall_ms(),
             )
             request_id = secrets.token_hex(16)
@@ -353,26 +350,29 @@ async def open_link(
                 )
             )
             # 3
-            text = await wire.receive()
-            answer = open_envelope(text, expected_address=dispatcher)
+            answer = open_envelope(await wire.receive(), expected_address=dispatcher)
             ok, error = _read_result(answer.result)
             if error is not None:
                 raise error
-            if answer.id != request_id or len(answer.params) != 1:
+            if answer.id != request_id or answer.params:
                 raise InvalidMessage(
                     "link.answer", "the dispatcher answered something else than connect", field="id"
                 )
+            fields = Fields(ok, ("session", "node", "incarnation", "network", "snapshot"), path="ok")
+            session = session_id(challenge.nonce, own_nonce)
+            if fields.b64u("session", 32) != session:
+                raise VerificationError("link.wrong_session", "the dispatcher named another session")
+            clock = await open_clock(fields.uint("node", MAX_NODE, min_value=2))
             names = LinkNames(
                 network=network,
                 own_address=own_address,
                 peer_address=dispatcher,
                 peer_node=DISPATCHER,
-                peer_incarnation=LinkHeader.decode(answer.params[0]).incarnation,
-                session=session_id(challenge.nonce, own_nonce),
+                peer_incarnation=fields.uint("incarnation", 2**31, min_value=1),
+                session=session,
                 relayed=True,
             )
             link = Link(wire, names, private_key=private_key, clock=clock, handle=handle, wall_ms=wall_ms)
-            link.open(text)
             return link, ok
     except TimeoutError:
         raise Unavailable("link.timeout", f"no handshake within {timeout_s:g} s") from None
