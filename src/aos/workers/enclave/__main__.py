@@ -1,0 +1,39 @@
+"""``python -m aos.workers.enclave``: start the simulated enclave's process. Only a TEE worker's host has
+reason to."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import sys
+from pathlib import Path
+
+from aos.adapters.simulated_tee import load_simulated_platform
+from aos.errors import AOSError
+from aos.workers.enclave.process import Enclave, listen, say
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m aos.workers.enclave", description=__doc__)
+    parser.add_argument("--socket", required=True, help="Unix socket to listen on, in a directory of its own")
+    parser.add_argument("--platform-key", required=True, type=Path, help="the simulated platform's key file")
+    parser.add_argument("--engine", default="llama.cpp", choices=("llama.cpp", "reference"))
+    arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
+
+    async def run() -> None:
+        platform = load_simulated_platform(arguments.platform_key)
+        say(f"NO HARDWARE; simulated root {platform.public_key.hex()}")
+        await listen(Enclave(platform, engine=arguments.engine), arguments.socket)
+
+    try:
+        asyncio.run(run())
+    except AOSError as error:
+        say(f"{error} {error.hint or ''}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""A worker's HTTP surface (docs/spec/09-http.md, "Worker"), the same for opML and TEE.
+
+A bare ASGI application with five routes: a worker starts often and answers one operator, and what a framework
+would add to its start it never uses. One run at a time; a client that goes away cancels its run. What answers
+is a ``Backend``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import sys
+import time
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any, Literal, Protocol
+
+from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
+from aos.ports import TokenEvent
+from aos.workers.execution import Answer
+from aos.workers.question import MAX_BODY_BYTES, Question, SeedQuestion, event_line, json_line, read_question
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+BODY_WITHIN_S = 30.0
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
+class Backend(Protocol):
+    """What runs behind the HTTP surface. ``answer`` yields tokens, then one Answer; closing it cancels the
+    run."""
+
+    @property
+    def kind(self) -> Literal["opml", "tee"]: ...
+    @property
+    def ready(self) -> bool: ...
+
+    def describe(self) -> dict[str, Any]:
+        """The members of the status that only this worker knows: model_id, engine, and more."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    def answer(self, question: Question | SeedQuestion) -> AsyncGenerator[TokenEvent | Answer, None]: ...
+
+
+class WorkerApp:
+    """The ASGI application around one backend. ``token``: what callers of /api must present, or None on
+    loopback."""
+
+    def __init__(self, backend: Backend, *, model: str, token: str | None, stop_grace_s: float = 5.0) -> None:
+        self._backend = backend
+        self._model = model
+        self._token = token
+        self._stop_grace_s = stop_grace_s
+        self._started = time.monotonic()
+        self._busy = False
+        self._draining = False
+        self._stopping = asyncio.Event()
+        self._runs = {"answered": 0, "cancelled": 0, "failed": 0, "refused": 0}
+        self._tokens = 0
+        self._run_seconds = 0.0
+
+    def drain(self) -> None:
+        """Take no new question; after the grace period end the one that runs with ``worker.stopping``."""
+        self._draining = True
+        asyncio.get_running_loop().call_later(self._stop_grace_s, self._stopping.set)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
+        reply = Reply(send)
+        try:
+            await self._route(scope, receive, reply)
+        except AOSError as error:
+            await reply.refuse(error)
+        except Exception:
+            # Neither prompt nor answer: a traceback shows code and error messages, never values of variables.
+            log_event("worker.internal_error", traceback=traceback.format_exc(limit=20))
+            await reply.refuse(AOSError("worker.internal", "the worker failed, its log says where"))
+
+    async def _route(self, scope: Message, receive: Receive, reply: Reply) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        route = (scope["method"], scope["path"])
+        if scope["path"].startswith("/api/"):
+            self._authorise(headers)
+        if route == ("POST", "/api/v1/question"):
+            if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+                raise HttpRefusal(415, "http.content_type", "the body must be application/json")
+            await self._question(await read_body(receive), receive, reply)
+        elif route == ("GET", "/api/v1/status"):
+            await reply.json(200, {"code": 200, "result": self._status()})
+        elif route == ("GET", "/health"):
+            ready = self._backend.ready and not self._draining
+            await reply.json(200 if ready else 503, {"status": "ok" if ready else "unavailable"})
+        elif route == ("GET", "/metrics"):
+            await reply.whole(200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics())
+        elif scope["path"] in ("/api/v1/question", "/api/v1/status", "/health", "/metrics"):
+            raise HttpRefusal(405, "http.method", "this route takes another method")
+        else:
+            raise HttpRefusal(404, "http.not_found", "no such route")
+
+    def _authorise(self, headers: dict[bytes, bytes]) -> None:
+        if self._token is not None:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):
+                raise HttpRefusal(401, "worker.unauthorised", "a bearer token is needed")
+        else:
+            # Without a token only this machine may ask, and a web page that had its name point here is not
+            # this machine.
+            host = headers.get(b"host", b"").decode("latin-1")
+            if (host.rpartition(":")[0] or host) not in _LOOPBACK_NAMES and host not in _LOOPBACK_NAMES:
+                raise HttpRefusal(
+                    403, "worker.foreign_host", "the Host header must name this machine's loopback"
+                )
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "kind": self._backend.kind,
+            "model": self._model,
+            **self._backend.describe(),
+            "capacity": 1,
+            "busy": int(self._busy),
+            "uptime_s": int(time.monotonic() - self._started),
+        }
+
+    def _metrics(self) -> bytes:
+        lines = ["# TYPE aos_worker_runs_total counter"]
+        lines += [
+            f'aos_worker_runs_total{{outcome="{outcome}"}} {count}' for outcome, count in self._runs.items()
+        ]
+        lines += ["# TYPE aos_worker_tokens_total counter", f"aos_worker_tokens_total {self._tokens}"]
+        lines += [
+            "# TYPE aos_worker_run_seconds_total counter",
+            f"aos_worker_run_seconds_total {self._run_seconds:.6f}",
+        ]
+        lines += ["# TYPE aos_worker_busy gauge", f"aos_worker_busy {int(self._busy)}"]
+        return ("\n".join(lines) + "\n").encode()
+
+    async def _question(self, body: bytes, receive: Receive, reply: Reply) -> None:
+        question = read_question(body)
+        if self._draining:
+            raise Unavailable("worker.stopping", "the worker is stopping")
+        if self._busy:
+            self._runs["refused"] += 1
+            raise HttpRefusal(429, "worker.busy", "the worker runs another question", retry_after_s=1)
+        self._busy = True
+        started = time.monotonic()
+        outcome = "failed"
+        try:
+            outcome = await self._run(question, receive, reply)
+        finally:
+            self._busy = False
+            self._runs[outcome] += 1
+            self._run_seconds += time.monotonic() - started
+
+    async def _run(self, question: Question | SeedQuestion, receive: Receive, reply: Reply) -> str:
+        """Answer until done, or until the client goes or the worker stops; returns the outcome's name."""
+        answering = asyncio.ensure_future(self._stream(question, reply))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({answering, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+                return "answered"
+            answering.cancel()
+            await asyncio.wait({answering})  # ends when the engine is free again
+            if not gone.done():
+                raise Unavailable("worker.stopping", "the worker is stopping")
+            return "cancelled"
+        finally:
+            for task in (answering, gone, stopping):
+                task.cancel()
+
+    async def _stream(self, question: Question | SeedQuestion, reply: Reply) -> None:
+        async with aclosing(self._backend.answer(question)) as events:
+            async for event in events:
+                if isinstance(event, TokenEvent):
+                    self._tokens += 1
+                if isinstance(question, SeedQuestion):
+                    if isinstance(event, Answer):
+                        await reply.json(200, {"code": 200, "result": _seed_result(question, event)})
+                else:
+                    await reply.line(event_line(event))
+        await reply.end()
+
+
+def _seed_result(question: SeedQuestion, answer: Answer) -> dict[str, Any]:
+    from aos.core.encoding import b64u_encode
+
+    return {
+        "req_id": question.req_id,
+        "model": question.model,
+        "prompt": question.prompt,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "n_prompt": answer.n_prompt,
+        "n_out": len(answer.tokens),
+        "state_root": b64u_encode(answer.state_root),
+        "model_id": b64u_encode(answer.model_id),
+        "engine": answer.engine,
+        "nonce": b64u_encode(question.nonce),
+        "sampling_seed": question.sampling_seed,
+    }
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_body(receive: Receive) -> bytes:
+    """A whole body of at most 4 MiB, within 30 s."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise InvalidMessage("http.body", "the client went away inside its request")
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise HttpRefusal(
+                        413, "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes"
+                    )
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise HttpRefusal(408, "http.timeout", f"the body took longer than {BODY_WITHIN_S:g} s") from None
+
+
+class HttpRefusal(RuleViolation):
+    """A refusal that is HTTP's own, with its status."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(code, message)
+        self.http_status = status
+        self.retry_after_s = retry_after_s
+
+
+class Reply:
+    """One HTTP answer. A refusal before the first line is an HTTP error, after it an event of the stream."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = False
+        self._ended = False
+
+    async def whole(self, status: int, content_type: bytes, body: bytes, *extra: tuple[bytes, bytes]) -> None:
+        length = (b"content-length", str(len(body)).encode())
+        await self._begin(status, content_type, length, *extra)
+        self._ended = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def json(self, status: int, value: dict[str, Any], *extra: tuple[bytes, bytes]) -> None:
+        await self.whole(status, b"application/json", json_line(value), *extra)
+
+    async def line(self, line: bytes) -> None:
+        if not self._begun:
+            await self._begin(200, b"application/x-ndjson")
+        await self._send({"type": "http.response.body", "body": line, "more_body": True})
+
+    async def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            await self._send({"type": "http.response.body", "body": b""})
+
+    async def refuse(self, error: AOSError) -> None:
+        if self._ended:
+            return
+        if self._begun:
+            await self.line(json_line({"event": "error", "code": error.code, "message": error.message}))
+            await self.end()
+            return
+        extra: list[tuple[bytes, bytes]] = []
+        if isinstance(error, Unavailable):
+            extra.append((b"retry-after", b"1"))
+        if isinstance(error, HttpRefusal) and error.retry_after_s is not None:
+            extra.append((b"retry-after", str(error.retry_after_s).encode()))
+        if error.http_status == 401:
+            extra.append((b"www-authenticate", b"Bearer"))
+        body = {
+            "code": error.http_status,
+            "message": error.message,
+            "field": error.field,
+            "error": error.code,
+        }
+        await self.json(error.http_status, body, *extra)
+
+    async def _begin(self, status: int, content_type: bytes, *extra: tuple[bytes, bytes]) -> None:
+        self._begun = True
+        headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), *extra]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def log_event(event: str, **members: object) -> None:
+    """One line of JSON on stderr. Never a prompt, an answer or a secret."""
+    line = json.dumps({"time_ms": time.time_ns() // 1_000_000, "event": event, **members}, default=str)
+    print(line, file=sys.stderr, flush=True)
