@@ -1,0 +1,172 @@
+"""What an operator believes about its network, and where it learnt it (docs/spec/09-http.md, 04-sortition.md).
+
+The network file comes with the first connection, or from the configuration; afterwards network id, dispatcher and
+VRF key must stay what they were. Registry snapshots are fetched when a draw call names an unknown one: the
+dispatcher's signature and the root over all entries are checked before this operator's own entry is kept.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from aos.core import beacon, draw
+from aos.core.codec import decode, encode
+from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
+from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, verify_signed
+from aos.errors import InvalidMessage, Unavailable, VerificationError
+from aos.operator.store import Store, StoredSnapshot
+
+MAX_REGISTRY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A network file as far as an operator needs it. Times in ms; keys and hashes 32 bytes."""
+
+    name: str
+    dispatcher: str
+    vrf_key: bytes
+    genesis: int
+    epoch_ms: int
+    anchor: bytes
+    length: int
+
+    def epoch_at(self, time_ms: int) -> int:
+        return beacon.epoch_of(time_ms, self.genesis, self.epoch_ms)
+
+
+def read_network(value: object) -> Network:
+    """Read a network file; members that an operator has no use for are passed over.
+
+    Raises InvalidMessage ``network.file``.
+    """
+    try:
+        members: Any = value
+        chain = members["beacon"]
+        network = Network(
+            name=_word(members["network"]),
+            dispatcher=_word(members["dispatcher"]).lower(),
+            vrf_key=b64u_decode(_word(members["vrf_key"]), length=32),
+            genesis=_count(members["genesis"]),
+            epoch_ms=_count(members["epoch_ms"], low=1),
+            anchor=b64u_decode(_word(chain["anchor"]), length=32),
+            length=_count(chain["length"], low=1),
+        )
+    except (KeyError, TypeError, IndexError, InvalidMessage) as error:
+        raise InvalidMessage("network.file", f"the network file is incomplete: {error}") from error
+    return network
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 256:
+        raise TypeError("a text is missing")
+    return value
+
+
+def _count(value: object, *, low: int = 0) -> int:
+    if type(value) is not int or not low <= value < 2**53:
+        raise TypeError("a number is missing")
+    return value
+
+
+class BeaconCheck:
+    """``verify_beacon`` that remembers the last epoch's result, so that one epoch's draws hash its chain once."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._known: tuple[int, bytes] | None = None
+
+    def verify(self, call: DrawCall) -> None:
+        """Raises VerificationError ``beacon.mismatch``, ``beacon.source``; InvalidMessage ``beacon.*``."""
+        if call.beacon_source != "dispatcher":
+            raise VerificationError("beacon.source", "this network's beacon is the dispatcher's hash chain")
+        if self._known == (call.epoch, call.beacon):
+            return
+        beacon.verify_beacon(self._network.anchor, call.epoch, call.beacon)
+        self._known = (call.epoch, call.beacon)
+
+
+class Registry:
+    """Verified snapshots, from the database or the dispatcher's HTTP interface."""
+
+    def __init__(self, store: Store, *, url: str, node_id: str) -> None:
+        self._store = store
+        self._node_id = node_id
+        self._http = httpx.AsyncClient(base_url=url, timeout=10.0, trust_env=False)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def snapshot(self, network: Network, root: bytes) -> StoredSnapshot:
+        """The snapshot with this root.
+
+        Raises Unavailable ``registry.unavailable``, VerificationError ``registry.*``, ``draw.snapshot_*``,
+        ``signature.*``, InvalidMessage.
+        """
+        held = await self._store.snapshot(root)
+        if held is not None:
+            return held
+        snapshot, entry = verify_registry(await self._fetch(root), network, root, self._node_id)
+        await self._store.save_snapshot(snapshot, None if entry is None else encode(entry))
+        return snapshot
+
+    async def _fetch(self, root: bytes) -> Any:
+        try:
+            async with self._http.stream(
+                "GET", "/v1/aos/registry", params={"root": b64u_encode(root)}
+            ) as answer:
+                data = b""
+                async for part in answer.aiter_bytes():
+                    data += part
+                    if len(data) > MAX_REGISTRY_BYTES:
+                        break
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(
+                "registry.unavailable", f"the registry does not answer: {type(error).__name__}"
+            ) from error
+        if answer.status_code != 200:
+            raise Unavailable("registry.unavailable", f"the registry answers with {answer.status_code}")
+        return parse_json_strict(data, max_bytes=MAX_REGISTRY_BYTES)
+
+
+def verify_registry(
+    value: Any, network: Network, root: bytes, node_id: str
+) -> tuple[StoredSnapshot, SnapshotEntry | None]:
+    """Check a registry document against its signature and ``root``; this operator's entry, or None.
+
+    Raises InvalidMessage ``registry.document``, ``field.*``; VerificationError ``signature.*``,
+    ``registry.foreign``, ``registry.root``, ``draw.snapshot_*``.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("entries"), list):
+        raise InvalidMessage("registry.document", "the registry document has no entries")
+    signed = verify_signed(
+        Snapshot, value.get("snapshot"), address=network.dispatcher, where="registry.snapshot"
+    )
+    statement = signed.statement
+    if statement.network != network.name or statement.dispatcher != network.dispatcher:
+        raise VerificationError("registry.foreign", "the snapshot is of another network")
+    entries = [decode(SnapshotEntry, e, where=f"entries[{i}]") for i, e in enumerate(value["entries"])]
+    computed = draw.snapshot_root(network.name, statement.max_range, entries)
+    if computed != root or statement.root != root or statement.count != len(entries):
+        raise VerificationError("registry.root", "the registry's entries do not give the root that is named")
+    entry = next((e for e in entries if e.node_id == node_id), None)
+    snapshot = StoredSnapshot(root=root, epoch=statement.epoch, max_range=statement.max_range, entry=entry)
+    return snapshot, entry
+
+
+def check_pinned(
+    network: Network, *, configured: str, configured_key: str, pinned: str | None, pinned_key: bytes | None
+) -> None:
+    """The dispatcher must describe the network that was configured, or seen the first time.
+
+    Raises VerificationError ``network.changed``.
+    """
+    for known, named, what in (
+        (configured, network.name, "network.id"),
+        (pinned or "", network.name, "the network id of the first connection"),
+        (configured_key, b64u_encode(network.vrf_key), "network.dispatcher_vrf_key"),
+        (b64u_encode(pinned_key or b""), b64u_encode(network.vrf_key), "the VRF key of the first connection"),
+    ):
+        if known and known != named:
+            raise VerificationError("network.changed", f"the dispatcher names {named}, {what} is {known}")

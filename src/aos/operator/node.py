@@ -1,0 +1,343 @@
+"""A running operator: its parts wired together, and what they know in one place.
+
+The parts share nothing but the database, the stream and a few signals. Each waits and tries again where the world
+fails; an error that is our own ends the process, and the next one continues from the database.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import structlog
+import uvicorn
+
+from aos.adapters.link import now_ms
+from aos.adapters.redis_queue import RedisQueue
+from aos.core import draw as core_draw
+from aos.core import sortition
+from aos.core.codec import decode
+from aos.core.encoding import b64u_decode, b64u_encode
+from aos.core.statements import VrfClaim
+from aos.core.vrf import ecvrf_proof_to_hash
+from aos.errors import Unavailable
+from aos.operator.config import OperatorConfig
+from aos.operator.draws import Refusal
+from aos.operator.identity import Identity
+from aos.operator.link_client import LinkClient
+from aos.operator.metrics import Metrics
+from aos.operator.network import Registry
+from aos.operator.outbox import Outbox
+from aos.operator.rest import build_app
+from aos.operator.runner import Board, Reconciler, Runner, describe_worker
+from aos.operator.store import Assignment, Store, StoredSnapshot
+from aos.operator.worker_client import WorkerClient
+
+log = structlog.get_logger("aos.operator")
+
+GROUP = "operator"
+START_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+ERASE_EVERY_S = 60.0
+
+
+class OperatorNode:
+    """One operator process."""
+
+    def __init__(self, config: OperatorConfig, identity: Identity) -> None:
+        self._config = config
+        self._identity = identity
+        self._draining = False
+        self._stop = asyncio.Event()
+        self.metrics = Metrics()
+        self._store: Store
+        self._link: LinkClient
+        self._reconciler: Reconciler
+        self._runners: list[Runner]
+
+    def stop(self) -> None:
+        """End ``run``; what is under way is continued by the next process."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Run until stopped or signalled.
+
+        Raises ConfigError; RuleViolation ``operator.second_process``, ``operator.foreign_database``.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, NotImplementedError):  # not the main thread
+                loop.add_signal_handler(number, self.stop)
+        store = await self._open_store()
+        if store is None:
+            return
+        queue = RedisQueue(self._config.queue_url, topic=self._config.topic, group=GROUP)
+        registry = Registry(store, url=self._config.dispatcher_http, node_id=self._identity.node_id)
+        clients = [WorkerClient(url, token=self._config.worker_token) for url in self._config.workers]
+        try:
+            await self._run_parts(store, queue, registry, clients)
+        finally:
+            await asyncio.gather(
+                queue.close(), registry.close(), store.close(), *(client.close() for client in clients)
+            )
+            log.info("operator.ended", node_id=self._identity.node_id)
+
+    async def _open_store(self) -> Store | None:
+        """The store, once PostgreSQL answers; None where the operator is stopped before."""
+        for attempt in range(1_000_000):
+            try:
+                return await Store.open(
+                    self._config.pg_url,
+                    min_size=self._config.pool_min,
+                    max_size=self._config.pool_max,
+                    connect_timeout_s=self._config.connect_timeout_s,
+                    acquire_timeout_s=self._config.acquire_timeout_s,
+                )
+            except Unavailable as error:
+                log.warning("store.waits", code=error.code, message=error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_PAUSES_S[min(attempt, len(START_PAUSES_S) - 1)]):
+                    await self._stop.wait()
+            if self._stop.is_set():
+                return None
+        return None
+
+    async def _run_parts(
+        self, store: Store, queue: RedisQueue, registry: Registry, clients: list[WorkerClient]
+    ) -> None:
+        board = Board()
+        outbox = Outbox(store, self._identity)
+        self._store = store
+        self._reconciler = Reconciler(store, queue, board)
+        state = await store.claim_node(self._identity.node_id, self._config.dispatcher_address)
+        self._link = LinkClient(
+            self._config,
+            self._identity,
+            store,
+            state,
+            registry=registry,
+            outbox=outbox,
+            board=board,
+            reconciler=self._reconciler,
+            readiness=self._readiness,
+            load=self._load,
+            metrics=self.metrics,
+            now_ms=now_ms,
+        )
+        self._runners = [
+            Runner(
+                client,
+                store=store,
+                queue=queue,
+                board=board,
+                identity=self._identity,
+                network=self._link.context,
+                wake=outbox.wake,
+                metrics=self.metrics,
+                now_ms=now_ms,
+            )
+            for client in clients
+        ]
+        server = _Server(
+            uvicorn.Config(
+                build_app(self),
+                host=self._config.rest_host,
+                port=self._config.rest_port,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+            )
+        )
+        log.info("operator.started", node_id=self._identity.node_id, workers=len(clients))
+        parts = [
+            self._link.run(),
+            self._reconciler.run(),
+            *(runner.run() for runner in self._runners),
+            self._erase(),
+            server.serve(),
+            self._stop.wait(),
+        ]
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await next(iter(done))
+        finally:
+            server.should_exit = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _erase(self) -> None:
+        while True:
+            try:
+                erased = await self._store.erase_content(self._config.retention_hours)
+                if erased:
+                    log.info("content.erased", jobs=erased)
+            except Unavailable as error:
+                log.warning("content.not_erased", code=error.code)
+            await asyncio.sleep(ERASE_EVERY_S)
+
+    # --- what the link asks
+
+    def _serves(self, model_name: str) -> bool:
+        return not self._config.models or model_name in self._config.models
+
+    async def _readiness(self, job_type: str, model_id: bytes) -> Refusal:
+        if self._draining:
+            return "draining"
+        if job_type != self._config.node_type:
+            return "job_type"
+        known = [
+            runner
+            for runner in self._runners
+            if runner.last_status is not None
+            and runner.last_status.model_id == model_id
+            and self._serves(runner.last_status.model)
+        ]
+        if not known:
+            return "model"
+        if all(runner.status is None for runner in known):
+            return "capacity"
+        if await self._store.count_unfinished() >= self._config.max_held_jobs:
+            return "capacity"
+        return ""
+
+    async def _load(self) -> dict[str, Any]:
+        """The heartbeat: how many jobs could be taken, how many are held."""
+        unfinished = await self._store.count_unfinished()
+        self.metrics.queued.set(unfinished)
+        return {
+            "capacity": 0 if self._draining else max(self._config.max_held_jobs - unfinished, 0),
+            "running": unfinished,
+            "draining": self._draining,
+        }
+
+    # --- what a person asks
+
+    async def problems(self) -> list[str]:
+        """Why no job can be worked on now."""
+        found: list[str] = []
+        try:
+            await self._store.ping()
+        except Unavailable as error:
+            found.append(error.message)
+        if self._reconciler.queue_error:
+            found.append(f"queue: {self._reconciler.queue_error}")
+        if not self._link.status.connected:
+            found.append(f"link: {self._link.status.problem}")
+        if not self._runners:
+            found.append("no worker is configured (net.workers)")
+        elif all(runner.status is None for runner in self._runners):
+            found += [f"worker {runner.consumer}: {runner.error}" for runner in self._runners]
+        return found
+
+    async def status(self) -> dict[str, Any]:
+        """Everything that `aos operator status` shows."""
+        context = self._link.context()
+        eligible, why = await self._eligibility()
+        problems = await self.problems()
+        if not eligible:
+            problems.append(f"not eligible: {why}")
+        if self._draining:
+            problems.append("draining: takes part in no draws")
+        return {
+            "node_id": self._identity.node_id,
+            "node": None if context is None else context[1].node,
+            "node_type": self._config.node_type,
+            "network": None if context is None else context[0].name,
+            "dispatcher": self._config.dispatcher_address,
+            "connected": self._link.status.connected,
+            "connected_since_ms": self._link.status.since_ms,
+            "eligible": eligible,
+            "draining": self._draining,
+            "last_draw": await self._last_draw(),
+            "unfinished": await self._store.count_unfinished(),
+            "workers": [describe_worker(runner) for runner in self._runners],
+            "problems": problems,
+        }
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """The newest jobs."""
+        return [_describe(held) for held in await self._store.recent(self._config.rows_maximum)]
+
+    async def drain(self) -> dict[str, Any]:
+        """Decline draws from now on; lasts until the process ends."""
+        self._draining = True
+        with contextlib.suppress(
+            Unavailable
+        ):  # without a link nobody draws this operator; declines say the rest
+            await self._link.send_drain()
+        return {"draining": True, "unfinished": await self._store.count_unfinished()}
+
+    async def _eligibility(self) -> tuple[bool, str]:
+        context, snapshot = self._link.context(), await self._store.latest_snapshot()
+        if context is None or snapshot is None:
+            return False, "the registry has not been seen yet"
+        if snapshot.entry is None:
+            return False, "not in the registry; register, and wait for the next epoch"
+        if snapshot.entry.vrf_key != self._identity.vrf_key:
+            return False, "the registry holds another VRF key"
+        if self._config.node_type not in snapshot.entry.job_types:
+            return False, f"not registered for {self._config.node_type} jobs"
+        epoch = context[0].epoch_at(now_ms())
+        models = {r.last_status.model_id for r in self._runners if r.last_status is not None}
+        if not models & set(snapshot.entry.models):
+            return False, "no worker has a model that the registry lists for this operator"
+        if not any(
+            core_draw.eligible(snapshot.entry, job_type=self._config.node_type, model_id=model, epoch=epoch)
+            for model in models
+        ):
+            return False, f"key too young: counts from epoch {snapshot.entry.since_epoch + 2}, now {epoch}"
+        return True, ""
+
+    async def _last_draw(self) -> dict[str, Any] | None:
+        draw = await self._store.last_draw()
+        if draw is None:
+            return None
+        claim = decode(VrfClaim, draw.claim["statement"])
+        selected: bool | None = None
+        if claim.pi:
+            snapshot = await self._store.snapshot(_root_of(draw.draw_call))
+            selected = None if snapshot is None else _selected(snapshot, ecvrf_proof_to_hash(claim.pi))
+        return {
+            "job_ref": b64u_encode(draw.job_ref),
+            "attempt": draw.attempt,
+            "answer": draw.answer,
+            "reason": draw.reason,
+            "selected": selected,
+            "seated": await self._store.was_seated(draw.job_ref, draw.attempt),
+        }
+
+
+def _root_of(draw_call: dict[str, Any]) -> bytes:
+    return b64u_decode(draw_call["statement"]["snapshot_root"])
+
+
+def _selected(snapshot: StoredSnapshot, beta: bytes) -> bool | None:
+    """Selected at the width of an unflagged job; a flagged one's wider range is not known to operators."""
+    if snapshot.entry is None:
+        return None
+    width = snapshot.entry.end - snapshot.entry.start
+    return sortition.is_selected(beta, sortition.threshold(width, snapshot.max_range, 0), snapshot.max_range)
+
+
+def _describe(held: Assignment) -> dict[str, Any]:
+    return {
+        "job_ref": b64u_encode(held.job_ref),
+        "attempt": held.attempt,
+        "state": held.state,
+        "role": held.role,
+        "seat": held.seat,
+        "worker": held.worker,
+        "started_at": held.started_at,
+        "finished_at": held.finished_at,
+        "failure": held.failure_code,
+    }
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the operator has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,628 @@
+"""An operator's PostgreSQL: what it drew, was assigned, computed and signed (schema: ``sql/``).
+
+Every change of state is one transaction and compares before it sets: a method that returns False changed nothing,
+because the row was no longer in the state that the caller thought. Prompts and answers are in the columns marked
+(erased), and in no log.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aos.adapters.postgres import Connection, Pool, Record, connect_pool, migrate, unavailable
+from aos.core.codec import decode
+from aos.core.encoding import canonical_json, parse_json_strict
+from aos.core.statements import SnapshotEntry
+from aos.errors import RuleViolation
+
+MIGRATIONS = "aos.operator.sql"
+MAX_STORED_JSON = 1 << 26
+
+State = Literal["stored", "executed", "committed", "revealing", "done", "failed", "cancelled"]
+Role = Literal["executor", "checker", "blind"]
+Json = dict[str, Any]
+
+
+def to_text(value: object) -> str:
+    """Canonical JSON as text, for a column."""
+    return canonical_json(value).decode()
+
+
+def from_text(text: str) -> Any:
+    """The value of a column that ``to_text`` filled."""
+    return parse_json_strict(text.encode(), max_bytes=MAX_STORED_JSON)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """The operator's own row: whose database this is, what it pinned, and its causal state as stored."""
+
+    node_id: str
+    dispatcher: str
+    version: int
+    clock_state: Json | None
+    network: str | None
+    dispatcher_vrf_key: bytes | None
+    network_file: Json | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSnapshot:
+    """A verified registry snapshot, as far as this operator needs it: its own entry, or None."""
+
+    root: bytes
+    epoch: int
+    max_range: int
+    entry: SnapshotEntry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """A draw call and the answer to it: stored together, before anything is sent."""
+
+    job_ref: bytes
+    attempt: int
+    call_hash: bytes
+    draw_call: Json
+    claim: Json
+    claim_hash: bytes
+    answer: Literal["claim", "decline"]
+    reason: str
+    sent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAssignment:
+    """A verified dispatch, ready to be stored."""
+
+    job_ref: bytes
+    attempt: int
+    job_id: str
+    role: Role
+    seat: int
+    model_id: bytes
+    request: bytes
+    nonce: bytes
+    sampling_seed: str
+    seed_source: Literal["request", "draw"]
+    deadline: int
+    draw_record: Json
+    draw_record_hash: bytes
+    stream: Json | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment(NewAssignment):
+    """A stored dispatch with everything that has been made of it. JSON members are as signed or received."""
+
+    state: State
+    queue_entry: str | None
+    worker: str | None
+    started_at: int | None
+    finished_at: int | None
+    chunks_held: int
+    result: Json | None
+    commit_salt: bytes | None
+    commit_statement: Json | None
+    commit_hash: bytes | None
+    commit_ack: Json | None
+    commit_set: Json | None
+    commit_set_hash: bytes | None
+    receipt: Json | None
+    receipt_signature: str | None
+    failure_code: str | None
+    failure_message: str | None
+    failure_sent: bool
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        return self.job_ref, self.attempt
+
+
+_JSON_COLUMNS = ("draw_record", "stream", "result", "commit_statement", "commit_ack", "commit_set", "receipt")
+_COLUMNS = ", ".join(Assignment.__dataclass_fields__)
+_UNFINISHED = "('stored', 'executed', 'committed', 'revealing')"
+
+
+class Store:
+    """Typed access to the operator's database. Every method raises Unavailable ``store.unavailable``."""
+
+    def __init__(self, pool: Pool, *, acquire_timeout_s: float = 60) -> None:
+        self._pool = pool
+        self._acquire_timeout_s = acquire_timeout_s
+
+    @staticmethod
+    async def open(
+        url: str, *, min_size: int, max_size: int, connect_timeout_s: float, acquire_timeout_s: float
+    ) -> "Store":
+        """Connect and bring the schema up to date. Raises as ``connect_pool`` and ``migrate``."""
+        pool = await connect_pool(
+            url,
+            min_size=min_size,
+            max_size=max_size,
+            timeout_s=connect_timeout_s,
+            application_name="aos-operator",
+        )
+        try:
+            await migrate(pool, MIGRATIONS)
+        except BaseException:
+            pool.terminate()
+            raise
+        return Store(pool, acquire_timeout_s=acquire_timeout_s)
+
+    async def close(self) -> None:
+        """Close the pool at once; what was not committed is rolled back."""
+        self._pool.terminate()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside a transaction that is committed at the end."""
+        async with (
+            unavailable(),
+            self._pool.acquire(timeout=self._acquire_timeout_s) as connection,
+            connection.transaction(),
+        ):
+            yield connection
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        async with unavailable(), self._pool.acquire(timeout=self._acquire_timeout_s) as connection:
+            yield connection
+
+    async def ping(self) -> None:
+        async with self._connection() as connection:
+            await connection.execute("SELECT 1")
+
+    # --- the node itself
+
+    async def claim_node(self, node_id: str, dispatcher: str) -> NodeState:
+        """Take this database for ``node_id``; a process that used it until now will notice and end.
+
+        Raises RuleViolation ``operator.foreign_database`` where it is another operator's or another dispatcher's.
+        """
+        async with self.transaction() as connection:
+            await connection.execute(
+                "INSERT INTO node_state (node_id, dispatcher, version) VALUES ($1, $2, 0)"
+                " ON CONFLICT (only_row) DO NOTHING",
+                node_id,
+                dispatcher,
+            )
+            row = await connection.fetchrow("UPDATE node_state SET version = version + 1 RETURNING *")
+            state = _node_state(row)
+            if (state.node_id, state.dispatcher) != (node_id, dispatcher):
+                raise RuleViolation(
+                    "operator.foreign_database",
+                    f"this database belongs to operator {state.node_id} at dispatcher {state.dispatcher}",
+                    hint="give every operator a database of its own (db.pg_db_name)",
+                )
+            return state
+
+    async def node(self) -> NodeState | None:
+        """The row as it is now; None in a database that no operator has used."""
+        async with self._connection() as connection:
+            row = await connection.fetchrow("SELECT * FROM node_state")
+        return None if row is None else _node_state(row)
+
+    async def pin_network(self, network: str, vrf_key: bytes, network_file: Json) -> None:
+        """Keep what the first connection taught; later ones must say the same of network and key."""
+        async with self._connection() as connection:
+            await connection.execute(
+                "UPDATE node_state SET network = $1, dispatcher_vrf_key = $2, network_file = $3",
+                network,
+                vrf_key,
+                json.dumps(network_file),
+            )
+
+    async def save_clock(self, clock_state: Json, *, version: int) -> int:
+        """Persist the causal state over ``version``; the new version.
+
+        Raises RuleViolation ``operator.second_process`` where another process has moved on from ``version``.
+        """
+        async with self._connection() as connection:
+            done = await connection.execute(
+                "UPDATE node_state SET version = version + 1, clock_state = $1 WHERE version = $2",
+                to_text(clock_state),
+                version,
+            )
+        if not _changed(done):
+            raise RuleViolation(
+                "operator.second_process",
+                "another process runs this operator on the same database",
+                hint="stop one of them; this one ends now",
+            )
+        return version + 1
+
+    # --- registry snapshots
+
+    async def save_snapshot(self, snapshot: StoredSnapshot, entry_json: Json | None) -> None:
+        async with self._connection() as connection:
+            await connection.execute(
+                "INSERT INTO snapshot (root, epoch, max_range, entry) VALUES ($1, $2, $3, $4)"
+                " ON CONFLICT (root) DO NOTHING",
+                snapshot.root,
+                snapshot.epoch,
+                snapshot.max_range,
+                None if entry_json is None else to_text(entry_json),
+            )
+
+    async def snapshot(self, root: bytes) -> StoredSnapshot | None:
+        async with self._connection() as connection:
+            row = await connection.fetchrow("SELECT * FROM snapshot WHERE root = $1", root)
+        return None if row is None else _snapshot(row)
+
+    async def latest_snapshot(self) -> StoredSnapshot | None:
+        """The newest snapshot that this operator has seen."""
+        async with self._connection() as connection:
+            row = await connection.fetchrow(
+                "SELECT * FROM snapshot ORDER BY epoch DESC, stored_at DESC LIMIT 1"
+            )
+        return None if row is None else _snapshot(row)
+
+    # --- draws
+
+    async def draw(self, job_ref: bytes, attempt: int) -> Draw | None:
+        async with self._connection() as connection:
+            row = await connection.fetchrow(
+                "SELECT * FROM draw WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
+            )
+        return None if row is None else _draw(row)
+
+    async def add_draw(self, draw: Draw) -> bool:
+        """Store call and answer; False where (job_ref, attempt) has one already."""
+        async with self._connection() as connection:
+            done = await connection.execute(
+                "INSERT INTO draw (job_ref, attempt, call_hash, draw_call, claim, claim_hash, answer, reason)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
+                draw.job_ref,
+                draw.attempt,
+                draw.call_hash,
+                to_text(draw.draw_call),
+                to_text(draw.claim),
+                draw.claim_hash,
+                draw.answer,
+                draw.reason,
+            )
+        return _changed(done)
+
+    async def unsent_draws(self, *, max_age_s: int = 3600) -> list[Draw]:
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                "SELECT * FROM draw WHERE NOT sent AND stored_at > now() - make_interval(secs => $1)"
+                " ORDER BY stored_at LIMIT 1000",
+                float(max_age_s),
+            )
+        return [_draw(row) for row in rows]
+
+    async def draw_sent(self, job_ref: bytes, attempt: int) -> None:
+        async with self._connection() as connection:
+            await connection.execute(
+                "UPDATE draw SET sent = true WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
+            )
+
+    async def draw_unsent(self, job_ref: bytes, attempt: int) -> None:
+        """The dispatcher has asked again."""
+        async with self._connection() as connection:
+            await connection.execute(
+                "UPDATE draw SET sent = false WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
+            )
+
+    async def last_draw(self) -> Draw | None:
+        async with self._connection() as connection:
+            row = await connection.fetchrow("SELECT * FROM draw ORDER BY stored_at DESC LIMIT 1")
+        return None if row is None else _draw(row)
+
+    async def was_seated(self, job_ref: bytes, attempt: int) -> bool:
+        async with self._connection() as connection:
+            found = await connection.fetchval(
+                "SELECT 1 FROM assignment WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
+            )
+        return found is not None
+
+    # --- assignments
+
+    async def assignment(self, job_ref: bytes, attempt: int) -> Assignment | None:
+        async with self._connection() as connection:
+            row = await connection.fetchrow(
+                f"SELECT {_COLUMNS} FROM assignment WHERE job_ref = $1 AND attempt = $2",  # noqa: S608
+                job_ref,
+                attempt,
+            )
+        return None if row is None else _assignment(row)
+
+    async def add_assignment(self, new: NewAssignment) -> bool:
+        """Store a dispatch; False where (job_ref, attempt) has one already."""
+        async with self._connection() as connection:
+            done = await connection.execute(
+                "INSERT INTO assignment (job_ref, attempt, state, job_id, role, seat, model_id, request, nonce,"
+                " sampling_seed, seed_source, deadline, draw_record, draw_record_hash, stream)"
+                " VALUES ($1, $2, 'stored', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+                " ON CONFLICT DO NOTHING",
+                new.job_ref,
+                new.attempt,
+                new.job_id,
+                new.role,
+                new.seat,
+                new.model_id,
+                new.request,
+                new.nonce,
+                new.sampling_seed,
+                new.seed_source,
+                new.deadline,
+                to_text(new.draw_record),
+                new.draw_record_hash,
+                None if new.stream is None else to_text(new.stream),
+            )
+        return _changed(done)
+
+    async def in_state(self, *states: State) -> list[Assignment]:
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_COLUMNS} FROM assignment WHERE state = ANY($1) ORDER BY stored_at",  # noqa: S608
+                list(states),
+            )
+        return [_assignment(row) for row in rows]
+
+    async def unsent_failures(self) -> list[Assignment]:
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_COLUMNS} FROM assignment"  # noqa: S608
+                " WHERE state = 'failed' AND NOT failure_sent ORDER BY stored_at"
+            )
+        return [_assignment(row) for row in rows]
+
+    async def count_unfinished(self) -> int:
+        async with self._connection() as connection:
+            count = await connection.fetchval(
+                f"SELECT count(*) FROM assignment WHERE state IN {_UNFINISHED}"  # noqa: S608
+            )
+        return int(count)
+
+    async def recent(self, limit: int) -> list[Assignment]:
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_COLUMNS} FROM assignment ORDER BY stored_at DESC LIMIT $1",  # noqa: S608
+                limit,
+            )
+        return [_assignment(row) for row in rows]
+
+    async def set_queue_entry(self, job_ref: bytes, attempt: int, entry: str | None) -> None:
+        await self._update("queue_entry = $3", job_ref, attempt, "state = 'stored'", entry)
+
+    async def set_stream(self, job_ref: bytes, attempt: int, stream: Json) -> bool:
+        """A blind or not yet streamed dispatch that now has its stream; False where it has moved on."""
+        return await self._update(
+            "stream = $3", job_ref, attempt, "state = 'stored' AND stream IS NULL", to_text(stream)
+        )
+
+    async def begin(self, job_ref: bytes, attempt: int, *, worker: str, now_ms: int) -> bool:
+        """A worker takes it up; the first start is kept. False where it needs no work any more."""
+        return await self._update(
+            "worker = $3, started_at = coalesce(started_at, $4)",
+            job_ref,
+            attempt,
+            "state = 'stored'",
+            worker,
+            now_ms,
+        )
+
+    async def add_chunk(self, job_ref: bytes, attempt: int, index: int, chunk: Json, digest: bytes) -> bool:
+        """Store a chunk before it is sent; False where it exists already."""
+        async with self._connection() as connection:
+            done = await connection.execute(
+                "INSERT INTO chunk (job_ref, attempt, index, chunk, hash) SELECT $1, $2, $3, $4, $5"
+                " FROM assignment WHERE job_ref = $1 AND attempt = $2 AND state = 'stored'"
+                " ON CONFLICT DO NOTHING",
+                job_ref,
+                attempt,
+                index,
+                to_text(chunk),
+                digest,
+            )
+        return _changed(done)
+
+    async def chunks(self, job_ref: bytes, attempt: int, *, start: int = 0) -> list[tuple[Json, bytes]]:
+        """(Signed chunk as JSON, its hash) from ``start`` on, in order."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                "SELECT chunk, hash FROM chunk WHERE job_ref = $1 AND attempt = $2 AND index >= $3 ORDER BY index",
+                job_ref,
+                attempt,
+                start,
+            )
+        return [(from_text(row["chunk"]), row["hash"]) for row in rows]
+
+    async def streaming(self) -> list[tuple[bytes, int]]:
+        """(job_ref, attempt) whose chunks the dispatcher does not hold all."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                "SELECT DISTINCT a.job_ref, a.attempt FROM assignment a JOIN chunk c USING (job_ref, attempt)"
+                " WHERE a.state IN ('stored', 'executed') AND c.index >= a.chunks_held"
+            )
+        return [(row["job_ref"], row["attempt"]) for row in rows]
+
+    async def set_chunks_held(self, job_ref: bytes, attempt: int, count: int) -> None:
+        """The dispatcher has said which chunk it wants next."""
+        await self._update("chunks_held = $3", job_ref, attempt, "true", count)
+
+    async def executed(
+        self,
+        job_ref: bytes,
+        attempt: int,
+        *,
+        result: Json,
+        finished_at: int,
+        commit_salt: bytes,
+        commit: Json,
+        commit_hash: bytes,
+    ) -> bool:
+        """Result, salt and signed commit at once. False where another runner was first."""
+        return await self._update(
+            "state = 'executed', result = $3, finished_at = $4, commit_salt = $5, commit_statement = $6,"
+            " commit_hash = $7",
+            job_ref,
+            attempt,
+            "state = 'stored'",
+            to_text(result),
+            finished_at,
+            commit_salt,
+            to_text(commit),
+            commit_hash,
+        )
+
+    async def committed(self, job_ref: bytes, attempt: int, ack: Json) -> bool:
+        return await self._update(
+            "state = 'committed', commit_ack = $3", job_ref, attempt, "state = 'executed'", to_text(ack)
+        )
+
+    async def revealing(
+        self,
+        job_ref: bytes,
+        attempt: int,
+        *,
+        commit_set: Json,
+        commit_set_hash: bytes,
+        receipt: Json,
+        signature: str,
+    ) -> bool:
+        """Commit set and receipt at once: the only receipt there will ever be. False where there is one."""
+        return await self._update(
+            "state = 'revealing', commit_set = $3, commit_set_hash = $4, receipt = $5, receipt_signature = $6",
+            job_ref,
+            attempt,
+            "state IN ('executed', 'committed') AND commit_set IS NULL",
+            to_text(commit_set),
+            commit_set_hash,
+            to_text(receipt),
+            signature,
+        )
+
+    async def done(self, job_ref: bytes, attempt: int) -> bool:
+        return await self._update("state = 'done'", job_ref, attempt, "state = 'revealing'")
+
+    async def failed(self, job_ref: bytes, attempt: int, code: str, message: str) -> bool:
+        """Give up before a commit exists. False where there is one, or it ended already."""
+        return await self._update(
+            "state = 'failed', failure_code = $3, failure_message = $4",
+            job_ref,
+            attempt,
+            "state = 'stored'",
+            code,
+            message,
+        )
+
+    async def abandoned(self, job_ref: bytes, attempt: int, code: str, message: str) -> bool:
+        """The dispatcher refuses what was made for good: nothing more is sent of it."""
+        return await self._update(
+            "state = 'failed', failure_code = $3, failure_message = $4, failure_sent = true",
+            job_ref,
+            attempt,
+            f"state IN {_UNFINISHED}",
+            code,
+            message,
+        )
+
+    async def failure_sent(self, job_ref: bytes, attempt: int) -> None:
+        await self._update("failure_sent = true", job_ref, attempt, "state = 'failed'")
+
+    async def cancelled(self, job_ref: bytes, attempt: int) -> bool:
+        """False where a commit exists, or it ended already."""
+        return await self._update("state = 'cancelled'", job_ref, attempt, "state = 'stored'")
+
+    async def _update(self, change: str, job_ref: bytes, attempt: int, where: str, *values: object) -> bool:
+        async with self._connection() as connection:
+            done = await connection.execute(
+                f"UPDATE assignment SET {change}, changed_at = now()"  # noqa: S608  fragments of this module only
+                f" WHERE job_ref = $1 AND attempt = $2 AND ({where})",
+                job_ref,
+                attempt,
+                *values,
+            )
+        return _changed(done)
+
+    # --- evidence and retention
+
+    async def add_evidence(
+        self, kind: str, *, job_ref: bytes | None, attempt: int | None, held: Json, received: Json
+    ) -> None:
+        """Keep two statements that contradict each other; the same pair once."""
+        texts = (to_text(held), to_text(received))
+        digest = hashlib.sha256("\0".join((kind, *texts)).encode()).digest()
+        async with self._connection() as connection:
+            await connection.execute(
+                "INSERT INTO evidence (kind, job_ref, attempt, held, received, digest)"
+                " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (digest) DO NOTHING",
+                kind,
+                job_ref,
+                attempt,
+                *texts,
+                digest,
+            )
+
+    async def evidence(self) -> Sequence[tuple[str, Json, Json]]:
+        """(kind, what was held, what came after), oldest first."""
+        async with self._connection() as connection:
+            rows = await connection.fetch("SELECT kind, held, received FROM evidence ORDER BY id")
+        return [(row["kind"], from_text(row["held"]), from_text(row["received"])) for row in rows]
+
+    async def erase_content(self, older_than_hours: int) -> int:
+        """Erase prompts, texts and tokens of what ended that long ago; the signed statements stay. Rows erased."""
+        async with self.transaction() as connection:
+            rows = await connection.fetch(
+                "UPDATE assignment SET request = NULL, stream = NULL, result = NULL, erased = true"
+                " WHERE NOT erased AND (state IN ('done', 'cancelled') OR (state = 'failed' AND failure_sent))"
+                " AND changed_at <= now() - make_interval(hours => $1) RETURNING job_ref, attempt",
+                older_than_hours,
+            )
+            await connection.executemany(
+                "DELETE FROM chunk WHERE job_ref = $1 AND attempt = $2",
+                [(row["job_ref"], row["attempt"]) for row in rows],
+            )
+        return len(rows)
+
+
+def _changed(status: str) -> bool:
+    return not status.endswith(" 0")
+
+
+def _node_state(row: Record) -> NodeState:
+    return NodeState(
+        node_id=row["node_id"],
+        dispatcher=row["dispatcher"],
+        version=row["version"],
+        clock_state=None if row["clock_state"] is None else from_text(row["clock_state"]),
+        network=row["network"],
+        dispatcher_vrf_key=row["dispatcher_vrf_key"],
+        network_file=None if row["network_file"] is None else json.loads(row["network_file"]),
+    )
+
+
+def _snapshot(row: Record) -> StoredSnapshot:
+    entry = None if row["entry"] is None else decode(SnapshotEntry, from_text(row["entry"]))
+    return StoredSnapshot(root=row["root"], epoch=row["epoch"], max_range=row["max_range"], entry=entry)
+
+
+def _draw(row: Record) -> Draw:
+    return Draw(
+        job_ref=row["job_ref"],
+        attempt=row["attempt"],
+        call_hash=row["call_hash"],
+        draw_call=from_text(row["draw_call"]),
+        claim=from_text(row["claim"]),
+        claim_hash=row["claim_hash"],
+        answer=row["answer"],
+        reason=row["reason"],
+        sent=row["sent"],
+    )
+
+
+def _assignment(row: Record) -> Assignment:
+    values = dict(row)
+    for name in _JSON_COLUMNS:
+        if values[name] is not None:
+            values[name] = from_text(values[name])
+    if values["request"] is None:
+        values["request"] = b""
+    return Assignment(**values)

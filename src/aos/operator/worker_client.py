@@ -1,0 +1,200 @@
+"""Asking a worker over HTTP (docs/spec/09-http.md, "Worker"): its status, and one question with a streamed answer.
+
+What comes back is decoded strictly and bounded. Whether it fits the job is checked by ``aos.operator.results``. Errors say
+who should do something: ``WorkerBusy`` and ``Unavailable`` mean another time or another worker, ``RuleViolation`` and
+``InvalidMessage`` that this job will not run better elsewhere.
+"""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import httpx
+
+from aos.core.codec import Bytes32, Label, MaxLength, OptionalBytes32, UInt32, decode
+from aos.core.encoding import b64u_decode
+from aos.core.statements import FinishReason
+from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
+
+MAX_LINE_BYTES = 16 << 20
+MAX_STATUS_BYTES = 1 << 16
+SILENCE_S = 300.0
+"""A worker that says nothing for so long is taken for dead."""
+
+Tokens = Annotated[tuple[UInt32, ...], MaxLength(65_536)]
+
+
+class WorkerBusy(Unavailable):
+    """The worker runs another question; ask again in ``retry_after_s``."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("worker.busy", "the worker runs another question")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """What a worker says of itself. ``model_id`` is empty while it has none loaded."""
+
+    kind: str
+    model: str
+    model_id: bytes
+    engine: str
+    capacity: int
+    busy: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLine:
+    """One generated token and the text that became final with it."""
+
+    event: Literal["token"]
+    index: UInt32
+    token: UInt32
+    text: Annotated[str, MaxLength(65_536)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultLine:
+    """A finished run. ``state_root`` is empty where the engine is not canonical; ``evidence`` is an enclave's."""
+
+    event: Literal["result"]
+    prompt_tokens_hash: Bytes32
+    tokens: Tokens
+    text: Annotated[str, MaxLength(4_000_000)]
+    finish_reason: FinishReason
+    n_prompt: UInt32
+    state_root: OptionalBytes32
+    engine: Label
+    model_id: Bytes32
+    evidence: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ErrorLine:
+    event: Literal["error"]
+    code: Annotated[str, MaxLength(64)]
+    message: Annotated[str, MaxLength(4096)]
+
+
+_LINES: dict[str, type[TokenLine] | type[ResultLine] | type[_ErrorLine]] = {
+    "token": TokenLine,
+    "result": ResultLine,
+    "error": _ErrorLine,
+}
+
+
+class WorkerClient:
+    """One worker at ``url``."""
+
+    def __init__(self, url: str, *, token: str = "") -> None:
+        self.url = url
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(5.0, read=SILENCE_S),
+            trust_env=False,
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=1),
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def status(self) -> WorkerStatus:
+        """Raises Unavailable ``worker.unavailable``, InvalidMessage ``worker.protocol``."""
+        try:
+            answer = await self._http.get("/api/v1/status", timeout=5.0)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._gone(error) from error
+        if answer.status_code != 200:
+            raise Unavailable(
+                "worker.unavailable", f"{self.url} answers its status with {answer.status_code}"
+            )
+        try:
+            value = json.loads(answer.content[:MAX_STATUS_BYTES])["result"]
+            model_id = str(value["model_id"])
+            return WorkerStatus(
+                kind=str(value["kind"]),
+                model=str(value["model"]),
+                model_id=b64u_decode(model_id, length=32) if model_id else b"",
+                engine=str(value["engine"]),
+                capacity=int(value["capacity"]),
+                busy=int(value["busy"]),
+            )
+        except (ValueError, KeyError, TypeError, InvalidMessage) as error:
+            raise InvalidMessage("worker.protocol", f"{self.url} gives no worker status") from error
+
+    async def ask(self, question: dict[str, Any]) -> AsyncGenerator[TokenLine | ResultLine, None]:
+        """Tokens as they come, then the result. Leaving the iteration cancels the run.
+
+        Raises WorkerBusy; Unavailable ``worker.unavailable`` (gone, or ended without a result); RuleViolation with
+        the worker's own code where it refuses the job; InvalidMessage ``worker.protocol``.
+        """
+        try:
+            async with self._http.stream("POST", "/api/v1/question", json=question) as answer:
+                if answer.status_code != 200:
+                    raise self._refusal(answer, await _first_bytes(answer))
+                async for text in _lines(answer):
+                    line = _read_line(text)
+                    if isinstance(line, _ErrorLine):
+                        raise _worker_error(line.code, line.message)
+                    yield line
+                    if isinstance(line, ResultLine):
+                        return
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._gone(error) from error
+        raise Unavailable("worker.unavailable", f"{self.url} ended its answer before the result")
+
+    def _gone(self, error: Exception) -> Unavailable:
+        return Unavailable("worker.unavailable", f"{self.url} does not answer: {type(error).__name__}")
+
+    def _refusal(self, answer: httpx.Response, body: bytes) -> AOSError:
+        if answer.status_code == 429:
+            wait = answer.headers.get("retry-after", "1")
+            return WorkerBusy(min(float(wait), 60.0) if wait.isdecimal() else 1.0)
+        try:
+            value = json.loads(body)
+            code, message = str(value["error"]), str(value["message"])
+        except (ValueError, KeyError, TypeError):
+            code, message = "worker.refused", f"the worker answered {answer.status_code}"
+        if answer.status_code >= 500 or answer.status_code in (401, 403, 404, 405, 408):
+            return Unavailable("worker.unavailable", f"{self.url}: {message} [{code}]")
+        return _worker_error(code, message)
+
+
+def _worker_error(code: str, message: str) -> AOSError:
+    if code == "worker.stopping":
+        return Unavailable("worker.unavailable", "the worker is stopping")
+    return RuleViolation(code[:64] or "worker.failed", message[:500])
+
+
+async def _first_bytes(answer: httpx.Response) -> bytes:
+    data = b""
+    async for part in answer.aiter_bytes():
+        data += part
+        if len(data) > MAX_STATUS_BYTES:
+            break
+    return data
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    rest = b""
+    async for part in answer.aiter_bytes():
+        rest += part
+        *lines, rest = rest.split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+        if len(rest) > MAX_LINE_BYTES:
+            raise InvalidMessage("worker.protocol", "the worker sent an endless line")
+
+
+def _read_line(text: bytes) -> TokenLine | ResultLine | _ErrorLine:
+    try:
+        value = json.loads(text)
+        kind = _LINES[value["event"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidMessage("worker.protocol", "the worker sent a line that is no event") from error
+    return decode(kind, value)
