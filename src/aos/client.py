@@ -215,7 +215,8 @@ def encode_acceptance(accepted: Accepted) -> dict[str, Any]:
 
 
 def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
-    kind, event_id, data = "message", "", []
+    kind, event_id = "message", ""
+    data: list[str] = []
     for line in lines:
         if line == "":
             if data:

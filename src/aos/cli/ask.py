@@ -185,9 +185,7 @@ def job_submit(
 
 
 @job_app.command("result")
-def job_result(
-    job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False
-) -> None:
+def job_result(job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False) -> None:
     """Print a job's result rows, as /api/job/result gives them."""
     with load_client_settings(url=url).client() as client:
         rows = client.result(job_id)
@@ -202,9 +200,7 @@ def job_result(
 
 
 @job_app.command("detail")
-def job_detail(
-    job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False
-) -> None:
+def job_detail(job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False) -> None:
     """Print a job's request and status, as /api/job/detail gives them."""
     with load_client_settings(url=url).client() as client:
         detail = client.detail(job_id)
@@ -216,9 +212,7 @@ def job_detail(
 
 
 @job_app.command("cancel")
-def job_cancel(
-    job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False
-) -> None:
+def job_cancel(job_id: Annotated[str, typer.Argument()], *, url: Url = None, as_json: AsJson = False) -> None:
     """Cancel a job that has not been committed."""
     with load_client_settings(url=url).client() as client:
         outcome = client.cancel(job_id)

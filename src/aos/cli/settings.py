@@ -64,7 +64,9 @@ def load_client_settings(*, url: str | None = None, trust: Path | None = None) -
         try:
             dispatcher = json.loads(trust.read_text(encoding="utf-8"))["dispatchers"][0]["address"]
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise ConfigError("config.trust", f"{trust}: not a trust file ({type(error).__name__})") from error
+            raise ConfigError(
+                "config.trust", f"{trust}: not a trust file ({type(error).__name__})"
+            ) from error
     return ClientSettings(
         **values,
         model=os.environ.get("AOS_MODEL") or stored.get("model", ""),

@@ -1,0 +1,52 @@
+"""``aos keys``: make an operator's keys, and show what is public about them."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aos.cli import voice
+
+keys_app = typer.Typer(help="Make and inspect keystores.", no_args_is_help=True)
+
+
+@keys_app.command("new")
+def new(
+    directory: Annotated[Path, typer.Argument(help="Where to put signer.json and vrf.json.")] = Path("keys"),
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Make a signing key and a VRF key, each in an encrypted keystore of mode 0600.
+
+    The password comes from $AOS_KEYSTORE_PASSWORD_FILE, $AOS_KEYSTORE_PASSWORD, or a prompt.
+
+    Example: aos keys new keys
+    """
+    from aos.adapters.keystore import create_keystore, new_key, read_password
+
+    password = read_password(prompt=None if as_json else _new_password)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    signer, vrf = directory / "signer.json", directory / "vrf.json"
+    node_id = create_keystore(signer, new_key(), password, kind="signer")
+    vrf_key = create_keystore(vrf, new_key(), password, kind="vrf")
+    if as_json:
+        voice.data_json(
+            "keys.new",
+            {"node_id": node_id, "vrf_key": vrf_key, "signer_file": str(signer), "vrf_file": str(vrf)},
+        )
+        return
+    voice.data(f"node_id     {node_id}\nsigner_key  file:{signer}\nvrf_key     file:{vrf}")
+    voice.say(
+        f"Put these three into the operator's configuration. VRF public key: {vrf_key}\n"
+        "Keep the password: there is no other way into the files."
+    )
+
+
+def _new_password() -> str:
+    first = getpass.getpass("Password for the new keystores: ")
+    if getpass.getpass("Again: ") != first:
+        from aos.errors import ConfigError
+
+        raise ConfigError("keystore.password_mismatch", "the two passwords differ")
+    return first

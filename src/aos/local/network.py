@@ -1,0 +1,368 @@
+"""A whole network on one machine: PostgreSQL, Redis, a dispatcher, operators and their workers, each a process of its own.
+
+Used by ``aos up``, ``aos demo`` and the end-to-end tests. The state directory holds everything; when the network ends, nothing else
+is left. Every process may be killed at any time and is started again. The TEE operator's enclave is simulated.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aos.adapters.embedded.postgres import EmbeddedPostgres
+from aos.adapters.embedded.redis import EmbeddedRedis
+from aos.adapters.processes import Crash, Process, Supervisor, free_port, http_ok, port_is_free
+from aos.client import Client
+from aos.core.codec import encode
+from aos.core.statements import Registration, Signed
+from aos.errors import ConfigError, RuleViolation
+from aos.local.layout import Layout, Node, NodeKind, read_or_make, registration, write_json, write_private
+
+DEMO_MODEL = Path("models") / "aos-demo.Q8_0.gguf"
+EPOCH_MS = 600_000
+READY_TIMEOUT_S = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Genesis:
+    """What the dispatcher's database is initialised with, once."""
+
+    pg_url: str
+    config: Path
+    registrations: tuple[Signed[Registration], ...]
+    models: dict[str, bytes]
+    genesis_ms: int
+    epoch_ms: int
+    project: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Founded:
+    """What initialising gave: the public network file, the root of the genesis registry, the project's token."""
+
+    network: dict[str, Any]
+    registry_root: str
+    project: str
+    token: str
+
+
+Found = Callable[[Genesis], Founded]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningNetwork:
+    """A network that is up."""
+
+    network_id: str
+    url: str
+    project: str
+    token: str
+    model_name: str
+    dispatcher: str
+    trust_path: Path
+    client_path: Path
+    processes: dict[str, Process]
+    postgres: EmbeddedPostgres
+    redis: EmbeddedRedis
+    supervisor: Supervisor
+
+    def client(self) -> Client:
+        return Client(self.url, project=self.project, token=self.token, dispatcher=self.dispatcher)
+
+
+class LocalNetwork:
+    """Starts and ends a network in one state directory.
+
+    ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        found: Found,
+        opml_operators: int = 3,
+        tee_operators: int = 1,
+        model: Path = DEMO_MODEL,
+        say: Say = lambda _: None,
+        restart: bool = True,
+    ) -> None:
+        self._layout = Layout(state_dir.resolve())
+        self._found = found
+        self._kinds: list[tuple[str, NodeKind]] = [
+            (f"operator-{i + 1}", "opml") for i in range(opml_operators)
+        ] + [(f"operator-tee-{i + 1}", "tee") for i in range(tee_operators)]
+        self._model = model.resolve()
+        self._say = say
+        self._restart = restart
+        self._processes: dict[str, Process] = {}
+        self._ready: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[RunningNetwork]:
+        """Start everything, yield the running network, end everything.
+
+        Raises RuleViolation ``local.running`` (this state directory is in use), ConfigError, Unavailable.
+        """
+        if not self._model.is_file():
+            raise ConfigError(
+                "local.model",
+                f"no model at {self._model}",
+                hint="run this in the checkout, or give --model FILE",
+            )
+        self._layout.make()
+        with self._locked(), Supervisor(on_crash=self._crashed) as supervisor:
+            yield self._start(supervisor)
+            self._say("stopping")
+
+    def serve(self, running: RunningNetwork, until: threading.Event) -> None:
+        """Keep every process up until the event is set."""
+        running.supervisor.run(until)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = self._layout.root / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RuleViolation(
+                    "local.running",
+                    f"a network already runs in {self._layout.root}",
+                    hint="stop it with Ctrl-C, or choose another --state-dir",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _crashed(self, crash: Crash) -> None:
+        then = "restarting it" if crash.restarted else "giving up"
+        self._say(f"{crash.name} ended with status {crash.status}; {then}")
+
+    # --- start
+
+    def _start(self, supervisor: Supervisor) -> RunningNetwork:
+        began = time.monotonic()
+        layout = self._layout
+        postgres, redis = EmbeddedPostgres(layout.root), EmbeddedRedis(layout.root)
+        supervisor.start(postgres, restart=self._restart)
+        supervisor.start(redis, restart=self._restart)
+        self._say(f"  PostgreSQL and Redis      {time.monotonic() - began:4.1f} s")
+        nodes = [layout.node(name, kind) for name, kind in self._kinds]
+        model_id = self._model_id()
+        url = f"http://127.0.0.1:{self._port('dispatcher')}"
+        self._ensure_databases(postgres, nodes)
+        dispatcher_config = self._dispatcher_config(postgres, url)
+        founded = self._founded(postgres, nodes, dispatcher_config, model_id, url)
+        self._add_dispatcher(dispatcher_config, url)
+        for node in nodes:
+            self._add_worker(node)
+            self._add_operator(node, postgres, redis, founded, url)
+        for process in self._processes.values():
+            supervisor.start(process, restart=self._restart)
+        for name, process in self._processes.items():
+            process.wait_until(http_ok(self._ready[name]), READY_TIMEOUT_S)
+        self._say(f"  dispatcher, {len(nodes)} operators  {time.monotonic() - began:4.1f} s")
+        return RunningNetwork(
+            network_id=layout.network_id(),
+            url=url,
+            project=founded.project,
+            token=founded.token,
+            model_name=self._model.name,
+            dispatcher=layout.dispatcher_keys().address,
+            trust_path=layout.trust_file,
+            client_path=layout.client_file,
+            processes=dict(self._processes),
+            postgres=postgres,
+            redis=redis,
+            supervisor=supervisor,
+        )
+
+    def _port(self, name: str) -> int:
+        """A port for ``name``, the same over restarts while it is free."""
+        path = self._layout.root / "ports" / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        port = int(read_or_make(path, lambda: str(free_port())))
+        if not port_is_free(port):
+            path.unlink()
+            return self._port(name)
+        return port
+
+    def _model_id(self) -> bytes:
+        from aos.engine import read_manifest
+
+        return read_manifest(self._model, cache_dir=self._layout.cache).model_id
+
+    def _ensure_databases(self, postgres: EmbeddedPostgres, nodes: list[Node]) -> None:
+        for database in ["dispatcher", *(node.database for node in nodes)]:
+            marker = self._layout.root / "databases" / database
+            marker.parent.mkdir(mode=0o700, exist_ok=True)
+            if not marker.exists():
+                postgres.drop_database(database)
+                postgres.create_database(database)
+                marker.touch(mode=0o600)
+
+    def _dispatcher_config(self, postgres: EmbeddedPostgres, url: str) -> Path:
+        layout = self._layout
+        layout.dispatcher_keys()
+        config = {
+            "pg_db_url": postgres.url("dispatcher"),
+            "listen": url.removeprefix("http://"),
+            "origins": [url.replace("http://", "ws://") + "/ws/operator"],
+            "network_id": layout.network_id(),
+            "signer_key": "file:signer.key",
+            "vrf_key": "file:vrf.key",
+            "beacon_seed_file": layout.beacon_seed_file().name,
+            "tee_roots": [{"tee": "simulated", "key": encode(layout.platform_key())}],
+            "accept_tee": ["simulated"],
+            "open_registration": True,
+        }
+        path = layout.dispatcher_dir / "config-dispatcher.yaml"
+        write_private(path, yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    def _founded(
+        self, postgres: EmbeddedPostgres, nodes: list[Node], config: Path, model_id: bytes, url: str
+    ) -> Founded:
+        """Initialise the dispatcher's database once; write the public files and the client's secret."""
+        layout = self._layout
+        marker = layout.root / "founded.json"
+        if marker.exists():
+            kept = json.loads(marker.read_text(encoding="utf-8"))
+            if kept["model_id"] != encode(model_id):
+                raise ConfigError(
+                    "local.model_changed",
+                    f"{self._model.name} is not the model that the network in {layout.root} was made with",
+                    hint="choose another --state-dir; names are never re-pointed",
+                )
+            if kept["operators"] != [node.name for node in nodes]:
+                raise ConfigError(
+                    "local.operators_changed",
+                    f"the network in {layout.root} was made with {', '.join(kept['operators'])}",
+                    hint="give the same numbers of operators, or another --state-dir",
+                )
+            client = json.loads(layout.client_file.read_text(encoding="utf-8"))
+            founded = Founded(
+                network=kept["network"],
+                registry_root=kept["registry_root"],
+                project=client["project"],
+                token=client["token"],
+            )
+        else:
+            now_ms = int(time.time() * 1000)
+            network, dispatcher = layout.network_id(), layout.dispatcher_keys().address
+            founded = self._found(
+                Genesis(
+                    pg_url=postgres.url("dispatcher"),
+                    config=config,
+                    registrations=tuple(
+                        registration(
+                            node,
+                            network=network,
+                            dispatcher=dispatcher,
+                            model_ids=(model_id,),
+                            time_ms=now_ms,
+                        )
+                        for node in nodes
+                    ),
+                    models={self._model.name: model_id},
+                    genesis_ms=now_ms,
+                    epoch_ms=EPOCH_MS,
+                    project="local",
+                )
+            )
+        write_json(layout.network_file, founded.network)
+        write_json(layout.trust_file, self._trust(founded))
+        write_json(
+            layout.client_file,
+            {"url": url, "project": founded.project, "token": founded.token, "model": self._model.name},
+        )
+        write_json(
+            marker,
+            {
+                "network": founded.network,
+                "registry_root": founded.registry_root,
+                "model_id": encode(model_id),
+                "operators": [node.name for node in nodes],
+            },
+        )
+        return founded
+
+    def _trust(self, founded: Founded) -> dict[str, Any]:
+        network = founded.network
+        return {
+            "type": "aos.trust",
+            "v": 1,
+            "network": network["network"],
+            "dispatchers": [{"address": network["dispatcher"], "vrf_key": network["vrf_key"]}],
+            "genesis": network["genesis"],
+            "epoch_ms": network["epoch_ms"],
+            "beacon": network["beacon"],
+            "registry_roots": [founded.registry_root],
+            "tee_roots": [{"tee": "simulated", "key": encode(self._layout.platform_key())}],
+            "policy": "dev",
+        }
+
+    def _add(self, name: str, argv: list[str], ready: str, env: dict[str, str] | None = None) -> None:
+        self._processes[name] = Process(
+            name,
+            [sys.executable, *argv],
+            log_path=self._layout.log(name),
+            env={"AOS_LOG_NAME": name} | (env or {}),
+        )
+        self._ready[name] = ready
+
+    def _add_dispatcher(self, config: Path, url: str) -> None:
+        self._add("dispatcher", ["-m", "aos.dispatcher", "-c", str(config)], f"{url}/ready")
+
+    def _add_worker(self, node: Node) -> None:
+        port = self._port(f"{node.name}-worker")
+        module = "aos.workers.opml_main" if node.kind == "opml" else "aos.workers.tee_main"
+        argv = ["-m", module, "--model", str(self._model), "--listen", f"127.0.0.1:{port}"]
+        if node.kind == "opml":
+            argv += ["--cache-dir", str(self._layout.cache)]
+        else:
+            argv += ["--operator", node.keys.address, "--network", self._layout.network_id()]
+            argv += ["--platform-key", str(self._layout.platform_file)]
+        token = read_or_make(node.directory / "worker.token", lambda: os.urandom(32).hex())
+        name = f"{node.name}-worker"
+        self._add(name, argv, f"http://127.0.0.1:{port}/health", {"AOS_WORKER_TOKEN": token})
+
+    def _add_operator(
+        self, node: Node, postgres: EmbeddedPostgres, redis: EmbeddedRedis, founded: Founded, url: str
+    ) -> None:
+        rest, worker = self._port(node.name), self._port(f"{node.name}-worker")
+        config = {
+            "db": {"pg_db_url": postgres.url(node.database), "pg_db_name": node.database},
+            "queue": {"queue_url": redis.url(), "topic": f"task:{node.name}"},
+            "net": {
+                "rest_url": f"127.0.0.1:{rest}",
+                "workers": [f"http://127.0.0.1:{worker}"],
+                "worker_token_file": "worker.token",
+                "dispatcher_url": url,
+            },
+            "node": {
+                "node_id": node.keys.address,
+                "signer_key": "file:signer.key",
+                "vrf_key": "file:vrf.key",
+                "dispatcher_address": founded.network["dispatcher"],
+                "node_type": node.kind,
+                "ai_models": [self._model.name],
+            },
+            "network": {"id": founded.network["network"], "dispatcher_vrf_key": founded.network["vrf_key"]},
+        }
+        write_private(node.config, yaml.safe_dump(config, sort_keys=False))
+        argv = ["-m", "aos.operator.runer", "-c", str(node.config)]
+        self._add(node.name, argv, f"http://127.0.0.1:{rest}/ready")
