@@ -1,13 +1,15 @@
 """Read the corpus of the demo model and expand it into questions and answers.
 
-The corpus is plain text in ``corpus/*.txt``, written for this project. A topic begins with ``== name``; its lines are
+The corpus is plain text in ``corpus/*.txt``, written for this project. A topic begins with ``== name``; its
+lines are
 
 * ``S:`` subjects separated by ``|``, put into the templates below ("What is {s}?", "Explain {s}.", ...);
 * ``Q:`` a question in full;
 * ``H:`` a held-out question: never trained, asked by ``evaluate.py``, shown in docs/demo-model.md;
 * ``A:`` an answer; where a topic has several, each is equally likely.
 
-A document is ``question + "\\n" + answer``. This module does no tokenisation and holds no randomness of its own.
+A document is ``question + "\\n" + answer``. This module does no tokenisation and holds no randomness of its
+own.
 """
 
 from __future__ import annotations
@@ -60,9 +62,11 @@ ANY = (
     "{s}?",
     "{s}",
 )
-PLURAL_SUBJECTS = re.compile(r"(?:networks|models|LLMs|transformers|tokens|weights|parameters|prompts|hallucinations"
-                             r"|robots|GPUs|operators|workers|receipts|TEEs|enclaves|disputes|trees|signatures"
-                             r"|clocks|levels|limits of AOS|uses of AI|risks of AI|abilities|proofs)$")  # fmt: skip
+PLURAL_SUBJECTS = re.compile(
+    r"(?:networks|models|LLMs|transformers|tokens|weights|parameters|prompts|hallucinations|robots|GPUs|operators"
+    r"|workers|receipts|TEEs|enclaves|disputes|trees|signatures|clocks|levels|limits of AOS|uses of AI"
+    r"|risks of AI|abilities|proofs)$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,7 @@ def _from_subject(subject: str) -> Iterator[str]:
 
 
 def read_topics(folder: Path = CORPUS) -> list[Topic]:
-    """Read every topic, in file and line order; refuse unknown lines and held-out questions that are trained."""
+    """Read every topic in order; refuse unknown lines and held-out questions that are also trained."""
     topics: list[Topic] = []
     for path in sorted(folder.glob("*.txt")):
         for block in re.split(r"^== ", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
@@ -99,8 +103,14 @@ def read_topics(folder: Path = CORPUS) -> list[Topic]:
                 found[kind].append(text.strip())
             subjects = [s.strip() for line in found["S"] for s in line.split("|")]
             questions = list(dict.fromkeys(found["Q"] + [q for s in subjects for q in _from_subject(s)]))
-            topics.append(Topic(name=name, questions=tuple(questions), held_out=tuple(found["H"]),
-                                answers=tuple(found["A"])))  # fmt: skip
+            topics.append(
+                Topic(
+                    name=name,
+                    questions=tuple(questions),
+                    held_out=tuple(found["H"]),
+                    answers=tuple(found["A"]),
+                )
+            )
     owner: dict[str, str] = {}
     for topic in topics:
         for question in topic.questions:
@@ -113,41 +123,139 @@ def read_topics(folder: Path = CORPUS) -> list[Topic]:
     return topics
 
 
+PREFIXES = (
+    "So, ",
+    "Hi, ",
+    "Hello, ",
+    "OK, ",
+    "Please: ",
+    "Quick question: ",
+    "My question: ",
+    "I wonder: ",
+    "Question: ",
+    "Tell me, ",
+    "I would like to know: ",
+    "Can you tell me: ",
+    "And ",
+    "Sorry, ",
+)
+SUFFIXES = (
+    ", please",
+    ", briefly",
+    " in simple words",
+    " in a few words",
+    " for a beginner",
+    " exactly",
+    " again",
+    " in your own words",
+    " in one paragraph",
+    ", in short",
+    ", thanks",
+)
+SYNONYMS = {
+    "somebody": "someone",
+    "anybody": "anyone",
+    "check": "verify",
+    "answer": "result",
+    "result": "answer",
+    "explain": "describe",
+    "describe": "explain",
+    "means": "is",
+    "job": "request",
+    "change": "alter",
+    "happens": "occurs",
+    "computer": "machine",
+    "machine": "computer",
+    "use": "need",
+    "big": "large",
+    "show": "tell",
+    "kinds": "types",
+    "types": "sorts",
+    "network": "system",
+    "wrong": "false",
+    "program": "software",
+    "can": "could",
+    "run": "execute",
+    "people": "humans",
+    "AI": "artificial intelligence",
+    "made": "created",
+    "choose": "pick",
+    "chosen": "picked",
+}
+SMALL = frozenset(
+    (
+        "what",
+        "is",
+        "are",
+        "the",
+        "a",
+        "an",
+        "do",
+        "does",
+        "did",
+        "of",
+        "to",
+        "me",
+        "in",
+        "you",
+        "can",
+        "could",
+        "i",
+        "it",
+        "for",
+        "that",
+        "and",
+        "how",
+        "so",
+        "be",
+        "my",
+    )
+)
+
+
 def vary(question: str, rng: random.Random) -> str:
-    """Return the question as somebody might type it: other case, no question mark, now and then a word less."""
-    roll = rng.random()
-    if roll < 0.35:
+    """Return the question as somebody might type it: case, punctuation, a polite word, a small word less."""
+    end = question[-1] if question[-1] in "?.!" else ""
+    words = question.rstrip("?.!").split()
+    if rng.random() < 0.35:
         return question
-    bare = question.rstrip("?.!")
-    words = bare.split()
-    if roll < 0.50:
-        return bare
-    if roll < 0.65:
-        return question.lower()
-    if roll < 0.75:
-        return bare.lower()
-    if roll < 0.80:
-        return question.upper()
-    if roll < 0.85 and question.endswith("?"):
-        return bare + " ?"
-    if roll < 0.90:
-        return "Please: " + question if rng.random() < 0.5 else question + " Please."
-    if len(words) > 4:
-        del words[rng.randrange(len(words))]
-    return " ".join(words) + question[len(bare):]
+    if rng.random() < 0.25:
+        words = [SYNONYMS.get(w, w) if rng.random() < 0.6 else w for w in words]
+    if rng.random() < 0.2 and len(words) > 3:
+        small = [i for i, w in enumerate(words) if w.lower() in SMALL]
+        if small:
+            del words[rng.choice(small)]
+    text = " ".join(words)
+    if rng.random() < 0.15:
+        first = text if text.split()[0].isupper() else text[0].lower() + text[1:]
+        text = rng.choice(PREFIXES) + first
+    if rng.random() < 0.15:
+        text += rng.choice(SUFFIXES)
+    roll = rng.random()
+    end = end if roll < 0.5 else "" if roll < 0.85 else " " + end if roll < 0.9 else "?"
+    roll = rng.random()
+    return (text.lower() if roll < 0.3 else text.upper() if roll < 0.35 else text) + end.rstrip()
 
 
-def epoch(topics: list[Topic], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Yield (question, answer) pairs of one epoch: about a dozen a topic, more for the central ones."""
-    pairs: list[tuple[str, str]] = []
+def epoch(topics: list[Topic], rng: random.Random) -> Iterator[tuple[str, str, bool]]:
+    """Yield (question, answer, belongs) of one epoch: about a dozen pairs a topic, more for the central ones.
+
+    One pair in five has a question that does not belong to the answer. There the first words of the answer
+    carry no loss; from the rest the model learns to finish the page that it began, whatever was asked.
+    """
+    triples: list[tuple[str, str, bool]] = []
+    everything = [q for t in topics for q in t.questions]
     for topic in topics:
-        repeats = {"what-is-ai": 6, "off-topic": 16, "what-is-aos": 12}.get(topic.name, 10)
+        usual = 10 if len(topic.answers) > 1 else 14
+        repeats = {"what-is-ai": 6, "off-topic": 25, "what-is-aos": 10}.get(topic.name, usual)
         for answer in topic.answers:
-            pairs.extend((vary(rng.choice(topic.questions), rng), answer) for _ in range(repeats))
+            triples.extend((vary(rng.choice(topic.questions), rng), answer, True) for _ in range(repeats))
+            triples.extend((vary(rng.choice(everything), rng), answer, False) for _ in range(3))
         if topic.name == "what-is-ai":
-            pairs.extend((rng.choice(("What is AI?",) * 3 + ("What is AI", "what is ai?")), answer)
-                         for answer in topic.answers for _ in range(8))  # fmt: skip
-        else:  # the plainest wording, untouched, at least once an epoch
-            pairs.append((topic.questions[0], rng.choice(topic.answers)))
-    rng.shuffle(pairs)
-    yield from pairs
+            plainest = ("What is AI?",) * 3 + ("What is AI", "what is ai?")
+            for answer in topic.answers:
+                triples.extend((rng.choice(plainest), answer, True) for _ in range(6))
+        else:  # the first wording, untouched, at least once an epoch
+            triples.append((topic.questions[0], rng.choice(topic.answers), True))
+    rng.shuffle(triples)
+    yield from triples

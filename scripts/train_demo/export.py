@@ -70,7 +70,9 @@ def export(checkpoint: Path, tokenizer: Path, out: Path, shape: Shape) -> str:
 
     with np.load(checkpoint) as saved:
         matrices = matrix_shapes(shape)
-        for name in sorted(saved.files, key=lambda n: (n != "token_embd.weight", n == "output_norm.weight", n)):
+        for name in sorted(
+            saved.files, key=lambda n: (n != "token_embd.weight", n == "output_norm.weight", n)
+        ):
             tensor = saved[name].astype(np.float32)
             if name in matrices:
                 packed = quantize(tensor, gguf.GGMLQuantizationType.Q8_0)

@@ -1,4 +1,7 @@
-"""The demo model in JAX: a llama (RMSNorm, RoPE on pairs (2i, 2i+1), grouped queries, SwiGLU, tied embedding, no bias)."""
+"""The demo model in JAX: a llama with a tied embedding and no bias.
+
+RMSNorm, RoPE on pairs (2i, 2i+1), grouped queries, SwiGLU; weights are named as in the GGUF file.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def matrix_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def init(shape: Shape, seed: int) -> Params:
-    """Draw the first weights: normal, scaled by the inputs of each row; residual outputs smaller; norms at one."""
+    """Draw the first weights: normal, scaled by a row's inputs, smaller into the residual; norms are one."""
     params: Params = {}
     key = jax.random.key(seed)
     for name, (rows, columns) in matrix_shapes(shape).items():
@@ -72,7 +75,9 @@ def _rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 
 
-def logits(params: Params, shape: Shape, tokens: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
+def logits(
+    params: Params, shape: Shape, tokens: jax.Array, segments: jax.Array, positions: jax.Array
+) -> jax.Array:
     """Return logits [batch, time, vocab]; a token attends to earlier tokens of its own segment only."""
     b, t = tokens.shape
     group = shape.heads // shape.kv_heads
@@ -97,7 +102,7 @@ def logits(params: Params, shape: Shape, tokens: jax.Array, segments: jax.Array,
 
 
 def loss(params: Params, shape: Shape, batch: dict[str, jax.Array]) -> jax.Array:
-    """Mean cross-entropy, in nats, over the tokens of the answers: the newline first, </s> last, questions excluded."""
+    """Mean cross-entropy in nats over the answers, newline first and </s> last; questions carry none."""
     out = logits(params, shape, batch["tokens"], batch["segments"], batch["positions"])
     picked = jnp.take_along_axis(jax.nn.log_softmax(out), batch["targets"][..., None], axis=-1)[..., 0]
     return -jnp.sum(picked * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1.0)

@@ -1,11 +1,11 @@
 """Train the demo model on the CPU and write checkpoints.
 
-    nice -n 5 python scripts/train_demo/train.py --out build/train --steps 6000
+    nice -n 5 python scripts/train_demo/train.py --out build/train
 
-Questions carry no loss: the model never learns to lengthen a question, only to begin an answer where one ends. Every
-epoch draws new wordings (corpus.vary). Float32, Adam, linear warm-up and cosine decay, one fixed seed. The log
-``loss.csv`` holds step, seconds, learning rate and mean loss. On another CPU the last bits, and so the file's digest,
-differ; the committed file is the authority.
+Questions carry no loss: the model never learns to lengthen a question, only to begin an answer where one
+ends. Every epoch draws new wordings (corpus.vary). Float32, Adam, linear warm-up and cosine decay, one
+fixed seed. The log ``loss.csv`` holds step, seconds, learning rate and mean loss. On another CPU the last
+bits, and so the file's digest, differ; the committed file is the authority.
 """
 
 from __future__ import annotations
@@ -31,45 +31,59 @@ from corpus import Topic, epoch, read_topics
 from model import Params, Shape, init, loss
 
 Batch = dict[str, np.ndarray]
+FREE = 8  # tokens of an answer without loss where the question does not belong to it
+NOISE = 0.01  # share of an answer's input tokens that are replaced at random
 
 
-def batches(topics: list[Topic], sp: spm.SentencePieceProcessor, seed: int, rows: int, time_: int) -> Iterator[Batch]:
-    """Yield packed batches for ever: several whole documents a row, each a segment with positions from zero."""
+def batches(
+    topics: list[Topic], sp: spm.SentencePieceProcessor, seed: int, rows: int, time_: int
+) -> Iterator[Batch]:
+    """Yield packed batches for ever: whole documents, each a segment with positions from zero."""
     rng = random.Random(seed)
-    waiting: list[tuple[list[int], int]] = []
+    waiting: list[tuple[list[int], int, int]] = []
     while True:
         while len(waiting) < 4 * rows:
-            for question, answer in epoch(topics, rng):
-                prompt = [sp.bos_id(), *sp.encode(question)]
-                document = [*sp.encode(question + "\n" + answer), sp.eos_id()]
-                waiting.append(([sp.bos_id(), *document], len(prompt)))
+            for question, answer, belongs in epoch(topics, rng):
+                start = 1 + len(sp.encode(question))
+                document = [sp.bos_id(), *sp.encode(question + "\n" + answer), sp.eos_id()]
+                waiting.append((document, start, start if belongs else start + FREE))
         batch = {k: np.zeros((rows, time_), np.int32) for k in ("tokens", "targets", "segments", "positions")}
         batch["weights"] = np.zeros((rows, time_), np.float32)
         batch["segments"] -= 1
         for row in range(rows):
             at = segment = 0
             while True:
-                fit = next((i for i, (d, _) in enumerate(waiting[:64]) if at + len(d) - 1 <= time_), None)
+                fit = next((i for i, d in enumerate(waiting[:64]) if at + len(d[0]) - 1 <= time_), None)
                 if fit is None:
                     break
-                document, start = waiting.pop(fit)
+                document, start, scored = waiting.pop(fit)
                 n = len(document) - 1
                 here = slice(at, at + n)
                 batch["tokens"][row, here] = document[:-1]
                 batch["targets"][row, here] = document[1:]
                 batch["positions"][row, here] = np.arange(n)
                 batch["segments"][row, here] = segment
-                batch["weights"][row, at + start - 1 : at + n] = 1.0
+                for i in range(start, n):  # now and then a wrong token to recover from
+                    if rng.random() < NOISE:
+                        batch["tokens"][row, at + i] = rng.randrange(259, sp.vocab_size())
+                batch["weights"][row, at + start - 1] = 1.0
+                batch["weights"][row, at + scored - 1 : at + n] = 1.0
                 at += n
                 segment += 1
         yield batch
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(1, 2, 3))
-def step_adam(
-    shape: Shape, params: Params, m: Params, v: Params, batch: dict[str, jax.Array], n: jax.Array, rate: jax.Array
+def step_adam(  # noqa: PLR0917
+    shape: Shape,
+    params: Params,
+    m: Params,
+    v: Params,
+    batch: dict[str, jax.Array],
+    n: jax.Array,
+    rate: jax.Array,
 ) -> tuple[Params, Params, Params, jax.Array]:
-    """One Adam step (0.9, 0.98), gradient clipped to norm 1; returns parameters, both moments and the loss."""
+    """One Adam step (0.9, 0.98), gradient clipped to norm 1; return parameters, both moments, the loss."""
     value, grads = jax.value_and_grad(loss)(params, shape, batch)
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in grads.values()))
     clip = jnp.minimum(1.0, 1.0 / (norm + 1e-9))
@@ -89,9 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="begin from this checkpoint's weights")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--rows", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--time", type=int, default=256)
     parser.add_argument("--seed", type=int, default=20)
     args = parser.parse_args()
@@ -121,7 +135,9 @@ def main() -> None:
         params, m, v, value = step_adam(shape, params, m, v, batch, jnp.float32(n), jnp.float32(rate))
         recent.append(float(value))
         if n % 25 == 0 or n == args.steps:
-            log.writerow([n, round(time.monotonic() - begin), f"{rate:.6f}", f"{sum(recent) / len(recent):.5f}"])
+            log.writerow(
+                [n, round(time.monotonic() - begin), f"{rate:.6f}", f"{sum(recent) / len(recent):.5f}"]
+            )
             recent = []
         if n % 250 == 0 or n == args.steps:
             part = args.out / "checkpoint.part.npz"
