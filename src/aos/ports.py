@@ -14,7 +14,11 @@ FinishReason = Literal["stop", "length", "cancelled", "numeric_trap"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """What decides the next token. All decimals are integers in millionths; ``seed`` is an unsigned 64-bit integer."""
+    """What decides the next token. Decimals are integers in millionths; ``seed`` is unsigned, 64 bits.
+
+    ``top_k`` 0, ``top_p`` 1,000,000, ``min_p`` 0 and ``repeat_penalty`` 1,000,000 switch a rule off;
+    temperature 0 takes the likeliest token. Ranges: docs/spec/07-inference.md, "Parameters".
+    """
 
     temperature: int = MILLION
     top_p: int = MILLION
@@ -61,7 +65,9 @@ class Engine(Protocol):
 
     @property
     def canonical(self) -> bool:
-        """True where the bits are those of docs/spec/07-inference.md, so that results can be compared and disputed."""
+        """True where the bits are those of docs/spec/07-inference.md, so that results can be compared and
+        disputed.
+        """
 
     @property
     def model_id(self) -> bytes: ...
@@ -81,16 +87,30 @@ class Engine(Protocol):
         on_token: Callable[[TokenEvent], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Generation:
-        """Run ``prompt`` to its end. ``salt`` (32 bytes) goes into the token and text hashes of the state header.
+        """Run ``prompt`` to its end. ``salt`` (32 bytes) goes into the token and text hashes of the header.
 
-        Raises InvalidMessage (``engine.prompt_too_long``, ``engine.empty_prompt``).
+        ``on_token`` gets every token as it is chosen; the events' texts joined are ``Generation.text``, but
+        for a held-back end where the run was cancelled or trapped. ``cancelled`` is asked between steps.
+        Raises InvalidMessage (``engine.prompt_too_long``, ``engine.empty_prompt``, ``engine.params``,
+        ``tokenizer.text``).
         """
 
     def replay(
-        self, prompt: str, tokens: Sequence[int], params: SamplingParams, *, salt: bytes
+        self,
+        prompt: str,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        cancelled: bool = False,
     ) -> Generation:
-        """Recompute, in one prefill, the run that ``tokens`` claim to be. Canonical engines only.
+        """Recompute, in one prefill, the run that ``tokens`` claim to be. Canonical engines only
+        (RuleViolation ``engine.not_canonical`` elsewhere).
 
-        The sampler and the stop rule are re-run: the result's ``tokens`` are what this engine would have chosen at each
-        position given the claimed prefix, up to and including the first position that differs.
+        The sampler and the stop rule are re-run: the result's ``tokens`` are what this engine would have
+        chosen at each position given the claimed prefix, up to and including the first position that
+        differs, ended there as if cancelled. Where the claim stops although the run goes on, that position
+        is the next one. ``cancelled`` says that the claim itself is a run cancelled after ``tokens``. The
+        claim holds exactly where ``tokens`` and ``state_root`` are the claimed ones. Raises as
+        ``generate``, and InvalidMessage ``engine.token`` for an id outside the vocabulary.
         """

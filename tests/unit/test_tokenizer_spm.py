@@ -1,12 +1,15 @@
-"""The llama (SentencePiece) tokenizer: equal to llama.cpp's, loss-free, and closed to special tokens (spec 07, "Tokens")."""
+"""The llama (SentencePiece) tokenizer: equal to llama.cpp's, loss-free, and closed to special tokens (spec
+07, "Tokens").
+"""
 
 import heapq
+import itertools
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from aos.engine.gguf import read_gguf
 from aos.engine.tokenizer import (
     BYTE,
@@ -30,12 +33,14 @@ needs_fixtures = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[Tokenizer]:
-    yield Tokenizer(read_vocabulary(read_gguf(SPM).metadata))
+def llama() -> Tokenizer:
+    return Tokenizer(read_vocabulary(read_gguf(SPM).metadata))
 
 
 def tiny_vocabulary(*pieces: tuple[str, float], kinds: dict[str, int] | None = None) -> Vocabulary:
-    """<unk>, <s>, </s>, the bytes, then ``pieces`` with their scores (kind NORMAL unless ``kinds`` says otherwise)."""
+    """<unk>, <s>, </s>, the bytes, then ``pieces`` with their scores (kind NORMAL unless ``kinds`` says
+    otherwise).
+    """
     special = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
     byte = [(f"<0x{value:02X}>", 0.0, BYTE) for value in range(256)]
     own = [(text, score, (kinds or {}).get(text, NORMAL)) for text, score in ((SPACE, -9.0), *pieces)]
@@ -91,7 +96,9 @@ def test_special_tokens_in_user_text_stay_plain_text(llama: Tokenizer, text: str
 
 
 def slow_merge(vocabulary: Vocabulary, text: str) -> list[str]:
-    """The rule itself: merge the adjacent pair with the best score, leftmost among equals, until none is a piece."""
+    """The rule itself: merge the adjacent pair with the best score, leftmost among equals, until none is a
+    piece.
+    """
     score = {
         piece.decode(): value
         for piece, value, kind in zip(vocabulary.pieces, vocabulary.scores, vocabulary.kinds, strict=True)
@@ -99,11 +106,7 @@ def slow_merge(vocabulary: Vocabulary, text: str) -> list[str]:
     }
     symbols = list(text)
     while True:
-        pairs = [
-            (-score[a + b], i)
-            for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
-            if a + b in score
-        ]
+        pairs = [(-score[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in score]
         if not pairs:
             return symbols
         heapq.heapify(pairs)

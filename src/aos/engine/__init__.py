@@ -25,9 +25,10 @@ def load_engine(
 ) -> Engine:
     """Load a GGUF file into an engine.
 
-    ``cache_dir`` keeps the model's manifest and rotary table; ``progress`` gets bytes done and bytes in all; ``threads`` is
-    for llama.cpp (the reference engine uses one). Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``,
-    ``rope.*``), Unavailable (``engine.file_unreadable``), ConfigError (``engine.kind``).
+    ``cache_dir`` keeps the model's manifest and rotary table; ``progress`` gets bytes done and bytes in
+    all; ``threads`` is for llama.cpp (the reference engine uses one). Raises InvalidMessage (``gguf.*``,
+    ``tokenizer.*``, ``engine.*``, ``rope.*``), Unavailable (``engine.file_unreadable``), ConfigError
+    (``engine.kind``).
     """
     if kind == "reference":
         from aos.engine.reference import ReferenceEngine

@@ -1,7 +1,8 @@
 """The forward pass of one context in the canonical arithmetic (docs/spec/07-inference.md, "The graph").
 
-Positions are given in any split (all at once, in chunks, one by one) and every split gives the same bits, because each
-operation treats each position on its own. Nothing is sampled or hashed here: a ``Sink`` takes what each unit produced.
+Positions are given in any split (all at once, in chunks, one by one) and every split gives the same bits,
+because each operation treats each position on its own. Nothing is sampled or hashed here: a ``Sink`` takes
+what each unit produced.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class Op(IntEnum):
     SAMPLER = 21
 
 
-class Trap(Exception):  # noqa: N818 - a result that is committed, not a failure of the program
+class Trap(Exception):
     """Rule 10 at the lowest (position, unit, op) of the run."""
 
     def __init__(self, position: int, unit: int, op: int) -> None:
@@ -75,7 +76,8 @@ class Context:
         self._capacity = 0
 
     def extend(self, tokens: Sequence[int], sink: Sink) -> tuple[F32, Trap | None]:
-        """Compute the next positions. Returns the residuals [T, width] of the positions before the first trap, and the trap.
+        """Compute the next positions. Returns the residuals [T, width] of the positions before the first
+        trap, and the trap.
 
         After a trap the context takes no more positions.
         """
@@ -98,7 +100,8 @@ class Context:
                     else:
                         x = self._layer(unit - 1, x[:rows], first, sink)
                 except NumericTrap as found:
-                    # Positions before the trapped one do not depend on it: go on with them, they may trap earlier still.
+                    # Positions before the trapped one do not depend on it: go on with them, they may trap
+                    # earlier still.
                     trap = Trap(first + found.row, unit, found.op)
                     rows = found.row
                     continue

@@ -1,8 +1,10 @@
-"""Strict reader of GGUF model files, versions 2 and 3, little endian (docs/spec/07-inference.md, "The model file").
+"""Strict reader of GGUF model files, versions 2 and 3, little endian (docs/spec/07-inference.md, "The model
+file").
 
-Everything is checked before a weight is used: sizes first, then names, types, shapes, and that the tensors lie one after
-the other inside the file. A broken file ends in InvalidMessage with a ``gguf.*`` code, never in a crash. The file is
-mapped, not read. This module knows nothing about architectures; aos.engine.llama does.
+Everything is checked before a weight is used: sizes first, then names, types, shapes, and that the tensors
+lie one after the other inside the file. A broken file ends in InvalidMessage with a ``gguf.*`` code, never
+in a crash. The file is mapped, not read. This module knows nothing about architectures; aos.engine.llama
+does.
 """
 
 import mmap
@@ -45,7 +47,9 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorType:
-    """How a tensor's weights are stored: ``block_bytes`` bytes hold ``block_weights`` consecutive weights of a row."""
+    """How a tensor's weights are stored: ``block_bytes`` bytes hold ``block_weights`` consecutive weights
+    of a row.
+    """
 
     name: str
     code: int
@@ -104,7 +108,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GGUF:
-    """A checked file: its metadata in file order (strings as bytes), its tensors in file order, and its mapped bytes."""
+    """A checked file: its metadata in file order (strings as bytes), its tensors in file order, and its
+    mapped bytes.
+    """
 
     path: Path
     version: int
@@ -120,8 +126,8 @@ class GGUF:
 def read_gguf(path: str | Path) -> GGUF:
     """Map and check ``path``.
 
-    Raises InvalidMessage (``gguf.*``) where the file breaks the format, Unavailable (``engine.file_unreadable``) where it
-    cannot be read.
+    Raises InvalidMessage (``gguf.*``) where the file breaks the format, Unavailable
+    (``engine.file_unreadable``) where it cannot be read.
     """
     path = Path(path)
     try:
@@ -220,7 +226,7 @@ class _Cursor:
         if form is None:
             _refuse("gguf.value_type", f"metadata type {kind} at byte {self.at} is unknown")
         (value,) = form.unpack(self.take(form.size))
-        return self._bool(value) if kind == _BOOL else value  # type: ignore[no-any-return]
+        return self._bool(value) if kind == _BOOL else value
 
     def _array(self) -> tuple[Scalar, ...]:
         kind = self.unsigned(4)

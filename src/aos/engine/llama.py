@@ -1,24 +1,27 @@
-"""The llama architecture as a GGUF file declares it: hyper-parameters, tensors, weights ready for the arithmetic.
+"""The llama architecture as a GGUF file declares it: hyper-parameters, tensors, weights ready for the
+arithmetic.
 
-Implements docs/spec/07-inference.md, "The model file" and "The graph". Whatever the file holds beyond what is understood here
-(another key of the architecture, another tensor, another type) is refused by name: it might change the result. Weights that
-are not finite are refused before any inference.
+Implements docs/spec/07-inference.md, "The model file" and "The graph". Whatever the file holds beyond what
+is understood here (another key of the architecture, another tensor, another type) is refused by name: it
+might change the result. Weights that are not finite are refused before any inference.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from aos.core.arithmetic.floats import F32
 from aos.core.arithmetic.matmul import BLOCK, BlockMatrix, DenseMatrix, unpack_q4_0, unpack_q8_0
 from aos.engine.gguf import GGUF, Tensor, Value
 from aos.errors import InvalidMessage
 
-QUANTISED = {"Q4_0": unpack_q4_0, "Q8_0": unpack_q8_0}
-DENSE = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+Unpack = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.int8], F32]]
+QUANTISED: Mapping[str, Unpack] = {"Q4_0": unpack_q4_0, "Q8_0": unpack_q8_0}
+DENSE: Mapping[str, np.dtype[np.floating[Any]]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 KEEP_UNPACKED_BELOW = 1 << 26
 """Weights of a file up to which all of them stay unpacked in memory (4 bytes each)."""
 
@@ -69,7 +72,9 @@ class HyperParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Weights of one layer. A quantised product takes quantised activations, a dense one takes them as they are."""
+    """Weights of one layer. A quantised product takes quantised activations, a dense one takes them as they
+    are.
+    """
 
     attn_norm: F32
     ffn_norm: F32
@@ -86,7 +91,9 @@ class Model:
     """A checked llama model over its mapped file."""
 
     def __init__(self, file: GGUF) -> None:
-        """Raises InvalidMessage: ``engine.architecture``, ``engine.parameter``, ``engine.tensor_*``, ``engine.not_finite``."""
+        """Raises InvalidMessage: ``engine.architecture``, ``engine.parameter``, ``engine.tensor_*``,
+        ``engine.not_finite``.
+        """
         self.file = file
         self._tensors = {tensor.name: tensor for tensor in file.tensors}
         self.hyper = read_hyper_parameters(file)
@@ -152,7 +159,8 @@ class Model:
 
     def _vector(self, name: str, length: int) -> F32:
         self._check(name, (length,))
-        return self._dense(self._tensors[name])[0]
+        vector: F32 = self._dense(self._tensors[name])[0]
+        return vector
 
     def _dense(self, tensor: Tensor) -> F32:
         raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=DENSE[tensor.type.name])
@@ -186,7 +194,9 @@ class Model:
 
 
 def read_hyper_parameters(file: GGUF) -> HyperParameters:
-    """Read and check the ``llama.*`` keys. Raises InvalidMessage ``engine.architecture`` or ``engine.parameter``."""
+    """Read and check the ``llama.*`` keys. Raises InvalidMessage ``engine.architecture`` or
+    ``engine.parameter``.
+    """
     architecture = file.metadata.get("general.architecture")
     if architecture != b"llama":
         shown = (

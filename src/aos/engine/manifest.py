@@ -1,7 +1,7 @@
 """Model manifests and ``model_id`` (docs/spec/07-inference.md, "Models").
 
-A manifest depends on the file alone, never on the engine that runs it. Its slow parts (``weights_root``) are cached beside
-an application's state, keyed by the file's digest.
+A manifest depends on the file alone, never on the engine that runs it. Its slow parts (``weights_root``)
+are cached beside an application's state, keyed by the file's digest.
 """
 
 import json
@@ -58,7 +58,8 @@ class GraphSizes:
 class Manifest:
     """What ``model_id`` stands for.
 
-    ``arithmetic`` is 0, and ``graph``, ``rope_table`` empty, where the canonical arithmetic does not cover the file.
+    ``arithmetic`` is 0, and ``graph``, ``rope_table`` empty, where the canonical arithmetic does not cover
+    the file.
     """
 
     TYPE: ClassVar[str] = "aos.model"
@@ -176,7 +177,7 @@ def cached_rope_table(
     cache_dir: Path | None,
     digest: bytes | None = None,
 ) -> tuple[F32, F32]:
-    """The table of rule 4, read from the cache where a file there has ``digest``, else computed and stored."""
+    """The table of rule 4, read from the cache where a file has ``digest``, else computed and stored."""
     path = cache_dir / f"rope-{digest.hex()}.f32" if cache_dir is not None and digest else None
     shape = (2, hyper.n_ctx, hyper.n_rot // 2)
     if path is not None and path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1] * shape[2]:
@@ -191,7 +192,9 @@ def cached_rope_table(
 
 
 def _graph(file: GGUF, cache_dir: Path | None) -> tuple[GraphSizes | None, bytes]:
-    """Sizes and rotary digest where the canonical arithmetic covers the file; broken weights are refused either way."""
+    """Sizes and rotary digest where the canonical arithmetic covers the file; broken weights are refused
+    either way.
+    """
     try:
         Tokenizer(read_vocabulary(file.metadata))
         model = Model(file)

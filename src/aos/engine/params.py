@@ -19,7 +19,9 @@ _RANGES = {
 
 
 def check_params(params: SamplingParams) -> SamplingParams:
-    """Return ``params`` if every member is in range. Raises InvalidMessage ``engine.params`` naming the member."""
+    """Return ``params`` if every member is in range. Raises InvalidMessage ``engine.params`` naming the
+    member.
+    """
     for name, (low, high) in _RANGES.items():
         value = getattr(params, name)
         if type(value) is not int or not low <= value <= high:

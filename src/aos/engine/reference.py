@@ -1,7 +1,8 @@
 """The reference engine: the canonical arithmetic in plain NumPy (docs/spec/07-inference.md).
 
-Slow but right, and the executable form of the specification. ``generate`` runs position by position after the prompt,
-``replay`` runs everything in large steps; both give the same bits and the same ``state_root``. Not thread-safe.
+Slow but right, and the executable form of the specification. ``generate`` runs position by position after
+the prompt, ``replay`` runs everything in large steps; both give the same bits and the same ``state_root``.
+Not thread-safe.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,9 @@ class ReferenceEngine:
     def __init__(
         self, path: str | Path, *, cache_dir: Path | None = None, progress: Progress | None = None
     ) -> None:
-        """Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``, ``rope.*``) for a file that it cannot run."""
+        """Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``, ``rope.*``) for a file that it
+        cannot run.
+        """
         file = read_gguf(path)
         self.tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self._model = Model(file)
@@ -78,8 +81,21 @@ class ReferenceEngine:
     ) -> Generation:
         """Run ``prompt`` to its end (see ``aos.ports.Engine``).
 
-        Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``, ``tokenizer.text``.
+        Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``,
+        ``tokenizer.text``.
         """
+        return self.traced(prompt, params, salt=salt, on_token=on_token, cancelled=cancelled)[1]
+
+    def traced(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[StateLeaves, Generation]:
+        """``generate``, with the leaves that ``state_root`` is the root of."""
         run = _Run(self, prompt, params, salt)
         if run.compute(run.prompt, cancelled):
             while run.choose_next(on_token):
@@ -87,15 +103,21 @@ class ReferenceEngine:
                     break
                 if not run.compute(run.tokens[-1:], None):
                     break
-        return run.result()
+        result = run.result()
+        return run.leaves, result
 
     def replay(
-        self, prompt: str, tokens: Sequence[int], params: SamplingParams, *, salt: bytes
+        self,
+        prompt: str,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        cancelled: bool = False,
     ) -> Generation:
-        """Recompute the run that ``tokens`` claim to be.
+        """Recompute the run that ``tokens`` claim to be (see ``aos.ports.Engine``).
 
-        Where it chooses another token, the result is this engine's own run up to and including that token, ended there as if
-        cancelled. Raises as ``generate``, and InvalidMessage ``engine.token``.
+        Raises as ``generate``, and InvalidMessage ``engine.token``.
         """
         run = _Run(self, prompt, params, salt)
         n_vocab = self._model.hyper.n_vocab
@@ -105,10 +127,14 @@ class ReferenceEngine:
                     "engine.token", "a claimed token is not in the vocabulary", field="tokens"
                 )
         claimed = list(tokens[: run.limit])
+        if cancelled and not claimed:
+            return run.result()
         run.compute([*run.prompt, *claimed[:-1]], None)
         for token in claimed:
             if not run.choose_next(None) or run.tokens[-1] != token:
-                break
+                return run.result()
+        if not cancelled and (not claimed or run.compute(claimed[-1:], None)):
+            run.choose_next(None)
         return run.result()
 
 
@@ -132,7 +158,7 @@ class _Run:
         if len(self.prompt) >= n_ctx:
             raise InvalidMessage(
                 "engine.prompt_too_long",
-                f"the prompt has {len(self.prompt)} tokens; the model's context of {n_ctx} leaves no room for an answer",
+                f"the prompt's {len(self.prompt)} tokens leave no room in the model's context of {n_ctx}",
                 field="prompt",
             )
         self.limit = min(params.max_tokens, n_ctx - len(self.prompt))
@@ -153,7 +179,7 @@ class _Run:
         self._waiting = np.empty((0, self.model.hyper.width), dtype=np.float32)
 
     def compute(self, tokens: Sequence[int], cancelled: Callable[[], bool] | None) -> bool:
-        """Compute the next positions. False where the run ended (cancelled; a trap before the next choice)."""
+        """Compute the next positions. False where the run ended (cancelled, or a trap comes next)."""
         skip = len(self.prompt) - 1
         parts = [self._waiting]
         for at in range(0, len(tokens), STEP):
@@ -216,7 +242,7 @@ class _Run:
         if finish == "numeric_trap" and self.trap is not None:
             self.leaves.trap(self.trap.position, self.trap.unit, self.trap.op)
         else:
-            self.leaves.cut(len(self.prompt) + len(self.tokens) - 1)
+            self.leaves.cut(len(self.prompt) + len(self.tokens) - 1 if self.tokens else 0)
         header = StateHeader(
             model_id=self.engine.model_id,
             prompt_tokens_hash=prompt_tokens_hash(self.salt, self.prompt),

@@ -1,6 +1,7 @@
 """``state_root``: what a run of the canonical engine commits to (docs/spec/07-inference.md, "State root").
 
-One header leaf, then one leaf per unit (embedding, layers, tail) of every position. Only leaf hashes are kept.
+One header leaf, then one leaf per unit (embedding, layers, tail) of every position. Only leaf hashes are
+kept.
 """
 
 import struct
@@ -21,7 +22,7 @@ FINISH_CODES: dict[FinishReason, int] = {"stop": 1, "length": 2, "cancelled": 3,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateHeader:
-    """The first leaf. Hashes are the salted ones of aos.core.hashes; ``params_hash`` is aos.engine.params'."""
+    """The first leaf. Hashes are salted: those of aos.core.hashes, and ``run_params_hash``."""
 
     model_id: bytes
     prompt_tokens_hash: bytes
@@ -92,7 +93,9 @@ class StateLeaves:
         del self.positions[positions:]
 
     def unit_roots(self) -> list[bytes]:
-        """For finding a difference between implementations: per unit, the root over the positions that have it."""
+        """For finding a difference between implementations: per unit, the root over the positions that have
+        it.
+        """
         return [
             tree_root([leaves[unit] for leaves in self.positions if unit < len(leaves)])
             for unit in range(self.n_layers + 2)

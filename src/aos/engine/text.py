@@ -1,11 +1,15 @@
-"""From chosen tokens to text: UTF-8 across tokens, stop strings, and what may be streamed (spec 07, "Text and stopping")."""
+"""From chosen tokens to text: UTF-8 across tokens, stop strings, and what may be streamed (spec 07, "Text
+and stopping").
+"""
 
 import codecs
 from collections.abc import Sequence
 
 
 class OutputText:
-    """The text of one run. Bytes go in token by token; text comes out as soon as no later token can change it."""
+    """The text of one run. Bytes go in token by token; text comes out as soon as no later token can change
+    it.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.text = ""
@@ -25,13 +29,17 @@ class OutputText:
             self.stopped = True
 
     def finish(self) -> None:
-        """No more tokens: an unfinished UTF-8 sequence becomes U+FFFD, unless a stop string cut the text before it."""
+        """No more tokens: an unfinished UTF-8 sequence becomes U+FFFD, unless a stop string cut the text
+        before it.
+        """
         if not self.stopped:
             self.text += self._decoder.decode(b"", True)
             self.stopped = True
 
     def release(self) -> str:
-        """The text that became final since the last call; a possible beginning of a stop string is held back."""
+        """The text that became final since the last call; a possible beginning of a stop string is held
+        back.
+        """
         end = len(self.text) if self.stopped else len(self.text) - self._held()
         out = self.text[self._released : end]
         self._released = max(self._released, end)

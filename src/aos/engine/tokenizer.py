@@ -1,10 +1,12 @@
-"""Tokenizer of the llama (SentencePiece, score-driven) kind from GGUF metadata (docs/spec/07-inference.md, "Tokens").
+"""Tokenizer of the llama (SentencePiece, score-driven) kind from GGUF metadata (docs/spec/07-inference.md,
+"Tokens").
 
-Adjacent pieces merge by score, characters that are no piece fall back to bytes. Text never yields control, unknown or byte
-tokens by their names. Byte-pair vocabularies (``gpt2``) are refused by name.
+Adjacent pieces merge by score, characters that are no piece fall back to bytes. Text never yields control,
+unknown or byte tokens by their names. Byte-pair vocabularies (``gpt2``) are refused by name.
 """
 
 import heapq
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,9 +53,9 @@ class Vocabulary:
 def read_vocabulary(metadata: Mapping[str, Value]) -> Vocabulary:
     """Read and check the ``tokenizer.ggml.*`` keys.
 
-    Raises InvalidMessage: ``tokenizer.unsupported`` (another kind), ``tokenizer.missing``, ``tokenizer.type``,
-    ``tokenizer.length``, ``tokenizer.score``, ``tokenizer.kind``, ``tokenizer.piece``, ``tokenizer.duplicate``,
-    ``tokenizer.byte_tokens``, ``tokenizer.special_id``.
+    Raises InvalidMessage: ``tokenizer.unsupported`` (another kind), ``tokenizer.missing``,
+    ``tokenizer.type``, ``tokenizer.length``, ``tokenizer.score``, ``tokenizer.kind``, ``tokenizer.piece``,
+    ``tokenizer.duplicate``, ``tokenizer.byte_tokens``, ``tokenizer.special_id``.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model != b"llama":
@@ -69,7 +71,7 @@ def read_vocabulary(metadata: Mapping[str, Value]) -> Vocabulary:
     kinds = _array(metadata, "token_type", int)
     if not len(pieces) == len(scores) == len(kinds) or not pieces:
         raise _refuse("length", "tokens", "tokens, scores and token_type differ in length, or are empty")
-    if any(score != score or score in (float("inf"), float("-inf")) for score in scores):
+    if not all(map(math.isfinite, scores)):
         raise _refuse("score", "scores", "a score is not a finite number")
     if any(kind not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE) for kind in kinds):
         raise _refuse("kind", "token_type", "a token type is not in 1..6")
@@ -217,7 +219,7 @@ class Tokenizer:
         return self._output[token]
 
     def decode(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of ``tokens`` as a prompt: the inverse of ``encode``, the added space prefixes removed."""
+        """The bytes of ``tokens`` as a prompt: the inverse of ``encode``, added space prefixes removed."""
         out: list[bytes] = []
         at_start = True
         for token in tokens:

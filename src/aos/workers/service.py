@@ -164,7 +164,7 @@ class WorkerApp:
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait({answering, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
+            if answering.done() or reply.ended:
                 await answering
                 return "answered"
             answering.cancel()
@@ -181,11 +181,10 @@ class WorkerApp:
             async for event in events:
                 if isinstance(event, TokenEvent):
                     self._tokens += 1
-                if isinstance(question, SeedQuestion):
-                    if isinstance(event, Answer):
-                        await reply.json(200, {"code": 200, "result": _seed_result(question, event)})
-                else:
+                if not isinstance(question, SeedQuestion):
                     await reply.line(event_line(event))
+                elif isinstance(event, Answer):
+                    await reply.json(200, {"code": 200, "result": _seed_result(question, event)})
         await reply.end()
 
 
@@ -248,12 +247,12 @@ class Reply:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._begun = False
-        self._ended = False
+        self.ended = False
 
     async def whole(self, status: int, content_type: bytes, body: bytes, *extra: tuple[bytes, bytes]) -> None:
         length = (b"content-length", str(len(body)).encode())
         await self._begin(status, content_type, length, *extra)
-        self._ended = True
+        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def json(self, status: int, value: dict[str, Any], *extra: tuple[bytes, bytes]) -> None:
@@ -265,12 +264,12 @@ class Reply:
         await self._send({"type": "http.response.body", "body": line, "more_body": True})
 
     async def end(self) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, error: AOSError) -> None:
-        if self._ended:
+        if self.ended:
             return
         if self._begun:
             await self.line(json_line({"event": "error", "code": error.code, "message": error.message}))

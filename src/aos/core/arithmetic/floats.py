@@ -1,7 +1,7 @@
 """Binary32 and binary16 as the canonical arithmetic uses them (docs/spec/07-inference.md, rules 0, 5 and 10).
 
-Every other module of this package builds on IEEE 754 single operations of NumPy, one rounding each, in a written order.
-Nothing here calls libm, BLAS or a reduction whose order NumPy may choose.
+Every other module of this package builds on IEEE 754 single operations of NumPy, one rounding each, in a
+written order. Nothing here calls libm, BLAS or a reduction whose order NumPy may choose.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ LANES = 16
 HALF_MAX = np.float32(65504.0)
 
 
-class NumericTrap(Exception):  # noqa: N818 - a result of the arithmetic, not a failure of the program
+class NumericTrap(Exception):
     """Rule 10: an output of ``op`` is NaN or infinite, first in row ``row`` of the batch."""
 
     def __init__(self, op: int, row: int) -> None:
@@ -33,12 +33,13 @@ class NumericTrap(Exception):  # noqa: N818 - a result of the arithmetic, not a 
 
 
 def nearest_f32(numerator: int, denominator: int) -> np.float32:
-    """The binary32 nearest to ``numerator / denominator``, ties to even. Both non-negative; the result must be normal or 0."""
+    """The binary32 nearest to ``numerator / denominator``, ties to even. Both non-negative; the result must
+    be normal or 0.
+    """
     if numerator == 0:
         return ZERO
     shift = 26 + denominator.bit_length() - numerator.bit_length()
-    scaled = (numerator << shift, denominator) if shift >= 0 else (numerator, denominator << -shift)
-    quotient, rest = divmod(*scaled)
+    quotient, rest = divmod(numerator << max(shift, 0), denominator << max(-shift, 0))
     # 26 or 27 bits and a sticky bit below them are enough to round once to 24.
     quotient = quotient << 1 | (rest != 0)
     drop = quotient.bit_length() - 24
@@ -63,7 +64,9 @@ def to_half(x: F32) -> F16:
 
 
 def halving_tree(lanes: F32) -> F32:
-    """Sum of 16 lanes on the last axis: lane i takes lane i + h for h = 8, 4, 2, 1. Shape [..., 16] to [...]."""
+    """Sum of 16 lanes on the last axis: lane i takes lane i + h for h = 8, 4, 2, 1. Shape [..., 16] to
+    [...].
+    """
     width = LANES
     while width > 1:
         width //= 2
@@ -72,7 +75,9 @@ def halving_tree(lanes: F32) -> F32:
 
 
 def lane_sum(terms: F32) -> F32:
-    """Sum over the last axis (a multiple of 16): 16 lanes (index mod 16), each in order from +0, then the halving tree."""
+    """Sum over the last axis (a multiple of 16): 16 lanes (index mod 16), each in order from +0, then the
+    halving tree.
+    """
     groups = terms.reshape(*terms.shape[:-1], -1, LANES)
     lanes = groups[..., 0, :] + ZERO
     for index in range(1, groups.shape[-2]):
@@ -86,7 +91,9 @@ def running_sum(terms: F32) -> F32:
 
 
 def check_finite(x: Any, op: int) -> None:
-    """Rule 10. ``x`` has the batch as its first axis. Raises NumericTrap for the first row that is not finite."""
+    """Rule 10. ``x`` has the batch as its first axis. Raises NumericTrap for the first row that is not
+    finite.
+    """
     finite = np.isfinite(x)
     if not finite.all():
         rows = finite.reshape(finite.shape[0], -1).all(axis=1)

@@ -1,7 +1,8 @@
 """Rules 1 and 2: activation quantisation and matrix products (docs/spec/07-inference.md).
 
-The only product handed to BLAS is the one of 32 small integers per block: every partial sum is an integer below 2^24, so it
-is exact in binary32 in any order, with or without FMA. Everything inexact is done term by term in the written order.
+The only product handed to BLAS is the one of 32 small integers per block: every partial sum is an integer
+below 2^24, so it is exact in binary32 in any order, with or without FMA. Everything inexact is done term by
+term in the written order.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def quantise(x: F32) -> tuple[F32, F32]:
 class BlockMatrix:
     """A quantised weight matrix [rows, columns]: integers and one scale per 32 columns of a row.
 
-    ``load(first, last)`` gives (integers [columns/32, 32, rows] and scales [columns/32, rows], float32) of a range of rows.
+    ``load(first, last)`` gives (integers [columns/32, 32, rows] and scales [columns/32, rows], float32) of
+    a range of rows.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ def chunked_sum(terms: F32, chunk: int) -> F32:
     """Sum over the first axis: chunks of ``chunk`` terms, each in order from +0, added in order from +0."""
     total: F32 | None = None
     for start in range(0, terms.shape[0], chunk):
-        # Adding +0 turns a leading -0 into +0, as the accumulator that starts at +0 does; no later sum can be -0 again.
+        # Adding +0 turns a leading -0 into +0, as the accumulator that starts at +0 does; no later sum can
+        # be -0 again.
         part = terms[start] + ZERO
         for index in range(start + 1, min(start + chunk, terms.shape[0])):
             part += terms[index]
@@ -110,7 +113,9 @@ def unpack_q8_0(raw: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int8], F32]:
 
 
 def unpack_q4_0(raw: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int8], F32]:
-    """Blocks [..., 18]: a binary16 scale, then weight i in the low and i + 16 in the high half of byte i, offset by 8."""
+    """Blocks [..., 18]: a binary16 scale, then weight i in the low and i + 16 in the high half of byte i,
+    offset by 8.
+    """
     packed = raw[..., 2:]
     integers = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int8) - np.int8(8)
     return integers, _scales(raw)

@@ -1,7 +1,8 @@
-"""Rules 3, 4, 6, 7 and 8: normalisation, rotary embedding, attention, exp, SiLU, argmax (docs/spec/07-inference.md).
+"""Rules 3, 4, 6, 7 and 8: normalisation, rotary embedding, attention, exp, SiLU, argmax
+(docs/spec/07-inference.md).
 
-Pure functions over float32 arrays. The first axis is the batch (positions); every function gives the same bits for a row
-whatever else is in the batch.
+Pure functions over float32 arrays. The first axis is the batch (positions); every function gives the same
+bits for a row whatever else is in the batch.
 """
 
 import numpy as np
@@ -41,26 +42,32 @@ def exp(x: F32) -> F32:
     p += EXP_COEFFICIENTS[-1]
     p = p * (y * y) + y
     p = p + ONE
-    return (p.view(np.int32) + (n.astype(np.int32) << 23)).view(np.float32)
+    scaled: F32 = (p.view(np.int32) + (n.astype(np.int32) << 23)).view(np.float32)
+    return scaled
 
 
 def silu_product(gate: F32, up: F32) -> F32:
     """Rule 7: (g / (1 + exp(-g))) · u."""
-    return (gate / (ONE + exp(-gate))) * up
+    out: F32 = (gate / (ONE + exp(-gate))) * up
+    return out
 
 
 def rms_norm(x: F32, weight: F32, eps: np.float32, op: int) -> F32:
-    """Rule 3 over rows [T, n], n a multiple of 16. Raises NumericTrap for a sum or an output that is not finite."""
+    """Rule 3 over rows [T, n], n a multiple of 16. Raises NumericTrap for a sum or an output that is not
+    finite.
+    """
     total = lane_sum(x * x)
     check_finite(total, op)
     scale = ONE / np.sqrt(total / np.float32(x.shape[1]) + eps)
-    out = (x * scale[:, None]) * weight
+    out: F32 = (x * scale[:, None]) * weight
     check_finite(out, op)
     return out
 
 
 def rope(x: F32, cos: F32, sin: F32) -> F32:
-    """Rule 4, llama pairs: ``x`` [T, heads, hd], ``cos`` and ``sin`` [T, n_rot/2]; dimensions from n_rot on stay."""
+    """Rule 4, llama pairs: ``x`` [T, heads, hd], ``cos`` and ``sin`` [T, n_rot/2]; dimensions from n_rot on
+    stay.
+    """
     half = cos.shape[1]
     out = x.copy()
     even, odd = x[:, :, 0 : 2 * half : 2], x[:, :, 1 : 2 * half : 2]
@@ -73,9 +80,9 @@ def rope(x: F32, cos: F32, sin: F32) -> F32:
 def attention(q: F32, keys: F32, values: F32, first: int, ops: tuple[int, int, int]) -> F32:
     """Rule 6 for positions ``first`` .. ``first + T - 1``.
 
-    ``q`` [T, heads, hd]; ``keys`` [hd, kv_heads, P] and ``values`` [P, kv_heads, hd] hold binary16 values as float32 for
-    positions 0 .. P-1, P >= first + T. Heads h·r .. h·r + r - 1 (r = heads / kv_heads) share key head h. Returns
-    [T, heads · hd]. ``ops`` are the trap numbers of scores, sum and output.
+    ``q`` [T, heads, hd]; ``keys`` [hd, kv_heads, P] and ``values`` [P, kv_heads, hd] hold binary16 values
+    as float32 for positions 0 .. P-1, P >= first + T. Heads h·r .. h·r + r - 1 (r = heads / kv_heads) share
+    key head h. Returns [T, heads · hd]. ``ops`` are the trap numbers of scores, sum and output.
     """
     rows, heads, width = q.shape
     kv_heads, count = keys.shape[1], first + rows
@@ -107,7 +114,9 @@ def attention(q: F32, keys: F32, values: F32, first: int, ops: tuple[int, int, i
 
 
 def _mix(weights: F32, values: F32, first: int) -> F32:
-    """Per chunk of 256 absolute positions sum e_j · v_j in order; chunks in order. [T, kv, r, P] x [P, kv, hd]."""
+    """Per chunk of 256 absolute positions sum e_j · v_j in order; chunks in order. [T, kv, r, P] x [P, kv,
+    hd].
+    """
     rows, kv_heads, shared, count = weights.shape
     width = values.shape[2]
     if rows == 1:

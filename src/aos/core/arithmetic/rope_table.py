@@ -1,7 +1,9 @@
-"""The exact rotary table of rule 4: cos and sin of p · base^(-2i/n_rot) / factor_i, correctly rounded, without libm.
+"""The exact rotary table of rule 4: cos and sin of p · base^(-2i/n_rot) / factor_i, correctly rounded,
+without libm.
 
-docs/spec/07-inference.md, "Rotary table". Fixed-point integers with 256 fractional bits; the true value lies within 2^-200
-of the computed one (error budget in the spec), and a value is accepted only where that whole interval rounds to one binary32.
+docs/spec/07-inference.md, "Rotary table". Fixed-point integers with 256 fractional bits; the true value
+lies within 2^-200 of the computed one (error budget in the spec), and a value is accepted only where that
+whole interval rounds to one binary32.
 """
 
 from collections.abc import Sequence
@@ -26,9 +28,11 @@ _ERROR = 1 << (FRACTION_BITS - ERROR_BITS)
 def rope_table(
     base: float, n_rot: int, positions: int, factors: Sequence[float] | None = None
 ) -> tuple[F32, F32]:
-    """(cos, sin), each [positions, n_rot/2]. ``base`` and ``factors`` are the file's binary32 values, taken as exact.
+    """(cos, sin), each [positions, n_rot/2]. ``base`` and ``factors`` are the file's binary32 values, taken
+    as exact.
 
-    Raises InvalidMessage ``rope.base``, ``rope.factor``, ``rope.dimensions`` or ``rope.positions`` outside the limits.
+    Raises InvalidMessage ``rope.base``, ``rope.factor``, ``rope.dimensions`` or ``rope.positions`` outside
+    the limits.
     """
     if not 1.0 < base <= 2.0**40:
         raise InvalidMessage("rope.base", f"the rotary base {base} is not in 1..2^40", field="rope.freq_base")
@@ -81,7 +85,9 @@ def _inverse_root(base: Fraction, degree: int) -> int:
 
 
 def _turns(angle: int, positions: int) -> tuple[list[float], list[float]]:
-    """cos and sin of 0 .. positions-1 times ``angle`` (fixed point), by the addition theorem, each rounded to binary32."""
+    """cos and sin of 0 .. positions-1 times ``angle`` (fixed point), by the addition theorem, each rounded
+    to binary32.
+    """
     cos_1, sin_1 = _cos_sin(angle)
     cos_p, sin_p = _ONE, 0
     cosines, sines = [1.0], [0.0]

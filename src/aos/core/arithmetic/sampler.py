@@ -1,7 +1,8 @@
-"""Rule 9: the canonical sampler (docs/spec/07-inference.md, "Sampling"). Philox4x32-10 and the choice of one token.
+"""Rule 9: the canonical sampler (docs/spec/07-inference.md, "Sampling"). Philox4x32-10 and the choice of
+one token.
 
-Nothing sorted is committed: a kept set is a prefix of the order (adjusted logit descending, id ascending), named by its last
-member; masses are sums in id order.
+Nothing sorted is committed: a kept set is a prefix of the order (adjusted logit descending, id ascending),
+named by its last member; masses are sums in id order.
 """
 
 import struct
@@ -19,7 +20,9 @@ _WORD = 0xFFFFFFFF
 
 
 def philox4x32_10(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). ``key`` is 64 bits, its low word first."""
+    """Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). ``key`` is 64 bits, its low word
+    first.
+    """
     k0, k1 = key & _WORD, key >> 32
     c0, c1, c2, c3 = counter
     for _ in range(10):
@@ -30,7 +33,9 @@ def philox4x32_10(key: int, counter: tuple[int, int, int, int]) -> tuple[int, in
 
 
 def uniform_bits(seed: int, step: int) -> int:
-    """24 uniform bits of output index ``step`` under the sampling seed: the top bits of Philox's first word."""
+    """24 uniform bits of output index ``step`` under the sampling seed: the top bits of Philox's first
+    word.
+    """
     return philox4x32_10(seed, (step, 0, 0, 0))[0] >> 8
 
 
@@ -48,14 +53,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The token and the sampler record that the tail's leaf commits (``record`` is empty at temperature 0)."""
+    """The token and the sampler record that the tail commits (``record`` is empty at temperature 0)."""
 
     token: int
     record: bytes
 
 
 def choose(logits: F32, seen: Sequence[int], step: int, rules: Rules, op: int) -> Choice:
-    """Choose the token of output index ``step`` from finite ``logits`` [V], ``seen`` being every token of the context.
+    """Choose the token of output index ``step`` from finite ``logits`` [V], ``seen`` being every token of
+    the context.
 
     Raises NumericTrap(op, row 0) where an adjusted logit is not finite.
     """
@@ -105,7 +111,9 @@ def _penalised(logits: F32, seen: Sequence[int], penalty: int) -> F32:
 
 
 def _member_chunks(weights: F32, members: I64) -> F32:
-    """[chunks, 256] in id order: a member's weight, +0 for the others (adding +0 is skipping: no sum can be -0)."""
+    """[chunks, 256] in id order: a member's weight, +0 for the others (adding +0 is skipping: no sum can be
+    -0).
+    """
     padded = np.zeros(-(-weights.size // CHUNK) * CHUNK, dtype=np.float32)
     padded[members] = weights[members]
     return padded.reshape(-1, CHUNK)
@@ -130,7 +138,8 @@ def _chunk_masses(weights: F32, order: I64, cut: int) -> bytes:
 def _shortest(weights: F32, order: I64, target: np.float32) -> int:
     """Length of the shortest prefix of ``order`` whose mass is at least ``target``.
 
-    Rounded addition is monotone and a member only ever adds to a partial sum, so masses never fall as the prefix grows.
+    Rounded addition is monotone and a member only ever adds to a partial sum, so masses never fall as the
+    prefix grows.
     """
     low, high = 1, order.size
     while low < high:

@@ -1,0 +1,297 @@
+"""llama.cpp behind the engine port, through ``xllamacpp``: any architecture it knows, not canonical.
+
+Implements docs/spec/07-inference.md, "The llama.cpp engine". Results repeat run to run on one machine and
+build; they are not the same bits elsewhere, so they can be neither replayed nor disputed. Text, stop
+strings and limits are this project's own (aos.engine.text), so that both engines end a run by the same
+rules; only logits and sampling are llama.cpp's.
+
+xllamacpp serves requests over a loopback socket of its own. It gets a random key here and is spoken to
+directly.
+"""
+
+import http.client
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from aos.core.arithmetic.sampler import philox4x32_10
+from aos.engine.gguf import GGUF, read_gguf
+from aos.engine.manifest import Manifest, Progress, manifest_of
+from aos.engine.params import check_params
+from aos.engine.text import OutputText
+from aos.engine.tokenizer import Tokenizer, read_vocabulary
+from aos.errors import ConfigError, InvalidMessage, RuleViolation, Unavailable
+from aos.ports import MILLION, FinishReason, Generation, SamplingParams, TokenEvent
+
+MAX_CONTEXT = 8192
+"""Cap on the context where the caller names none: a file's own may need more memory than the machine has."""
+
+REQUEST_TIMEOUT_S = 600.0
+_SEED_MASK = 0x7FFFFFFF
+
+
+class LlamaCppEngine:
+    """``aos.ports.Engine`` over one model loaded by llama.cpp, on the CPU."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
+        threads: int = 1,
+        n_ctx: int | None = None,
+    ) -> None:
+        """Raises InvalidMessage (``gguf.*``, ``tokenizer.unsupported``, ``engine.load``) and ConfigError
+        (``engine.threads``).
+        """
+        if not 1 <= threads <= 256:
+            raise ConfigError("engine.threads", f"{threads} threads are not in 1..256", field="threads")
+        file = read_gguf(path)
+        self._pieces = _pieces(file)
+        self._tokenizer = _spm(file)
+        self._specials = _special_ids(file)
+        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
+        self._model_id = self.manifest.model_id
+        trained = file.metadata.get(f"{self.manifest.architecture}.context_length")
+        known = trained if type(trained) is int and trained > 0 else MAX_CONTEXT
+        self._n_ctx = n_ctx or min(known, MAX_CONTEXT)
+        self._server = _Server(Path(path), threads=threads, n_ctx=self._n_ctx)
+
+    @property
+    def profile(self) -> str:
+        return f"llama.cpp/xllamacpp-{self._server.version}"
+
+    @property
+    def canonical(self) -> bool:
+        return False
+
+    @property
+    def model_id(self) -> bytes:
+        return self._model_id
+
+    @property
+    def n_ctx(self) -> int:
+        return self._n_ctx
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Ids of a raw prompt. Raises InvalidMessage ``tokenizer.text``."""
+        if self._tokenizer is not None:
+            return self._tokenizer.encode(text)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidMessage("tokenizer.text", "the text is not valid Unicode", field="prompt") from None
+        answer = self._server.post(
+            "/tokenize", {"content": text, "add_special": True, "parse_special": False}
+        )
+        return tuple(cast(list[int], answer["tokens"]))
+
+    def generate(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Generation:
+        """Run ``prompt`` to its end (see ``aos.ports.Engine``).
+
+        Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``,
+        ``tokenizer.text``, and Unavailable ``engine.failed``.
+        """
+        if len(salt) != 32:
+            raise InvalidMessage("engine.salt", "the salt is not 32 bytes", field="salt")
+        check_params(params)
+        prompt_tokens = self.tokenize(prompt)
+        if not prompt_tokens:
+            raise InvalidMessage(
+                "engine.empty_prompt", "the prompt is empty and the model has no BOS", field="prompt"
+            )
+        if len(prompt_tokens) >= self._n_ctx:
+            raise InvalidMessage(
+                "engine.prompt_too_long",
+                f"the prompt's {len(prompt_tokens)} tokens leave no room in the context of {self._n_ctx}",
+                field="prompt",
+            )
+        limit = min(params.max_tokens, self._n_ctx - len(prompt_tokens))
+        text = OutputText(params.stop)
+        tokens: list[int] = []
+        finish: FinishReason = "cancelled"
+        while finish == "cancelled" and not (cancelled is not None and cancelled()):
+            token, ended = self._next([*prompt_tokens, *tokens], params, len(tokens))
+            tokens.append(token)
+            if ended:
+                finish = "stop"
+            else:
+                text.push(self._pieces[token])
+                if text.stopped:
+                    finish = "stop"
+                elif len(tokens) == limit:
+                    finish = "length"
+            if finish != "cancelled":
+                text.finish()
+            if on_token is not None:
+                on_token(TokenEvent(index=len(tokens) - 1, token=token, text=text.release()))
+        text.finish()
+        return Generation(
+            prompt_tokens=prompt_tokens,
+            tokens=tuple(tokens),
+            text=text.text,
+            finish_reason=finish,
+            state_root=None,
+        )
+
+    def replay(
+        self,
+        prompt: str,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        cancelled: bool = False,
+    ) -> Generation:
+        """Refused: RuleViolation ``engine.not_canonical``."""
+        raise RuleViolation(
+            "engine.not_canonical",
+            "llama.cpp's results are not the same bits everywhere, so a replay would prove nothing",
+            hint="replay with the reference engine",
+        )
+
+    def _next(self, context: list[int], params: SamplingParams, step: int) -> tuple[int, bool]:
+        """One token after ``context``, and whether it ends the generation.
+
+        The first request of a run computes the whole prompt, whatever is in llama.cpp's cache, so that a
+        run does not depend on the one before it. Each step has a seed of its own, made from the run's and
+        the step.
+        """
+        answer = self._server.post(
+            "/completion",
+            {
+                "prompt": context,
+                "n_predict": 1,
+                "return_tokens": True,
+                "cache_prompt": step > 0,
+                "seed": philox4x32_10(params.seed, (step, 0, 0, 0))[0] & _SEED_MASK,
+                "samplers": ["penalties", "temperature", "top_k", "min_p", "top_p"],
+                "temperature": params.temperature / MILLION,
+                "top_k": params.top_k,
+                "top_p": params.top_p / MILLION,
+                "min_p": params.min_p / MILLION,
+                "repeat_penalty": params.repeat_penalty / MILLION,
+                "repeat_last_n": self._n_ctx,
+            },
+        )
+        chosen = answer.get("tokens")
+        if not (isinstance(chosen, list) and len(chosen) == 1 and 0 <= chosen[0] < len(self._pieces)):
+            raise Unavailable("engine.failed", "llama.cpp answered without a token")
+        return chosen[0], answer.get("stop_type") == "eos" or chosen[0] in self._specials
+
+
+class _Server:
+    """One xllamacpp server with one slot, and the connection to it."""
+
+    def __init__(self, path: Path, *, threads: int, n_ctx: int) -> None:
+        import xllamacpp
+
+        self.version = str(xllamacpp.__version__)
+        self._key = secrets.token_urlsafe(32)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = n_ctx
+        params.n_parallel = 1
+        params.n_gpu_layers = 0
+        params.fit_params = False
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
+        params.warmup = False
+        params.verbosity = -1
+        params.cache_ram_mib = 0
+        params.n_ctx_checkpoints = 0
+        params.ctx_shift = False
+        params.api_keys = [self._key]
+        params.ui = False
+        params.endpoint_slots = False
+        params.endpoint_props = False
+        params.n_threads_http = 1
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise InvalidMessage("engine.load", f"llama.cpp cannot load {path.name}: {error}") from error
+        self._address = urlsplit(self._server.listening_address)
+        self._connection: http.client.HTTPConnection | None = None
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One request. Raises Unavailable ``engine.failed``."""
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(
+                self._address.hostname or "127.0.0.1", self._address.port, timeout=REQUEST_TIMEOUT_S
+            )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        try:
+            self._connection.request("POST", path, json.dumps(body), headers)
+            response = self._connection.getresponse()
+            status, answer = response.status, json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._connection.close()
+            self._connection = None
+            raise Unavailable("engine.failed", f"llama.cpp does not answer: {error}") from error
+        if status != http.client.OK or not isinstance(answer, dict):
+            raise Unavailable("engine.failed", f"llama.cpp refused a request with status {status}")
+        return answer
+
+
+def _spm(file: GGUF) -> Tokenizer | None:
+    if file.metadata.get("tokenizer.ggml.model") != b"llama":
+        return None
+    return Tokenizer(read_vocabulary(file.metadata))
+
+
+def _special_ids(file: GGUF) -> frozenset[int]:
+    eos = file.metadata.get("tokenizer.ggml.eos_token_id")
+    return frozenset({eos} if type(eos) is int else ())
+
+
+def _pieces(file: GGUF) -> tuple[bytes, ...]:
+    """The bytes of every token: from the SentencePiece vocabulary, or from a byte-level BPE one."""
+    tokenizer = _spm(file)
+    if tokenizer is not None:
+        return tuple(tokenizer.piece(token) for token in range(len(tokenizer.vocabulary.pieces)))
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    kinds = file.metadata.get("tokenizer.ggml.token_type")
+    if (
+        file.metadata.get("tokenizer.ggml.model") != b"gpt2"
+        or not isinstance(tokens, tuple)
+        or not isinstance(kinds, tuple)
+        or len(tokens) != len(kinds)
+    ):
+        raise InvalidMessage(
+            "tokenizer.unsupported",
+            "the file's tokenizer is neither of the llama (SentencePiece) nor of the gpt2 (byte-pair) kind",
+            field="tokenizer.ggml.model",
+        )
+    byte_of = _byte_level_alphabet()
+    return tuple(_byte_level_piece(token, kind, byte_of) for token, kind in zip(tokens, kinds, strict=True))
+
+
+def _byte_level_piece(token: object, kind: object, byte_of: dict[str, int]) -> bytes:
+    normal, user_defined = 1, 4
+    if not isinstance(token, bytes) or kind not in (normal, user_defined):
+        return b""
+    text = token.decode("utf-8", "replace")
+    if kind == user_defined or any(c not in byte_of for c in text):
+        return token
+    return bytes(byte_of[c] for c in text)
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    table = {chr(value): value for value in printable}
+    table |= {chr(256 + index): value for index, value in enumerate(others)}
+    return table
