@@ -69,8 +69,9 @@ class RedisQueue:
 
     async def add(self, fields: Mapping[str, str]) -> str:
         """Put an entry on the stream; its id."""
+        entry: dict[Any, Any] = dict(fields)
         async with _unavailable():
-            return str(await self._redis.xadd(self._topic, {**fields}))
+            return str(await self._redis.xadd(self._topic, entry))
 
     async def holds(self, entry_id: str) -> bool:
         """Whether the entry is on the stream and not finished."""

@@ -7,6 +7,7 @@ fails; an error that is our own ends the process, and the next one continues fro
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from aos.core.codec import decode
 from aos.core.encoding import b64u_decode, b64u_encode
 from aos.core.statements import VrfClaim
 from aos.core.vrf import ecvrf_proof_to_hash
-from aos.errors import Unavailable
+from aos.errors import ConfigError, Unavailable
 from aos.operator.config import OperatorConfig
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
@@ -138,11 +139,10 @@ class OperatorNode:
             )
             for client in clients
         ]
+        listener = _listen(self._config)
         server = _Server(
             uvicorn.Config(
                 build_app(self),
-                host=self._config.rest_host,
-                port=self._config.rest_port,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -154,7 +154,7 @@ class OperatorNode:
             self._reconciler.run(),
             *(runner.run() for runner in self._runners),
             self._erase(),
-            server.serve(),
+            server.serve(sockets=[listener]),
             self._stop.wait(),
         ]
         tasks = [asyncio.ensure_future(part) for part in parts]
@@ -163,6 +163,7 @@ class OperatorNode:
             await next(iter(done))
         finally:
             server.should_exit = True
+            listener.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -333,6 +334,18 @@ def _describe(held: Assignment) -> dict[str, Any]:
         "finished_at": held.finished_at,
         "failure": held.failure_code,
     }
+
+
+def _listen(config: OperatorConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.rest_host else socket.AF_INET
+    try:
+        return socket.create_server((config.rest_host, config.rest_port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            "config.rest_url",
+            f"cannot listen on {config.rest_host}:{config.rest_port}: {error.strerror}",
+            field="net.rest_url",
+        ) from error
 
 
 class _Server(uvicorn.Server):
