@@ -121,13 +121,17 @@ Reader = Callable[[object, str], Any]
 
 
 def _dataclass_reader(cls: Any) -> Reader:
-    return _cached_reader(cls)
+    return _cached_reader(get_origin(cls) or cls, get_args(cls))
 
 
 @cache
-def _cached_reader(cls: Any) -> Reader:
+def _cached_reader(cls: Any, arguments: tuple[Any, ...]) -> Reader:
     hints = typing.get_type_hints(cls, include_extras=True)
-    readers = {_wire_name(f): (f.name, _reader(hints[f.name])) for f in dataclasses.fields(cls)}
+    bound = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+    readers = {
+        _wire_name(f): (f.name, _reader(bound.get(hints[f.name], hints[f.name])))
+        for f in dataclasses.fields(cls)
+    }
     kind = getattr(cls, "TYPE", None)
     version = getattr(cls, "V", None)
     expected = set(readers) | ({"type", "v"} if kind is not None else set())
@@ -172,7 +176,7 @@ def _reader(hint: Any) -> Reader:
         return _exact(bool, "true or false")
     if hint is str:
         return _exact(str, "a string")
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(origin or hint):
         return _dataclass_reader(typing.cast(type[Any], hint))
     raise TypeError(f"unsupported member type {hint}")
 

@@ -1,0 +1,179 @@
+"""The answer file: a receipt with everything that a stranger needs to judge it (docs/spec/08-receipts.md, "Answer file").
+
+``read_answer`` decodes strictly, ``write_answer`` is its inverse, ``draw_part`` keeps a draw small. Nothing is verified here:
+that is ``receipt.verify_answer``'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from aos.core import draw, merkle
+from aos.core.codec import Bytes32, MaxLength, SignatureBytes, UInt, UInt32, decode, encode
+from aos.core.encoding import canonical_json, parse_canonical
+from aos.core.statements import (
+    Acceptance,
+    Commit,
+    CommitSet,
+    Countersign,
+    DrawCall,
+    DrawEntry,
+    DrawRecord,
+    ReceiptCore,
+    Signed,
+    SnapshotEntry,
+    VrfClaim,
+)
+from aos.core.tee import TeeEvidence
+
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_BUNDLE_BYTES = 16 * 1024
+MAX_RECEIPT_BYTES = 2048
+
+Path = Annotated[tuple[Bytes32, ...], MaxLength(64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One operator's core and signature, and the dispatcher's countersign and signature."""
+
+    core: ReceiptCore
+    signature: SignatureBytes
+    countersign: Countersign
+    countersign_signature: SignatureBytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnOperator:
+    """One operator of the snapshot in a draw. ``index`` is its place; paths are empty where every index is present."""
+
+    index: UInt32
+    operator: SnapshotEntry
+    entry: DrawEntry
+    claim: Signed[VrfClaim] | None
+    operator_path: Path
+    entry_path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawPart:
+    """A draw: all of it, or the seated operators with inclusion paths."""
+
+    draw_call: Signed[DrawCall]
+    draw_record: Signed[DrawRecord]
+    first_draw: Signed[DrawCall] | None
+    max_range: UInt
+    entries: Annotated[tuple[DrawnOperator, ...], MaxLength(4096)]
+
+    @property
+    def complete(self) -> bool:
+        """True where every operator of the snapshot is present."""
+        return len(self.entries) == draw.total(self.draw_record.statement.counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What opens one commitment: the commit and its salt."""
+
+    commit: Signed[Commit]
+    salt: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitPart:
+    """The commit set, and the openings of those who revealed, by node_id ascending."""
+
+    commit_set: Signed[CommitSet]
+    openings: Annotated[tuple[Opening, ...], MaxLength(64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer file. ``request`` holds the exact canonical bytes as text."""
+
+    TYPE: ClassVar[str] = "aos.answer"
+    V: ClassVar[int] = 1
+
+    receipt: Receipt
+    peers: Annotated[tuple[Receipt, ...], MaxLength(63)]
+    request: Annotated[str, MaxLength(1 << 20)]
+    nonce: Bytes32
+    text: Annotated[str, MaxLength(1 << 22)]
+    tokens: Annotated[tuple[UInt32, ...], MaxLength(1_000_000)]
+    acceptance: Signed[Acceptance]
+    draw: DrawPart
+    commit: CommitPart
+    evidence: TeeEvidence | None
+
+
+def read_answer(data: bytes) -> Answer:
+    """Strictly decode an answer file of at most 8 MiB: canonical JSON, exact members.
+
+    Raises InvalidMessage ``encoding.*``, ``field.*``, ``statement.*``.
+    """
+    return decode(Answer, parse_canonical(data, max_bytes=MAX_ANSWER_BYTES))
+
+
+def write_answer(answer: Answer) -> bytes:
+    """The file's bytes. With too many operators for 16 KB, only the seated ones' entries are kept, with paths."""
+    if bundle_bytes(answer) > MAX_BUNDLE_BYTES and answer.draw.complete:
+        answer = replace(answer, draw=_seated_only(answer.draw))
+    return canonical_json(encode(answer))
+
+
+def bundle_bytes(answer: Answer) -> int:
+    """Bytes beside text, tokens, request and evidence."""
+    bare = replace(answer, text="", tokens=(), request="", evidence=None)
+    return len(canonical_json(encode(bare)))
+
+
+def receipt_bytes(receipt: Receipt) -> int:
+    """Bytes of the core's canonical JSON and both signatures as written."""
+    return len(canonical_json(encode(receipt.core))) + 2 * len(encode(receipt.signature))
+
+
+def draw_part(
+    *,
+    draw_call: Signed[DrawCall],
+    draw_record: Signed[DrawRecord],
+    first_draw: Signed[DrawCall] | None,
+    max_range: int,
+    operators: Sequence[SnapshotEntry],
+    entries: Sequence[DrawEntry],
+    claims: Mapping[str, Signed[VrfClaim]],
+) -> DrawPart:
+    """A whole draw as an answer file carries it. Claims that the record does not name are left out."""
+    drawn = tuple(
+        DrawnOperator(
+            index=index,
+            operator=operator,
+            entry=entry,
+            claim=claims.get(operator.node_id) if entry.claim else None,
+            operator_path=(),
+            entry_path=(),
+        )
+        for index, (operator, entry) in enumerate(zip(operators, entries, strict=True))
+    )
+    return DrawPart(
+        draw_call=draw_call,
+        draw_record=draw_record,
+        first_draw=first_draw,
+        max_range=max_range,
+        entries=drawn,
+    )
+
+
+def _seated_only(part: DrawPart) -> DrawPart:
+    operators = [draw.snapshot_leaf(drawn.operator) for drawn in part.entries]
+    entries = [draw.entry_leaf(drawn.entry) for drawn in part.entries]
+    seats = set(part.draw_record.statement.seats)
+    kept = tuple(
+        replace(
+            drawn,
+            operator_path=tuple(merkle.inclusion_path(operators, drawn.index)),
+            entry_path=tuple(merkle.inclusion_path(entries, drawn.index)),
+        )
+        for drawn in part.entries
+        if drawn.operator.node_id in seats
+    )
+    return replace(part, entries=kept)
