@@ -225,6 +225,17 @@ class _Server:
         self._address = urlsplit(self._server.listening_address)
         self._connection: http.client.HTTPConnection | None = None
 
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def __del__(self) -> None:
+        # Nobody else can reach the socket once the engine is dropped.
+        if hasattr(self, "_connection"):
+            self.close()
+
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One request. Raises Unavailable ``engine.failed``."""
         if self._connection is None:
@@ -237,8 +248,7 @@ class _Server:
             response = self._connection.getresponse()
             status, answer = response.status, json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self._connection.close()
-            self._connection = None
+            self.close()
             raise Unavailable("engine.failed", f"llama.cpp does not answer: {error}") from error
         if status != http.client.OK or not isinstance(answer, dict):
             raise Unavailable("engine.failed", f"llama.cpp refused a request with status {status}")

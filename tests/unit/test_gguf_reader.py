@@ -1,0 +1,136 @@
+"""The GGUF reader: reads what the gguf package reads, and no damage to a file gets past it as anything but a named refusal."""
+
+import random
+from pathlib import Path
+
+import gguf
+import pytest
+from engine_models import maker, model_bytes
+
+from aos.core.merkle import leaf_hash, tree_root
+from aos.engine import read_manifest
+from aos.engine.gguf import parse_gguf, read_gguf
+from aos.engine.manifest import CHUNK_TAG, row_hashes, weights_root
+from aos.engine.reference import ReferenceEngine
+from aos.errors import InvalidMessage, Unavailable
+from aos.ports import SamplingParams
+
+
+@pytest.mark.parametrize("name", ["tiny-q8_0", "tiny-mixed"])
+def test_the_gguf_package_reads_the_same_tensors(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model_bytes(name))
+    ours, theirs = read_gguf(path), gguf.GGUFReader(path)
+    assert len(ours.tensors) == len(theirs.tensors)
+    for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+        assert (a.name, a.type.name, list(a.shape)) == (b.name, b.tensor_type.name, b.shape.tolist())
+        assert bytes(ours.tensor_bytes(a)) == b.data.tobytes()
+    assert set(ours.metadata) == {key for key in theirs.fields if not key.startswith("GGUF.")}
+
+
+def test_a_file_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.gguf", tmp_path):
+        with pytest.raises(Unavailable) as caught:
+            read_gguf(path)
+        assert caught.value.code == "engine.file_unreadable"
+
+
+def test_every_truncation_is_refused() -> None:
+    data = model_bytes("tiny-f32")
+    rng = random.Random(2)
+    for cut in [*range(64), *(rng.randrange(64, len(data) - 31) for _ in range(300))]:
+        with pytest.raises(InvalidMessage) as caught:
+            parse_gguf(memoryview(data[:cut]), path=Path("cut"))
+        assert caught.value.code.startswith("gguf.")
+
+
+def test_random_damage_is_refused_by_name_or_runs(tmp_path: Path) -> None:
+    data = model_bytes("tiny-f32")
+    header = data.index(b"blk.1.ffn_down.weight") + 60
+    rng = random.Random(5)
+    path = tmp_path / "damaged.gguf"
+    refused: list[str] = []
+    for _ in range(250):
+        damaged = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(header) if rng.random() < 0.9 else rng.randrange(len(data))
+            damaged[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        path.unlink(missing_ok=True)
+        path.write_bytes(damaged)
+        try:
+            engine = ReferenceEngine(path)
+            engine.generate("a", SamplingParams(max_tokens=1, temperature=0), salt=bytes(32))
+        except InvalidMessage as error:
+            refused.append(error.code)
+    assert len(refused) > 50
+    assert {code.split(".")[0] for code in refused} <= {"gguf", "engine", "tokenizer", "rope"}
+
+
+def test_weights_root_is_the_tree_over_tensors_rows_and_chunks() -> None:
+    file = parse_gguf(memoryview(model_bytes("tiny-q8_0")), path=Path("m"))
+    tensor = next(t for t in file.tensors if t.name == "blk.0.ffn_down.weight")
+    raw = bytes(file.tensor_bytes(tensor))
+    assert (tensor.columns, tensor.row_bytes) == (288, 9 * 34)
+    rows = []
+    for at in range(0, len(raw), 9 * 34):
+        row = raw[at : at + 9 * 34]
+        rows.append(
+            tree_root([leaf_hash(CHUNK_TAG[1:] + row[: 8 * 34]), leaf_hash(CHUNK_TAG[1:] + row[8 * 34 :])])
+        )
+    assert row_hashes(file, tensor) == rows
+    changed = bytearray(model_bytes("tiny-q8_0"))
+    changed[tensor.offset + 5] ^= 1
+    assert weights_root(parse_gguf(memoryview(changed), path=Path("m"))) != weights_root(file)
+
+
+def test_a_manifest_is_cached_by_digest_and_a_broken_cache_is_ignored(tmp_path: Path) -> None:
+    path, cache = tmp_path / "model.gguf", tmp_path / "cache"
+    path.write_bytes(model_bytes("tiny-q8_0"))
+    calls: list[tuple[int, int]] = []
+    first = read_manifest(path, cache_dir=cache, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1]
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    (entry,) = cache.glob("model-*.json")
+    assert entry.read_bytes() == first.json()
+    assert read_manifest(path, cache_dir=cache) == first == read_manifest(path)
+    for content in (
+        b"",
+        b"{}",
+        first.json()[:-1],
+        first.json().replace(b'"arithmetic":1', b'"arithmetic":2') + b" ",
+    ):
+        entry.write_bytes(content)
+        assert read_manifest(path, cache_dir=cache) == first
+        assert entry.read_bytes() == first.json()
+    (table,) = cache.glob("rope-*.f32")
+    good = table.read_bytes()
+    table.write_bytes(bytes(len(good)))
+    salt = bytes(32)
+    run = ReferenceEngine(path, cache_dir=cache).generate("a", SamplingParams(max_tokens=3), salt=salt)
+    assert run == ReferenceEngine(path).generate("a", SamplingParams(max_tokens=3), salt=salt)
+    assert table.read_bytes() == good
+
+
+def test_a_changed_weight_changes_the_model_id(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model_bytes("tiny-q8_0"))
+    first = read_manifest(path)
+    data = bytearray(model_bytes("tiny-q8_0"))
+    data[-40] ^= 1
+    other = tmp_path / "other.gguf"
+    other.write_bytes(data)
+    second = read_manifest(other)
+    assert (first.arithmetic, second.arithmetic) == (1, 1)
+    assert first.weights_root != second.weights_root
+    assert first.model_id != second.model_id
+
+
+def test_a_file_outside_the_canonical_arithmetic_has_a_manifest_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    data = model_bytes("tiny-q8_0").replace(b"llama.attention.key_length", b"llama.attention.key_lenxxx")
+    path.write_bytes(data)
+    manifest = read_manifest(path)
+    assert (manifest.arithmetic, manifest.graph, manifest.rope_table) == (0, None, b"")
+    assert maker().MODELS
+    with pytest.raises(InvalidMessage):
+        ReferenceEngine(path)
