@@ -1,6 +1,7 @@
 """The llama.cpp engine: the same port, repeatable, near the reference, and statistically right (spec 07)."""
 
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,12 @@ def test_every_tensor_type_gives_nearly_llama_cpps_likeliest_token(name: str, tm
         (token,) = other.generate(prompt, SamplingParams(temperature=0, max_tokens=1), salt=SALT).tokens
         # 8-bit activations round differently where one unit in the last place differs; these models amplify it.
         assert ours[token] > ours.max() - 0.5
+
+
+def test_ids_of_random_text_are_llama_cpps(engine: LlamaCppEngine) -> None:
+    rng = random.Random(1)
+    alphabet = "abcdehinorstw  .,?\n\t\N{LLAMA}\N{CJK UNIFIED IDEOGRAPH-4F60}é0<>/s\N{LOWER ONE EIGHTH BLOCK}"
+    texts = ["".join(rng.choice(alphabet) for _ in range(rng.randrange(60))) for _ in range(300)]
+    for text in [*texts, "</s>", "<s><unk>", "<0x41>"]:
+        body = {"content": text, "add_special": True, "parse_special": False}
+        assert engine.tokenize(text) == tuple(engine._server.post("/tokenize", body)["tokens"]), repr(text)
