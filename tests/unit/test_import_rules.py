@@ -140,7 +140,7 @@ def test_every_module_keeps_the_import_rule() -> None:
 
 
 def test_numpy_enters_core_through_arithmetic_alone() -> None:
-    """Nothing else of core may import core/arithmetic while it loads: that would load NumPy by a side door."""
+    """Nothing else of core may import core/arithmetic while it loads: NumPy would come in by a side door."""
     found = []
     for path in sorted((SOURCE / "core").rglob("*.py")):
         module, is_package = module_of(path)
