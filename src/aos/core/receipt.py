@@ -1,8 +1,8 @@
 """``verify_answer``: one numbered list of checks over an answer file (docs/spec/08-receipts.md, "Checks, in order").
 
-Pure and offline: trust and policy are arguments, and nothing in the file adds to them. Each check raises what it found wrong,
-says why it was skipped, or returns what it saw. Levels and verdict are computed here, never read from the file. Whether the text is true, or
-who stands behind an operator's key, no check can say (docs/threat-model.md).
+Pure and offline: trust and policy are arguments, and nothing in the file adds to them. Each check raises what it found
+wrong, says why it was skipped, or returns what it saw. Levels and verdict are computed here, never read from the file.
+Whether the text is true, or who stands behind an operator's key, no check can say (docs/threat-model.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +34,12 @@ _DUPLICATE_OR_FORM = ("encoding.duplicate_key", "encoding.not_canonical")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line of a report. ``code`` is the error's stable code where it failed."""
+    """One line of a report. ``detail`` is a value worth seeing, ``code`` the error's stable code where it failed."""
 
     id: str
     status: Status
     text: str
+    detail: str = ""
     code: str = ""
 
 
@@ -89,6 +90,10 @@ class Report:
         return f"NOT VERIFIED: {failed.id} failed: {failed.text} [{failed.code}]"
 
 
+CheckFunction = Callable[["_Case"], str | tuple[str, str]]
+"""Returns what it saw (and a value worth showing), raises AOSError for what is wrong and _Skip for what it cannot check."""
+
+
 class _Skip(Exception):
     """This check could not be made, for the reason in its text."""
 
@@ -124,9 +129,11 @@ def verify_answer(
     return Report(checks=checks, verdict=verdict, levels=levels, policy=policy.name, missing=missing)
 
 
-def _run(name: str, check: "Callable[[_Case], str]", case: "_Case") -> Check:
+def _run(name: str, check: "CheckFunction", case: "_Case") -> Check:
     try:
-        return Check(id=name, status="PASS", text=check(case))
+        found = check(case)
+        text, detail = (found, "") if isinstance(found, str) else found
+        return Check(id=name, status="PASS", text=text, detail=detail)
     except _Skip as skip:
         return Check(id=name, status="SKIP", text=str(skip))
     except AOSError as error:
@@ -222,7 +229,7 @@ def _same(code: str, message: str, **pairs: tuple[object, object]) -> None:
 
 
 def _short(data: bytes) -> str:
-    return f"{data.hex()[:12]}…"
+    return f"{data.hex()[:6]}…"
 
 
 # --- the checks, in the order of the specification
@@ -244,20 +251,19 @@ def _file_1(case: _Case) -> str:
     return "strict canonical JSON, exact members"
 
 
-def _trust_1(case: _Case) -> str:
+def _trust_1(case: _Case) -> tuple[str, str]:
     trust = case.trusted()
     if case.core.network != trust.network:
         raise _refuse("trust.network", f"the answer is of network {case.core.network}, not {trust.network}")
     if case.vrf_key is None:
         raise _refuse("trust.dispatcher", f"dispatcher {case.core.dispatcher} is not in the trust file")
-    return f"network and dispatcher are trusted             {trust.network}"
+    return "network and dispatcher are trusted", trust.network
 
 
-def _receipt_1(case: _Case) -> str:
+def _receipt_1(case: _Case) -> tuple[str, str]:
     _operator_signature(case.answer.receipt)
-    return (
-        f"canonical form, operator signature             {case.core.operator[:6]}…{case.core.operator[-4:]}"
-    )
+    operator = case.core.operator
+    return "canonical form, operator signature", f"{operator[:6]}…{operator[-4:]}"
 
 
 def _operator_signature(receipt: Receipt) -> None:
@@ -311,7 +317,7 @@ def _io_2(case: _Case) -> str:
     return f"text and {core.n_out} tokens equal the signed hashes"
 
 
-def _params_1(case: _Case) -> str:
+def _params_1(case: _Case) -> tuple[str, str]:
     core, job = case.core, case.request.job
     if hashes.params_hash(case.answer.nonce, job.params) != core.params_hash:
         raise _refuse("params.hash", "the parameters are not those of the request")
@@ -326,7 +332,7 @@ def _params_1(case: _Case) -> str:
     enclave = (core.tee != "", core.answer_statement != b"", core.state_root == b"")
     if enclave != (job.tag == "tee",) * 2 + (job.tag == "tee",):
         raise _refuse("params.job_type", "the receipt is not of the requested job type")
-    return f"model and parameters are the requested ones    {_short(core.model_id)}"
+    return "model and parameters are the requested ones", _short(core.model_id)
 
 
 def _accept_1(case: _Case) -> str:
@@ -366,12 +372,12 @@ def _beacon_1(case: _Case) -> str:
     return "beacon leads to the published anchor (dispatcher's: it could foresee it)"
 
 
-def _registry_1(case: _Case) -> str:
+def _registry_1(case: _Case) -> tuple[str, str]:
     trust = case.trusted()
     root = case.call.statement.snapshot_root
     if root not in trust.registry_roots:
         raise _Skip("the trust file does not name this registry root; it is the dispatcher's word")
-    return f"registry root is trusted                       {_short(root)}"
+    return "registry root is trusted", _short(root)
 
 
 def _draw_1(case: _Case) -> str:
@@ -527,7 +533,7 @@ def _opening(case: _Case, receipt: Receipt) -> None:
     )
 
 
-def _agree_1(case: _Case) -> str:
+def _agree_1(case: _Case) -> tuple[str, str]:
     core, peers = case.core, case.answer.peers
     outcome = case.answer.receipt.countersign.outcome
     if outcome == "disputed":
@@ -580,7 +586,7 @@ def _agree_1(case: _Case) -> str:
         )
     if outcome != "agreed":
         raise _refuse("agree.outcome", f"the dispatcher's countersign says {outcome}")
-    return f"{len(names)} operators committed the same state root       {_short(core.state_root)}"
+    return f"{len(names)} operators committed the same state root", _short(core.state_root)
 
 
 def _clock_1(case: _Case) -> str:
@@ -609,7 +615,7 @@ def _clock_1(case: _Case) -> str:
     return "acceptance → draw → commit → reveal → receipt are causally ordered"
 
 
-def _tee_1(case: _Case) -> str:
+def _tee_1(case: _Case) -> tuple[str, str]:
     core, evidence = case.core, case.answer.evidence
     if core.tee == "":
         if evidence is not None:
@@ -626,7 +632,7 @@ def _tee_1(case: _Case) -> str:
     _bound(core.operator, statement, case)
     if evidence.boot.network != core.network:
         raise _refuse("tee.network", "the enclave was booted for another network")
-    return f"SIMULATED enclave: evidence bound to this answer  {_short(evidence.boot.measurement)}"
+    return "SIMULATED enclave: evidence bound to this answer", _short(evidence.boot.measurement)
 
 
 def _bound(operator: str, statement: TeeAnswer, case: _Case) -> None:
@@ -657,7 +663,12 @@ def _local_1(case: _Case) -> str:
         raise _Skip("not re-executed here (use --replay --model PATH)")
     if case.core.tee != "":
         raise _Skip("this enclave's engine is not the canonical one; nothing to compare bit by bit")
-    replayed = case.replay(case.answer, case.request)
+    try:
+        replayed = case.replay(case.answer, case.request)
+    except VerificationError:
+        raise
+    except AOSError as error:  # this verifier's own lack: another model, no file
+        raise _Skip(f"could not be re-executed here: {error.message}") from error
     if replayed.tokens != case.answer.tokens:
         raise _refuse("local.tokens", "re-execution chose other tokens")
     if replayed.state_root != case.core.state_root:
@@ -665,7 +676,7 @@ def _local_1(case: _Case) -> str:
     return f"re-executed here: the same {len(replayed.tokens)} tokens and state root"
 
 
-CHECKS: Sequence[tuple[str, Callable[[_Case], str]]] = (
+CHECKS: Sequence[tuple[str, CheckFunction]] = (
     ("file-1", _file_1),
     ("trust-1", _trust_1),
     ("receipt-1", _receipt_1),
