@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from peers.operator_under_test import OPERATOR, Scene, rest, running, scene
 
 from aos.core import hashes, vrf
 from aos.core.codec import decode, encode
 from aos.core.draw import claim_alpha_of
 from aos.core.encoding import b64u_decode
-from aos.core.statements import Chunk, DrawCall, ReceiptCore, hash_of, verify_signed
 from aos.core.signing import verify_statement
-from peers.dispatcher_peer import DispatcherPeer
-from peers.operator_under_test import OPERATOR, eventually, rest, running, settings, write_config
-from peers.worker_peer import WorkerPeer
+from aos.core.statements import Chunk, DrawCall, ReceiptCore, hash_of, verify_signed
+from aos.operator.store import Store
 
 
 @pytest.fixture
-async def worker() -> AsyncIterator[WorkerPeer]:
-    peer = await WorkerPeer().start()
-    yield peer
-    await peer.stop()
+async def operator(tmp_path: Path, pg_url: str, redis_url: str) -> AsyncIterator[Scene]:
+    """A running operator with its peers."""
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        yield found
 
 
-@pytest.fixture
-async def dispatcher() -> AsyncIterator[DispatcherPeer]:
-    peer = await DispatcherPeer(OPERATOR).start()
-    yield peer
-    await peer.stop()
-
-
-@pytest.fixture
-def content(
-    pg_url: str, redis_url: str, dispatcher: DispatcherPeer, worker: WorkerPeer
-) -> dict[str, Any]:
-    return settings(pg_url, redis_url, dispatcher, [worker])
-
-
-@pytest.fixture
-async def operator(
-    tmp_path: Path, content: dict[str, Any], dispatcher: DispatcherPeer
-) -> AsyncIterator[None]:
-    async with running(write_config(tmp_path, content)):
-        await dispatcher.connected()
-        await eventually(lambda: _ready(content))
-        yield
-
-
-async def _ready(content: dict[str, Any]) -> bool:
-    return (await rest(content, "GET", "/ready")).status_code == 200
-
-
-@pytest.mark.usefixtures("operator")
-async def test_executor_streams_commits_and_reveals(dispatcher: DispatcherPeer, worker: WorkerPeer) -> None:
+async def test_executor_streams_commits_and_reveals(operator: Scene) -> None:
+    dispatcher, worker = operator.dispatcher, operator.worker
     job = dispatcher.new_job()
     claim = await dispatcher.draw(job)
     beta = vrf.ecvrf_verify(OPERATOR.vrf_key, claim.statement.pi, claim_alpha_of(job.call.statement))
@@ -64,7 +36,8 @@ async def test_executor_streams_commits_and_reveals(dispatcher: DispatcherPeer, 
     seed = hashes.sampling_seed_from_draw(job.call.statement.draw_seed)
     tokens, words = worker.answer_of(job.request, seed)
     statements = [
-        verify_signed(Chunk, chunk, address=OPERATOR.address).statement for chunk in dispatcher.chunks[job.key]
+        verify_signed(Chunk, chunk, address=OPERATOR.address).statement
+        for chunk in dispatcher.chunks[job.key]
     ]
     assert [token for chunk in statements for token in chunk.tokens] == tokens
     assert "".join(chunk.text for chunk in statements) == "".join(words)
@@ -82,14 +55,238 @@ async def test_executor_streams_commits_and_reveals(dispatcher: DispatcherPeer, 
     assert core.sampling_seed == seed
     assert core.request_hash == hashes.request_hash(job.nonce, job.request.encode())
     assert core.response_hash == hashes.response_hash(job.nonce, result["text"])
-    assert hashes.commitment(
-        job_ref=job.job_ref,
-        attempt=1,
-        node_id=OPERATOR.address,
-        draw_record=job.record.hash,
-        result=core.state_root,
-        tokens_hash=hashes.tokens_hash(job.nonce, result["tokens"]),
-        salt=b64u_decode(result["commit_salt"]),
-    ) == commit.statement.commitment
+    assert (
+        hashes.commitment(
+            job_ref=job.job_ref,
+            attempt=1,
+            node_id=OPERATOR.address,
+            draw_record=job.record.hash,
+            result=core.state_root,
+            tokens_hash=hashes.tokens_hash(job.nonce, result["tokens"]),
+            salt=b64u_decode(result["commit_salt"]),
+        )
+        == commit.statement.commitment
+    )
     assert int(core.clock["2"]) > int(commit.statement.clock["2"])
     assert decode(DrawCall, encode(job.call.statement)) == job.call.statement
+
+
+async def test_checker_replays_the_streamed_tokens_and_streams_nothing(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    job = await dispatcher.seated(executor=False)
+    await dispatcher.commit(job)
+    result = await dispatcher.reveal(job)
+    assert operator.worker.questions[-1]["role"] == "checker"
+    assert operator.worker.questions[-1]["tokens"] == [1, 2, 3]
+    assert result["receipt"]["stream_head"] == ""
+    assert job.key not in dispatcher.chunks
+
+
+async def test_the_requests_own_seed_is_used(operator: Scene) -> None:
+    job = await operator.dispatcher.seated(request=operator.dispatcher.request_bytes(seed="77"))
+    await operator.dispatcher.commit(job)
+    result = await operator.dispatcher.reveal(job)
+    assert (result["receipt"]["sampling_seed"], result["receipt"]["seed_source"]) == ("77", "request")
+
+
+async def test_a_second_attempt_keeps_the_first_attempts_sampling_seed(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    first = dispatcher.new_job()
+    again = replace(first, attempt=2, call=dispatcher.draw_call(first.job_ref, attempt=2))
+    again.first_call = first.call
+    await dispatcher.draw(again)
+    assert await dispatcher.dispatch(again) == {"ok": {}}
+    await dispatcher.commit(again)
+    result = await dispatcher.reveal(again)
+    assert result["receipt"]["sampling_seed"] == hashes.sampling_seed_from_draw(
+        first.call.statement.draw_seed
+    )
+
+
+async def test_a_seat_that_was_filled_says_so_in_its_receipt(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    found: dict[str, str] = {}
+    for _ in range(24):  # width is half of the range: each status is as likely as the other
+        job = await dispatcher.seated()
+        await dispatcher.commit(job)
+        result = await dispatcher.reveal(job)
+        entry = next(e for e in job.entries if e.node_id == OPERATOR.address)
+        found[entry.status] = result["receipt"]["vrf"]["status"]
+        if len(found) == 2:
+            break
+    assert found == {"selected": "selected", "not_selected": "filled"}
+
+
+async def test_everything_sent_again_changes_nothing(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    job = dispatcher.new_job()
+    await dispatcher.draw(job)
+    await dispatcher.draw(job)
+    body = dispatcher.dispatch_body(job)
+    assert await dispatcher.request("dispatch_job", body) == {"ok": {}}
+    assert await dispatcher.request("dispatch_job", body) == {"ok": {}}
+    await dispatcher.commit(job)
+    message = dispatcher.commit_set_body(job, dispatcher.commit_set(job))
+    assert await dispatcher.request("commit_set", message) == {"ok": {}}
+    assert await dispatcher.request("commit_set", message) == {"ok": {}}
+    await dispatcher.result(job)
+    await operator.job_state(job, "done")
+    assert await dispatcher.request("dispatch_job", body) == {"ok": {}}
+    assert len(dispatcher.results) == 1
+    assert operator.worker.finished == 1
+
+
+async def test_a_failed_run_is_reported_with_the_workers_own_code(operator: Scene) -> None:
+    operator.worker.error = ("engine.prompt_too_long", "the prompt has too many tokens")
+    job = await operator.dispatcher.seated()
+    await operator.dispatcher.until(lambda: operator.dispatcher.failures)
+    (failure,) = operator.dispatcher.failures
+    assert (failure["job_ref"], failure["attempt"], failure["code"]) == (*job.key, "engine.prompt_too_long")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model_id": "A" * 43}, "worker.wrong_model"),
+        ({"state_root": ""}, "worker.no_state_root"),
+        ({"tokens": [1, 2]}, "worker.inconsistent"),
+        ({"text": "something else"}, "worker.inconsistent"),
+        ({"finish_reason": "bored"}, "field.range"),
+        ({"surprise": 1}, "field.unknown"),
+        ({"evidence": {}}, "worker.no_state_root"),
+    ],
+)
+async def test_a_result_that_does_not_fit_the_job_is_not_signed(
+    operator: Scene, change: dict[str, object], code: str
+) -> None:
+    operator.worker.change_result = change
+    job = await operator.dispatcher.seated()
+    await operator.dispatcher.until(lambda: operator.dispatcher.failures)
+    assert operator.dispatcher.failures[0]["code"] == code
+    assert job.key not in operator.dispatcher.commits
+
+
+async def test_cancel_stops_the_worker(operator: Scene) -> None:
+    dispatcher, worker = operator.dispatcher, operator.worker
+    worker.hold(at_token=10)
+    job = await dispatcher.seated()
+    await dispatcher.until(lambda: dispatcher.chunks.get(job.key))
+    assert await dispatcher.request("cancel_job", {"job_ref": job.key[0], "attempt": 1}) == {"ok": {}}
+    await operator.job_state(job, "cancelled")
+    worker.gate.set()
+    following = await dispatcher.seated()
+    await dispatcher.commit(following)
+    assert worker.cancelled == 1
+    assert job.key not in dispatcher.commits
+
+
+async def test_cancel_after_the_commit_changes_nothing(operator: Scene) -> None:
+    job = await operator.dispatcher.seated()
+    await operator.dispatcher.commit(job)
+    await operator.dispatcher.request("cancel_job", {"job_ref": job.key[0], "attempt": 1})
+    assert await operator.dispatcher.reveal(job)
+
+
+async def test_draining_declines_draws_and_finishes_what_is_held(operator: Scene) -> None:
+    dispatcher, worker = operator.dispatcher, operator.worker
+    worker.hold(at_token=3)
+    job = await dispatcher.seated()
+    answer = await rest(operator.content, "POST", "/api/v1/operator/drain")
+    assert answer.json() == {"code": 200, "result": {"draining": True, "unfinished": 1}}
+    assert ("drain", {}) in dispatcher.received
+    declined = await dispatcher.draw(dispatcher.new_job())
+    assert (declined.statement.answer, declined.statement.reason) == ("decline", "draining")
+    worker.gate.set()
+    await dispatcher.commit(job)
+    assert await dispatcher.reveal(job)
+
+
+@pytest.mark.parametrize("header", ["origin", "x-forwarded-for"])
+async def test_drain_is_not_taken_from_elsewhere(operator: Scene, header: str) -> None:
+    answer = await rest(
+        operator.content, "POST", "/api/v1/operator/drain", headers={header: "http://elsewhere"}
+    )
+    assert (answer.status_code, answer.json()["error"]) == (403, "operator.not_local")
+    assert not (await operator.status())["draining"]
+
+
+async def test_status_says_connected_eligible_drawn(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    assert (await operator.status())["last_draw"] is None
+    job = await dispatcher.seated()
+    await dispatcher.commit(job)
+    await dispatcher.reveal(job)
+    status = await operator.status()
+    assert status["connected"]
+    assert status["eligible"]
+    assert status["problems"] == []
+    assert status["node"] == 2
+    assert status["last_draw"]["job_ref"] == job.key[0]
+    assert status["last_draw"]["seated"]
+    assert status["last_draw"]["selected"] in (True, False)
+    assert [w["ok"] for w in status["workers"]] == [True]
+    metrics = (await rest(operator.content, "GET", "/metrics")).text
+    assert 'aos_operator_executed_total{role="executor"} 1.0' in metrics
+
+
+async def test_a_model_that_no_worker_has_is_declined(operator: Scene) -> None:
+    other = b"\x08" * 32
+    operator.dispatcher.model_ids = (*operator.dispatcher.model_ids, other)
+    claim = await operator.dispatcher.draw(operator.dispatcher.new_job(model_id=other))
+    assert (claim.statement.answer, claim.statement.reason) == ("decline", "model")
+
+
+async def test_another_job_type_is_declined(operator: Scene) -> None:
+    claim = await operator.dispatcher.draw(operator.dispatcher.new_job(job_type="tee"))
+    assert (claim.statement.answer, claim.statement.reason) == ("decline", "job_type")
+
+
+async def test_a_full_operator_declines(tmp_path: Path, pg_url: str, redis_url: str) -> None:
+    async with (
+        scene(tmp_path, pg_url, redis_url, cache_msg_maximum=1) as found,
+        running(found.path),
+    ):
+        await found.ready()
+        found.worker.hold(at_token=1)
+        await found.dispatcher.seated()
+        claim = await found.dispatcher.draw(found.dispatcher.new_job())
+        assert (claim.statement.answer, claim.statement.reason) == ("decline", "capacity")
+        found.worker.gate.set()
+
+
+async def test_prompts_and_answers_are_erased_and_the_signed_statements_stay(
+    operator: Scene, pg_url: str
+) -> None:
+    job = await operator.dispatcher.seated()
+    await operator.dispatcher.commit(job)
+    await operator.dispatcher.reveal(job)
+    await operator.job_state(job, "done")
+    store = await Store.open(pg_url, min_size=1, max_size=2, connect_timeout_s=5, acquire_timeout_s=5)
+    try:
+        assert await store.erase_content(1) == 0
+        assert await store.erase_content(0) == 1
+        held = await store.assignment(job.job_ref, 1)
+        assert held is not None
+        assert (held.request, held.result) == (b"", None)
+        assert await store.chunks(job.job_ref, 1) == []
+        assert held.receipt is not None
+        assert held.commit_set is not None
+    finally:
+        await store.close()
+    assert await operator.dispatcher.request("dispatch_job", operator.dispatcher.dispatch_body(job)) == {
+        "ok": {}
+    }
+
+
+async def test_nothing_of_a_prompt_or_an_answer_is_logged(
+    operator: Scene, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "the caramel password is 4711"
+    job = await operator.dispatcher.seated(request=operator.dispatcher.request_bytes(prompt=secret))
+    await operator.dispatcher.commit(job)
+    result = await operator.dispatcher.reveal(job)
+    await operator.job_state(job, "done")
+    output = "".join(capfd.readouterr())
+    assert "job.executed" in output
+    for forbidden in (secret, result["text"], job.job_id, job.request):
+        assert forbidden not in output

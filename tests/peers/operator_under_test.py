@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
+from peers.dispatcher_peer import NETWORK, DispatcherPeer, Job, Keys
+from peers.worker_peer import WorkerPeer
 
 from aos.adapters.processes import free_port, spawn
 from aos.operator.config import load_config
 from aos.operator.identity import load_identity
 from aos.operator.node import OperatorNode
-from peers.dispatcher_peer import NETWORK, DispatcherPeer, Keys
-from peers.worker_peer import WorkerPeer
 
 OPERATOR = Keys.of("operator under test")
 
@@ -48,6 +49,64 @@ def settings(
         },
         "network": {"id": NETWORK},
     }
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """An operator's surroundings: its dispatcher, its workers, its configuration file."""
+
+    dispatcher: DispatcherPeer
+    workers: list[WorkerPeer]
+    content: dict[str, Any]
+    path: Path
+
+    @property
+    def worker(self) -> WorkerPeer:
+        return self.workers[0]
+
+    async def ready(self, *, connects: int = 1) -> None:
+        """Until the operator is connected and could take a job."""
+        await self.dispatcher.connected(times=connects)
+        await eventually(self._is_ready)
+
+    async def _is_ready(self) -> bool:
+        return (await rest(self.content, "GET", "/ready")).status_code == 200
+
+    async def status(self) -> dict[str, Any]:
+        answer = await rest(self.content, "GET", "/api/v1/operator/status")
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()["result"]
+        return result
+
+    async def job_state(self, job: Job, wanted: str) -> None:
+        """Until the operator's own list shows ``job`` in this state."""
+
+        async def check() -> bool:
+            answer = await rest(self.content, "GET", "/api/v1/operator/jobs")
+            return any(
+                (row["job_ref"], row["attempt"], row["state"]) == (*job.key, wanted)
+                for row in answer.json()["result"]
+            )
+
+        await eventually(check)
+
+
+@contextlib.asynccontextmanager
+async def scene(
+    directory: Path, pg_url: str, redis_url: str, *, workers: int = 1, **node: Any
+) -> AsyncIterator[Scene]:
+    """Peers that are up and a configuration that names them; no operator yet."""
+    dispatcher = await DispatcherPeer(OPERATOR).start()
+    peers = [await WorkerPeer().start() for _ in range(workers)]
+    content = settings(pg_url, redis_url, dispatcher, peers, **node)
+    try:
+        yield Scene(
+            dispatcher=dispatcher, workers=peers, content=content, path=write_config(directory, content)
+        )
+    finally:
+        await dispatcher.stop()
+        for peer in peers:
+            await peer.stop()
 
 
 def write_config(directory: Path, content: dict[str, Any]) -> Path:

@@ -29,6 +29,7 @@ from aos.operator.network import Network, Registry, check_pinned, read_network
 from aos.operator.outbox import Outbox
 from aos.operator.runner import Board, Reconciler
 from aos.operator.store import NodeState, Store
+from aos.operator.tasks import end_tasks
 
 log = structlog.get_logger("aos.operator")
 
@@ -200,9 +201,7 @@ class LinkClient:
             await next(iter(done))
         finally:
             self._link = None
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
         raise Unavailable("link.closed", "the link ended")
 
     async def _beat(self, link: Link) -> None:

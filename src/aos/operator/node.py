@@ -33,6 +33,7 @@ from aos.operator.outbox import Outbox
 from aos.operator.rest import build_app
 from aos.operator.runner import Board, Reconciler, Runner, describe_worker
 from aos.operator.store import Assignment, Store, StoredSnapshot
+from aos.operator.tasks import end_tasks
 from aos.operator.worker_client import WorkerClient
 
 log = structlog.get_logger("aos.operator")
@@ -164,9 +165,7 @@ class OperatorNode:
         finally:
             server.should_exit = True
             listener.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
 
     async def _erase(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from aos.errors import InvalidMessage, RuleViolation, VerificationError
 from aos.operator.identity import Identity
 from aos.operator.network import Network
 from aos.operator.store import Assignment, Draw, Store
+from aos.operator.tasks import end_tasks
 
 log = structlog.get_logger("aos.operator")
 
@@ -57,9 +58,7 @@ class Outbox:
                 for key in [key for key, task in self._tasks.items() if task.done()]:
                     await self._tasks.pop(key)
         finally:
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await end_tasks(list(self._tasks.values()))
             self._tasks.clear()
 
     async def _start_due(self, link: Link, network: Network) -> None:

@@ -19,7 +19,7 @@ import structlog
 from aos.adapters.postgres import connect_pool, create_database, migrate
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.config import OperatorConfig, load_config
-from aos.operator.identity import load_identity
+from aos.operator.identity import Identity, load_identity
 from aos.operator.node import OperatorNode
 from aos.operator.store import MIGRATIONS
 
@@ -54,8 +54,8 @@ async def _init_db(url: str) -> list[str]:
         await pool.close()
 
 
-def run(path: Path | None) -> None:
-    """Run an operator until SIGTERM or SIGINT. ``path`` None: configured by the environment alone.
+def run(path: Path | None) -> int:
+    """Run an operator until SIGTERM or SIGINT; the exit code, 0. ``path`` None: configured by the environment alone.
 
     Raises ConfigError; RuleViolation ``operator.second_process``, ``operator.foreign_database``.
     """
@@ -64,7 +64,12 @@ def run(path: Path | None) -> None:
     identity, key_warnings = load_identity(config)
     for warning in (*config.warnings, *key_warnings):
         log.warning("config.warning", key=warning.key, reason=warning.reason)
-    asyncio.run(OperatorNode(config, identity).run())
+    asyncio.run(_run(config, identity))
+    return 0
+
+
+async def _run(config: OperatorConfig, identity: Identity) -> None:
+    await OperatorNode(config, identity).run()
 
 
 def status(path: Path | None) -> dict[str, Any]:

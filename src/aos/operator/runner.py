@@ -23,6 +23,7 @@ from aos.operator.metrics import Metrics
 from aos.operator.network import Network
 from aos.operator.results import ChunkWriter, check_result, commit_result
 from aos.operator.store import Assignment, Store
+from aos.operator.tasks import end_tasks
 from aos.operator.worker_client import ResultLine, WorkerBusy, WorkerClient, WorkerStatus
 
 log = structlog.get_logger("aos.operator")
@@ -179,7 +180,7 @@ class Runner:
                 await self._queue.finish(entry.id)
 
     async def _execute_or_stop(self, held: Assignment, stop: asyncio.Event) -> bool:
-        work = asyncio.create_task(self._execute(held))
+        work: asyncio.Task[None] = asyncio.create_task(self._execute(held))
         stopped = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -187,9 +188,7 @@ class Runner:
                 await work
             return True
         finally:
-            for task in (work, stopped):
-                task.cancel()
-            await asyncio.gather(work, stopped, return_exceptions=True)
+            await end_tasks([work, stopped])
 
     async def _execute(self, held: Assignment) -> None:
         context = self._network()
@@ -274,9 +273,7 @@ class Runner:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end_tasks([task])
 
 
 class Reconciler:
