@@ -27,8 +27,9 @@ from aos.core.statements import (
 from aos.core.tee import TeeEvidence
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
-MAX_BUNDLE_BYTES = 16 * 1024
 MAX_RECEIPT_BYTES = 2048
+MAX_FULL_DRAW = 32
+"""Operators in a registry up to which an answer file carries the whole draw."""
 
 Path = Annotated[tuple[Bytes32, ...], MaxLength(64)]
 
@@ -115,9 +116,9 @@ def read_answer(data: bytes) -> Answer:
 
 
 def write_answer(answer: Answer) -> bytes:
-    """The file's bytes. With too many operators for 16 KB, only the seated ones' entries are kept, with paths."""
-    if bundle_bytes(answer) > MAX_BUNDLE_BYTES and answer.draw.complete:
-        answer = replace(answer, draw=_seated_only(answer.draw))
+    """The file's bytes. Beyond ``MAX_FULL_DRAW`` operators only the seated ones' entries are kept, with paths."""
+    if answer.draw.complete and len(answer.draw.entries) > MAX_FULL_DRAW:
+        answer = replace(answer, draw=seated_only(answer.draw))
     return canonical_json(encode(answer))
 
 
@@ -128,8 +129,12 @@ def bundle_bytes(answer: Answer) -> int:
 
 
 def receipt_bytes(receipt: Receipt) -> int:
-    """Bytes of the core's canonical JSON and both signatures as written."""
-    return len(canonical_json(encode(receipt.core))) + 2 * len(encode(receipt.signature))
+    """Bytes of the core's canonical JSON and both signatures as written.
+
+    The clock's entries are not counted: how many there are follows from the network's size, not from the answer.
+    """
+    core = replace(receipt.core, clock={})
+    return len(canonical_json(encode(core))) + 2 * len(encode(receipt.signature))
 
 
 def draw_part(
@@ -163,7 +168,8 @@ def draw_part(
     )
 
 
-def _seated_only(part: DrawPart) -> DrawPart:
+def seated_only(part: DrawPart) -> DrawPart:
+    """The part of a whole draw that shows the seated operators, each with its inclusion paths."""
     operators = [draw.snapshot_leaf(drawn.operator) for drawn in part.entries]
     entries = [draw.entry_leaf(drawn.entry) for drawn in part.entries]
     seats = set(part.draw_record.statement.seats)
