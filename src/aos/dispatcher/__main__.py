@@ -1,0 +1,55 @@
+"""``python -m aos.dispatcher -c FILE``: run a dispatcher until SIGTERM or Ctrl-C."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from aos.core.envelope import MAX_ENVELOPE_BYTES
+from aos.dispatcher.app import create_app
+from aos.dispatcher.config import load_config
+from aos.errors import AOSError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or the error's (30: configuration)."""
+    parser = argparse.ArgumentParser(prog="aos dispatcher", description="Runs an AOS dispatcher.")
+    parser.add_argument("-c", "--config", required=True, type=Path, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    try:
+        config = load_config(arguments.config)
+    except AOSError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(config),
+            host=config.host,
+            port=config.port,
+            access_log=False,
+            log_level="warning",
+            ws="websockets-sansio",
+            ws_max_size=MAX_ENVELOPE_BYTES,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
+    )
+    server.run()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A dispatcher's configuration: ``AOS_DISPATCHER_…`` variables over a YAML file over defaults, checked once at start."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aos.core.codec import decode
+from aos.core.keys import is_published, parse_key
+from aos.core.signing import address_of
+from aos.core.trust import TrustedTeeRoot
+from aos.core.vrf import ecvrf_public_key
+from aos.errors import AOSError, ConfigError
+
+_PREFIX = "AOS_DISPATCHER_"
+
+
+class Deadlines(BaseModel):
+    """Durations in milliseconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    draw_ms: int = Field(3_000, ge=100, le=600_000)
+    execution_ms: int = Field(120_000, ge=1_000, le=86_400_000)
+    commit_ms: int = Field(60_000, ge=1_000, le=86_400_000)
+    reveal_ms: int = Field(20_000, ge=1_000, le=86_400_000)
+    expiry_ms: int = Field(900_000, ge=5_000, le=86_400_000 * 30)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    pg_db_url: str
+    listen: str = "127.0.0.1:8081"
+    origins: list[str] = Field(default_factory=list)
+    network_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    signer_key: str
+    vrf_key: str
+    beacon_seed_file: str
+    beacon_length: int = Field(65_536, ge=1, le=1 << 20)
+    vrf_sort_precision: int = Field(6, ge=2, le=12)
+    tee_roots: list[dict[str, str]] = Field(default_factory=list)
+    accept_tee: list[Literal["simulated"]] = Field(default_factory=list)
+    open_registration: bool = False
+    deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
+    rerun_quota: int = Field(100, ge=0, le=100_000)
+    max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatcherKeys:
+    """A dispatcher's secrets, 32 bytes each."""
+
+    signer: bytes
+    vrf: bytes
+    beacon: bytes
+
+    def __repr__(self) -> str:
+        return f"DispatcherKeys({self.address})"
+
+    @property
+    def address(self) -> str:
+        return address_of(self.signer)
+
+    @property
+    def vrf_public(self) -> bytes:
+        return ecvrf_public_key(self.vrf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatcherConfig:
+    """A checked configuration."""
+
+    pg_url: str
+    host: str
+    port: int
+    origins: frozenset[str]
+    network: str
+    keys: DispatcherKeys
+    beacon_length: int
+    max_range: int
+    tee_roots: frozenset[bytes]
+    accept_tee: frozenset[str]
+    open_registration: bool
+    deadlines: Deadlines
+    rerun_quota: int
+    max_tokens_limit: int
+
+
+def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> DispatcherConfig:
+    """Read and check ``path``. Raises ConfigError ``config.file``, ``config.value``, ``key.*``."""
+    environ = os.environ if environment is None else environment
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "config.file",
+            f"cannot read {path}: {type(error).__name__}",
+            hint="docs/template/config-dispatcher.yaml is a commented template",
+        ) from error
+    if not isinstance(tree, dict):
+        raise ConfigError("config.file", f"{path} must hold settings")
+    for name in _Settings.model_fields:
+        if (value := environ.get(_PREFIX + name.upper())) is not None:
+            tree[name] = yaml.safe_load(value)
+    try:
+        settings = _Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ConfigError("config.value", f"{name}: {first['msg']}", field=name) from None
+    return _checked(settings, path.parent)
+
+
+def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
+    host, _, port = settings.listen.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ConfigError("config.value", "listen must be host:port", field="listen")
+    development = settings.network_id.startswith(("aos-local-", "dev"))
+    keys = DispatcherKeys(
+        signer=_key(settings.signer_key, "signer_key", directory),
+        vrf=_key(settings.vrf_key, "vrf_key", directory),
+        beacon=_key(f"file:{settings.beacon_seed_file}", "beacon_seed_file", directory),
+    )
+    if not development and (is_published(keys.signer) or is_published(keys.vrf)):
+        raise ConfigError(
+            "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
+        )
+    return DispatcherConfig(
+        pg_url=settings.pg_db_url,
+        host=host,
+        port=int(port),
+        origins=frozenset(settings.origins or [f"http://{settings.listen}"]),
+        network=settings.network_id,
+        keys=keys,
+        beacon_length=settings.beacon_length,
+        max_range=10**settings.vrf_sort_precision,
+        tee_roots=frozenset(_tee_root(root) for root in settings.tee_roots),
+        accept_tee=frozenset(settings.accept_tee),
+        open_registration=settings.open_registration,
+        deadlines=settings.deadlines,
+        rerun_quota=settings.rerun_quota,
+        max_tokens_limit=settings.max_tokens_limit,
+    )
+
+
+def _key(value: str, name: str, directory: Path) -> bytes:
+    if not value.startswith("file:"):
+        return parse_key(value, name=name)
+    path = directory / value.removeprefix("file:")
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(
+                "keystore.mode", f"{name}: others may read {path}", field=name, hint=f"run: chmod 600 {path}"
+            )
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("keystore.unreadable", f"{name}: cannot read {path}", field=name) from error
+    if text.startswith("{"):
+        from aos.adapters.keystore import load_keystore, read_password
+
+        kind: Literal["signer", "vrf"] = "vrf" if name == "vrf_key" else "signer"
+        return load_keystore(path, read_password(), kind=kind)
+    return parse_key(text, name=name)
+
+
+def _tee_root(value: dict[str, Any]) -> bytes:
+    try:
+        return decode(TrustedTeeRoot, value, where="tee_roots").key
+    except AOSError as error:
+        raise ConfigError("config.value", error.message, field="tee_roots") from None

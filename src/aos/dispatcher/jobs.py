@@ -1,0 +1,463 @@
+"""What a requester can ask of the dispatcher: submit, read, cancel. Every rule of the seed's API that needs the database."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from asyncpg import Record, UniqueViolationError
+
+from aos.adapters.causal_clock import CausalClock
+from aos.adapters.postgres import Pool, unavailable
+from aos.core import draw as core_draw
+from aos.core import hashes
+from aos.core.codec import decode, encode
+from aos.core.encoding import b64u_encode, canonical_json
+from aos.core.job import STATUS, TERMINAL, RunState, next_state
+from aos.core.statements import Acceptance, ReceiptCore, Request, RequestJob, sign
+from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.events import Events
+from aos.dispatcher.registry import Registry, now_ms
+from aos.dispatcher.setup import authenticate
+from aos.dispatcher.submission import NewJob
+from aos.errors import InvalidMessage, RuleViolation, VerificationError
+
+BEFORE_JOBS = 10
+
+
+class NotFound(InvalidMessage):
+    """There is nothing of that name."""
+
+    http_status = 404
+
+
+class BadToken(VerificationError):
+    """The project's token is wrong."""
+
+    http_status = 401
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """``acceptance`` is the signed pair as JSON; ``warning`` is empty where there is nothing to say."""
+
+    job_id: str
+    acceptance: dict[str, Any]
+    warning: str
+
+
+class Jobs:
+    """Jobs of one dispatcher. ``started`` is told of every new run."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        config: DispatcherConfig,
+        registry: Registry,
+        clock: CausalClock,
+        events: Events,
+        *,
+        started: Callable[[int], None],
+        cancelled: Callable[[str, int], Awaitable[None]],
+    ) -> None:
+        self._pool = pool
+        self._config = config
+        self._registry = registry
+        self._clock = clock
+        self._events = events
+        self._started = started
+        self._cancelled = cancelled
+
+    async def authenticate(self, project: str, token: str, *, field: str = "verify") -> None:
+        """Raises BadToken ``token.invalid``."""
+        if not await authenticate(self._pool, project, token):
+            raise BadToken("token.invalid", "the API token is not this project's", field=field)
+
+    # --- submit
+
+    async def submit(self, new: NewJob, *, idempotency_key: str | None) -> Submitted:
+        """Accept a job, or give the first answer again for the same key and body.
+
+        Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``.
+        """
+        await self.authenticate(new.project, new.token)
+        if idempotency_key is not None and (again := await self._again(new, idempotency_key)) is not None:
+            return again
+        issued_at = now_ms()
+        request, nonce = await self._request(new, issued_at)
+        data = canonical_json(encode(request))
+        request_hash = hashes.request_hash(nonce, data)
+        job_id = hashes.job_id(
+            network=self._config.network,
+            dispatcher=self._config.keys.address,
+            request_hash=request_hash,
+            issued_at=issued_at,
+            secret=secrets.token_bytes(32),
+        )
+        expires_at = issued_at + self._config.deadlines.expiry_ms
+        clock = (await self._clock.tick()).to_json()
+        acceptance = sign(
+            self._config.keys.signer,
+            Acceptance(
+                network=self._config.network,
+                dispatcher=self._config.keys.address,
+                job_ref=hashes.job_ref(job_id),
+                request_hash=request_hash,
+                nonce=nonce,
+                tag=new.tag,
+                epoch=self._registry.epoch_at(issued_at),
+                expires_at=expires_at,
+                issued_at=issued_at,
+                clock=clock,
+            ),
+        ).to_json()
+        try:
+            runs, warning = await self._store(
+                new, request, data, nonce, job_id, acceptance, expires_at, idempotency_key
+            )
+        except UniqueViolationError:
+            again = None if idempotency_key is None else await self._again(new, idempotency_key)
+            if again is None:
+                raise
+            return again
+        for run_id in runs:
+            self._started(run_id)
+        return Submitted(job_id=job_id, acceptance=acceptance, warning=warning)
+
+    async def _again(self, new: NewJob, key: str) -> Submitted | None:
+        async with unavailable():
+            row = await self._pool.fetchrow(
+                """SELECT job_id, idempotency_hash, acceptance, warning FROM job
+                   WHERE project_id = $1 AND idempotency_key = $2""",
+                new.project,
+                key,
+            )
+        if row is None:
+            return None
+        if row["idempotency_hash"] != new.body_hash:
+            raise RuleViolation(
+                "idempotency.conflict",
+                "this Idempotency-Key was used with another body",
+                field="Idempotency-Key",
+            )
+        return Submitted(
+            job_id=row["job_id"], acceptance=json.loads(row["acceptance"]), warning=row["warning"]
+        )
+
+    async def _request(self, new: NewJob, issued_at: int) -> tuple[Request, bytes]:
+        async with unavailable():
+            model_id = await self._pool.fetchval("SELECT model_id FROM model WHERE name = $1", new.model)
+        if model_id is None:
+            raise NotFound("model.unknown", f"job.model: no model {new.model[:80]!r} here", field="job.model")
+        if new.params.max_tokens > self._config.max_tokens_limit:
+            raise InvalidMessage(
+                "field.range",
+                f"job.params.max_tokens: at most {self._config.max_tokens_limit} here",
+                field="job.params.max_tokens",
+            )
+        epoch = self._registry.epoch_at(issued_at)
+        snapshot = await self._registry.in_force(epoch)
+        able = sum(
+            core_draw.eligible(entry, job_type=new.job_type, model_id=model_id, epoch=epoch)
+            for entry in snapshot.entries
+        )
+        if new.min_operators is not None and new.min_operators > able:
+            raise InvalidMessage(
+                "field.range",
+                f"min_operators: {able} operators offer this model for {new.job_type}",
+                field="min_operators",
+            )
+        wanted = new.min_operators or (min(2, max(able, 1)) if new.job_type == "opml" else 1)
+        request = Request(
+            network=self._config.network,
+            dispatcher=self._config.keys.address,
+            project=new.project,
+            user=new.user,
+            job=RequestJob(
+                tag=new.job_type, prompt=new.prompt, model=new.model, model_id=model_id, params=new.params
+            ),
+            min_operators=wanted,
+            blind=new.blind,
+            nonce_source="dispatcher" if new.nonce is None else "client",
+            issued_at=issued_at,
+        )
+        return request, secrets.token_bytes(32) if new.nonce is None else new.nonce
+
+    async def _store(
+        self,
+        new: NewJob,
+        request: Request,
+        data: bytes,
+        nonce: bytes,
+        job_id: str,
+        acceptance: dict[str, Any],
+        expires_at: int,
+        key: str | None,
+    ) -> tuple[list[int], str]:
+        clock = json.dumps(acceptance["statement"]["clock"])
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            flag = await db.fetchval(
+                "DELETE FROM flag WHERE project_id = $1 AND user_id = $2 RETURNING tag", new.project, new.user
+            )
+            tag, position = (new.tag, "") if new.tag or flag is None else (flag, "after")
+            await db.execute(
+                """INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
+                                    nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)""",
+                job_id,
+                hashes.job_ref(job_id),
+                new.project,
+                new.user,
+                new.job_type,
+                new.model,
+                request.job.model_id,
+                data,
+                hashes.request_hash(nonce, data),
+                nonce,
+                canonical_json(acceptance).decode(),
+                new.blind,
+                new.private,
+                key,
+                new.body_hash if key is not None else None,
+                datetime.fromtimestamp(request.issued_at / 1000, UTC),
+            )
+            runs = [await self._add_run(db, job_id, tag, position, request.min_operators, expires_at, clock)]
+            warning = ""
+            if new.tag:
+                more, warning = await self._flagged(db, new, job_id, expires_at, clock)
+                runs += more
+            if warning:
+                await db.execute("UPDATE job SET warning = $2 WHERE job_id = $1", job_id, warning)
+            await self._events.add(db, job_id, "status", {"status": "created", "attempt": 0})
+        self._events.tell(job_id)
+        return runs, warning
+
+    async def _flagged(
+        self, db: Any, new: NewJob, job_id: str, expires_at: int, clock: str
+    ) -> tuple[list[int], str]:
+        """Send the user's earlier jobs out again as ``before``; mark the next one ``after``."""
+        await db.execute(
+            """INSERT INTO flag (project_id, user_id, tag) VALUES ($1, $2, $3)
+               ON CONFLICT (project_id, user_id) DO UPDATE SET tag = excluded.tag""",
+            new.project,
+            new.user,
+            new.tag,
+        )
+        earlier = await db.fetch(
+            """SELECT j.job_id, r.min_operators FROM job j JOIN run r USING (job_id)
+               WHERE j.project_id = $1 AND j.user_id = $2 AND j.job_id <> $3 AND r.position <> 'before'
+               ORDER BY j.seq DESC LIMIT $4""",
+            new.project,
+            new.user,
+            job_id,
+            BEFORE_JOBS,
+        )
+        quota = await db.fetchval("SELECT rerun_quota FROM project WHERE project_id = $1", new.project)
+        used = await db.fetchval(
+            """SELECT count(*) FROM run r JOIN job j USING (job_id)
+               WHERE j.project_id = $1 AND r.position = 'before' AND r.created_at > now() - interval '1 hour'""",
+            new.project,
+        )
+        runs: list[int] = []
+        for row in earlier:
+            if used + len(runs) >= quota:
+                return runs, "the project's quota of re-runs is used up for this hour"
+            run_id = await self._add_run(
+                db, row["job_id"], new.tag, "before", row["min_operators"], expires_at, clock
+            )
+            if run_id is not None:
+                runs.append(run_id)
+        return runs, ""
+
+    async def _add_run(
+        self, db: Any, job_id: str, tag: str, position: str, seats: int, expires_at: int, clock: str
+    ) -> Any:
+        return await db.fetchval(
+            """INSERT INTO run (job_id, tag, position, state, min_operators, not_before, give_up_at, deadline,
+                                expires_at, clock)
+               VALUES ($1, $2, $3, 'created', $4, 0, $5, 0, $5, $6)
+               ON CONFLICT (job_id, tag, position) DO NOTHING RETURNING run_id""",
+            job_id,
+            tag,
+            position,
+            seats,
+            expires_at,
+            clock,
+        )
+
+    # --- read
+
+    async def _job(self, job_id: str, *, token: str | None = None, check: bool = True) -> Record:
+        async with unavailable():
+            row = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
+        if row is None:
+            raise NotFound("job.unknown", "job_id: no such job", field="job_id")
+        if (
+            check
+            and row["private"]
+            and not (token and await authenticate(self._pool, row["project_id"], token))
+        ):
+            raise BadToken("token.required", "this job is private: send the project's token", field="verify")
+        return row
+
+    async def result_rows(self, job_id: str, *, token: str | None) -> list[dict[str, Any]]:
+        """The guide's result rows of every finished run of a job."""
+        await self._job(job_id, token=token)
+        async with unavailable():
+            rows = await self._pool.fetch(_RESULTS + " WHERE r.job_id = $1 ORDER BY r.seq", job_id)
+        return [_result_row(row) for row in rows]
+
+    async def user_results(
+        self, project: str, user: str, *, before: int | None, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """All result rows for a user, newest first, and the cursor of the next page."""
+        async with unavailable():
+            rows = await self._pool.fetch(
+                _RESULTS
+                + """ WHERE j.project_id = $1 AND j.user_id = $2 AND ($3::bigint IS NULL OR r.seq < $3)
+                      ORDER BY r.seq DESC LIMIT $4""",
+                project,
+                user,
+                before,
+                limit + 1,
+            )
+        page = rows[:limit]
+        return [_result_row(row) for row in page], str(page[-1]["seq"]) if len(rows) > limit else None
+
+    async def detail(self, job_id: str, *, token: str | None) -> dict[str, Any]:
+        """The guide's job detail."""
+        job = await self._job(job_id, token=token)
+        async with unavailable():
+            run = await self._pool.fetchrow(
+                "SELECT * FROM run WHERE job_id = $1 AND position <> 'before'", job_id
+            )
+        assert run is not None  # noqa: S101  a job and its first run are one transaction
+        request = decode(Request, json.loads(job["request"]))
+        params = request.job.params
+        shown: dict[str, Any] = {
+            "temperature": params.temperature / 1_000_000,
+            "top_p": params.top_p / 1_000_000,
+            "max_tokens": params.max_tokens,
+        }
+        if params.seed is not None:
+            shown["seed"] = int(params.seed)
+        if params.top_k:
+            shown["top_k"] = params.top_k
+        if params.stop:
+            shown["stop"] = list(params.stop)
+        detail = {
+            "id": job_id,
+            "job": {
+                "tag": request.job.tag,
+                "prompt": request.job.prompt,
+                "model": request.job.model,
+                "params": shown,
+            },
+            "user": request.user,
+            "job_type": request.job.tag,
+            "status": STATUS[run["state"]],
+            "tag": run["tag"],
+            "clock": json.loads(run["clock"]),
+            "created_at": job["created_at"].strftime("%Y-%m-%d %H:%M:%S"),
+            "position": run["position"],
+            "attempt": run["attempt"],
+        }
+        if run["error_code"]:
+            detail["error"] = f"{run['error_message']} [{run['error_code']}]"
+        return detail
+
+    async def request_bytes(self, job_id: str) -> bytes:
+        job = await self._job(job_id, check=False)
+        return bytes(job["request"])
+
+    async def answer(self, job_id: str, attempt: int | None) -> bytes:
+        """The answer file of a finished run (default: the job's first). Raises NotFound, RuleViolation ``job.no_answer``."""
+        from aos.dispatcher.answers import build_answer_file
+
+        job = await self._job(job_id, check=False)
+        return await build_answer_file(self._pool, self._registry, job, attempt)
+
+    async def draw(self, job_ref: bytes) -> dict[str, Any]:
+        """Public: call, record, entries, claims of every attempt, and the open tag where the run is over."""
+        from aos.dispatcher.answers import draw_document
+
+        async with unavailable():
+            job = await self._pool.fetchrow("SELECT * FROM job WHERE job_ref = $1", job_ref)
+        if job is None:
+            raise NotFound("job.unknown", "no such job", field="job_ref")
+        return await draw_document(self._pool, self._registry, job)
+
+    async def models(self) -> list[dict[str, str]]:
+        async with unavailable():
+            rows = await self._pool.fetch("SELECT name, model_id FROM model ORDER BY name")
+        return [{"name": row["name"], "model_id": b64u_encode(row["model_id"])} for row in rows]
+
+    async def events_after(self, job_id: str, after: int, *, wait_s: float) -> list[tuple[int, str, str]]:
+        """(id, kind, JSON) of the events after ``after``; waits up to ``wait_s`` where there is none."""
+        await self._job(job_id, check=False)
+        return await self._events.after(job_id, after, wait_s=wait_s)
+
+    # --- cancel
+
+    async def cancel(self, job_id: str, token: str) -> str:
+        """Cancel a job that is not committed; cancelling twice is no error. Raises RuleViolation ``job.too_late``."""
+        job = await self._job(job_id, check=False)
+        await self.authenticate(job["project_id"], token)
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            run = await db.fetchrow(
+                "SELECT * FROM run WHERE job_id = $1 AND position <> 'before' FOR UPDATE", job_id
+            )
+            state: RunState = run["state"]
+            if state == "cancelled":
+                return "cancelled"
+            if state in TERMINAL or state == "committed":
+                raise RuleViolation(
+                    "job.too_late", f"the job is {STATUS[state]}; it can no longer be cancelled"
+                )
+            await db.execute(
+                """UPDATE run SET state = $2, error_code = 'job.cancelled',
+                                  error_message = 'cancelled by the requester' WHERE run_id = $1""",
+                run["run_id"],
+                next_state(state, "cancel"),
+            )
+            await self._events.add(db, job_id, "done", {"status": "cancelled", "attempt": run["attempt"]})
+        self._events.tell(job_id)
+        await asyncio.shield(self._cancelled(job_id, run["attempt"]))
+        return "cancelled"
+
+
+_RESULTS = """SELECT r.*, c.core, c.text, j.job_type, j.user_id FROM result r
+              JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id"""
+
+
+def _result_row(row: Record) -> dict[str, Any]:
+    stored = json.loads(row["core"])
+    core = decode(ReceiptCore, stored["statement"])
+    return {
+        "id": f"{row['node_id']}_{row['job_id']}_{row['tag']}",
+        "job_id": row["job_id"],
+        "operator": row["node_id"],
+        "result": row["text"],
+        "verify_id": row["receipt_id"],
+        "vrf": {
+            "selected": core.vrf.status == "selected",
+            "vrf_prompt_hash": core.vrf.alpha_hash.hex(),
+            "vrf_random_value": core.vrf.beta.hex(),
+            "vrf_verify_pubkey": core.vrf.key.hex(),
+            "vrf_proof": core.vrf.pi.hex(),
+        },
+        "clock": json.loads(row["clock"]),
+        "signature": stored["signature"],
+        "job_type": row["job_type"],
+        "tag": row["tag"],
+        "created_at": row["created_at"].strftime("%Y-%m-%d %H:%M:%S"),
+        "position": row["position"],
+        "attempt": row["attempt"],
+        "receipt_id": row["receipt_id"],
+        "state_root": b64u_encode(core.state_root),
+        "attestation": core.tee,
+        "outcome": row["outcome"],
+    }

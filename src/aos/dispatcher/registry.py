@@ -1,0 +1,255 @@
+"""The local registry: operators, ranges, epochs, signed snapshots (docs/spec/04-sortition.md)."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aos.adapters.postgres import Pool, unavailable
+from aos.core import beacon, draw, vrf
+from aos.core.codec import decode, encode
+from aos.core.encoding import canonical_json
+from aos.core.signing import statement_hash
+from aos.core.statements import (
+    Registration,
+    Signed,
+    Snapshot,
+    SnapshotEntry,
+    read_signed,
+    sign,
+    verify_signed,
+)
+from aos.dispatcher.config import DispatcherConfig
+from aos.errors import ConfigError, InvalidMessage, RuleViolation, VerificationError
+
+RANGES = 24
+"""How many operators of the default width a registry holds."""
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """The network's fixed facts, from its one row."""
+
+    genesis_ms: int
+    epoch_ms: int
+    max_range: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInForce:
+    """A signed snapshot with its entries, ascending by node_id."""
+
+    signed: Signed[Snapshot]
+    entries: tuple[SnapshotEntry, ...]
+
+    @property
+    def root(self) -> bytes:
+        return self.signed.statement.root
+
+
+class Registry:
+    """Reads and writes the registry of one dispatcher."""
+
+    def __init__(
+        self, pool: Pool, config: DispatcherConfig, network: Network, wall_ms: Callable[[], int] = now_ms
+    ) -> None:
+        self._pool = pool
+        self._config = config
+        self.network = network
+        self._wall_ms = wall_ms
+        self._beacon: tuple[int, bytes] = (-1, b"")
+
+    @classmethod
+    async def load(cls, pool: Pool, config: DispatcherConfig) -> "Registry":
+        """Raises ConfigError ``network.not_founded``, ``network.foreign``."""
+        async with unavailable():
+            row = await pool.fetchrow("SELECT * FROM network")
+        if row is None:
+            raise ConfigError(
+                "network.not_founded", "this database holds no network", hint="`aos up` founds a local one"
+            )
+        if (row["network"], row["address"]) != (config.network, config.keys.address):
+            raise ConfigError("network.foreign", "this database belongs to another network or dispatcher key")
+        facts = Network(genesis_ms=row["genesis_ms"], epoch_ms=row["epoch_ms"], max_range=row["max_range"])
+        return cls(pool, config, facts)
+
+    def network_file(self) -> dict[str, object]:
+        """The public network file (docs/spec/09-http.md)."""
+        config = self._config
+        return {
+            "type": "aos.network",
+            "v": 1,
+            "network": config.network,
+            "dispatcher": config.keys.address,
+            "vrf_key": encode(config.keys.vrf_public),
+            "genesis": self.network.genesis_ms,
+            "epoch_ms": self.network.epoch_ms,
+            "beacon": {
+                "anchor": encode(beacon.beacon_anchor(config.keys.beacon, config.beacon_length)),
+                "length": config.beacon_length,
+            },
+            "max_range": self.network.max_range,
+        }
+
+    def epoch(self) -> int:
+        return beacon.epoch_of(self._wall_ms(), self.network.genesis_ms, self.network.epoch_ms)
+
+    def epoch_at(self, time_ms: int) -> int:
+        return beacon.epoch_of(time_ms, self.network.genesis_ms, self.network.epoch_ms)
+
+    def beacon_of(self, epoch: int) -> bytes:
+        """The epoch's beacon; the last one is remembered, because it takes as many hashes as epochs are left."""
+        if self._beacon[0] != epoch:
+            value = beacon.beacon_at(self._config.keys.beacon, self._config.beacon_length, epoch)
+            self._beacon = (epoch, value)
+        return self._beacon[1]
+
+    async def in_force(self, epoch: int) -> SnapshotInForce:
+        """The snapshot for draws of ``epoch``: signed for it or earlier; the next epoch's is signed ahead."""
+        await self._sign_up_to(epoch + 1)
+        async with unavailable():
+            row = await self._pool.fetchrow(
+                "SELECT signed, entries FROM snapshot WHERE epoch <= $1 ORDER BY epoch DESC LIMIT 1", epoch
+            )
+        if row is None:
+            raise ConfigError("network.not_founded", "this database holds no snapshot")
+        return _read_snapshot(row["signed"], row["entries"])
+
+    async def by_root(self, root: bytes) -> SnapshotInForce | None:
+        async with unavailable():
+            row = await self._pool.fetchrow(
+                "SELECT signed, entries FROM snapshot WHERE root = $1 ORDER BY epoch LIMIT 1", root
+            )
+        return None if row is None else _read_snapshot(row["signed"], row["entries"])
+
+    async def by_epoch(self, epoch: int) -> SnapshotInForce:
+        async with unavailable():
+            row = await self._pool.fetchrow("SELECT signed, entries FROM snapshot WHERE epoch = $1", epoch)
+        assert row is not None  # noqa: S101  attempts refer to it by foreign key
+        return _read_snapshot(row["signed"], row["entries"])
+
+    async def member(self, node_id: str) -> int | None:
+        """The node number of an admitted operator, None for others."""
+        async with unavailable():
+            node: int | None = await self._pool.fetchval(
+                "SELECT node FROM operator WHERE node_id = $1 AND admitted", node_id
+            )
+        return node
+
+    async def register(self, value: object, *, genesis: bool = False) -> str:
+        """Enter an operator: signature, proof of possession, a free range. Registering again with the same key is no change.
+
+        Raises InvalidMessage, VerificationError ``registration.*``, ``vrf.*``, ``signature.*``; RuleViolation
+        ``registration.full``, ``registration.exists``.
+        """
+        pair = read_signed(Registration, value, where="registration")
+        request = pair.statement
+        # 1. Of this network, fresh, signed by the operator.
+        if (request.network, request.dispatcher) != (self._config.network, self._config.keys.address):
+            raise VerificationError("registration.foreign", "the registration is for another network")
+        if not genesis and abs(request.time - self._wall_ms()) > 600_000:
+            raise VerificationError("registration.stale", "the registration is older than ten minutes")
+        verify_signed(Registration, value, address=request.node_id, where="registration")
+        # 2. It holds its VRF key.
+        vrf.verify_possession(
+            request.vrf_key, request.possession, network=self._config.network, address=request.node_id
+        )
+        if not request.job_types or not request.models:
+            raise InvalidMessage(
+                "registration.empty", "a registration names job types and models", field="models"
+            )
+        # 3. A number and a range of its own.
+        since = 0 if genesis else self.epoch()
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            await db.execute("SELECT pg_advisory_xact_lock(4711)")
+            held = await db.fetchrow("SELECT vrf_key FROM operator WHERE node_id = $1", request.node_id)
+            if held is not None:
+                if held["vrf_key"] == request.vrf_key:
+                    return request.node_id
+                raise RuleViolation("registration.exists", "this operator is registered with another VRF key")
+            if await db.fetchval("SELECT 1 FROM operator WHERE vrf_key = $1", request.vrf_key):
+                raise RuleViolation(
+                    "registration.key_taken", "another operator has this VRF key", field="vrf_key"
+                )
+            start = await db.fetchval("SELECT coalesce(max(range_end), 0) FROM operator")
+            width = await db.fetchval("SELECT range_width FROM network")
+            if start + width > self.network.max_range:
+                raise RuleViolation("registration.full", "no range is free in this registry")
+            await db.execute(
+                """INSERT INTO operator (node_id, node, vrf_key, range_start, range_end, job_types, models,
+                                         since_epoch, admitted, registration, time_ms)
+                   VALUES ($1, (SELECT coalesce(max(node), 1) + 1 FROM operator), $2, $3, $4, $5, $6, $7, $8, $9, $10)""",
+                request.node_id,
+                request.vrf_key,
+                start,
+                start + width,
+                list(request.job_types),
+                list(request.models),
+                since,
+                genesis or self._config.open_registration,
+                _text(pair.to_json()),
+                request.time,
+            )
+        return request.node_id
+
+    async def _sign_up_to(self, epoch: int) -> None:
+        """Sign a snapshot for ``epoch`` where the registry has changed since the last one."""
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            last = await db.fetchrow("SELECT epoch, root, signed FROM snapshot ORDER BY epoch DESC LIMIT 1")
+            if last is not None and last["epoch"] >= epoch:
+                return
+            await db.execute("SELECT pg_advisory_xact_lock(4711)")
+            rows = await db.fetch("SELECT * FROM operator WHERE admitted ORDER BY node_id")
+            entries = [
+                SnapshotEntry(
+                    node_id=row["node_id"],
+                    node=row["node"],
+                    vrf_key=row["vrf_key"],
+                    start=row["range_start"],
+                    end=row["range_end"],
+                    stake=row["stake"],
+                    job_types=tuple(row["job_types"]),
+                    models=tuple(row["models"]),
+                    since_epoch=row["since_epoch"],
+                )
+                for row in rows
+            ]
+            root = draw.snapshot_root(self._config.network, self.network.max_range, entries)
+            previous = b"" if last is None else statement_hash(json.loads(last["signed"])["statement"])
+            snapshot = Snapshot(
+                network=self._config.network,
+                dispatcher=self._config.keys.address,
+                epoch=epoch,
+                max_range=self.network.max_range,
+                count=len(entries),
+                root=root,
+                previous=previous,
+            )
+            await db.execute(
+                "INSERT INTO snapshot (epoch, root, signed, entries) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                epoch,
+                root,
+                _text(sign(self._config.keys.signer, snapshot).to_json()),
+                _text([encode(entry) for entry in entries]),
+            )
+
+    async def sign_genesis(self) -> bytes:
+        """Sign the snapshot of epoch 0 and return its root."""
+        await self._sign_up_to(0)
+        return (await self.by_epoch(0)).root
+
+
+def _text(value: object) -> str:
+    return canonical_json(value).decode()
+
+
+def _read_snapshot(signed: str, entries: str) -> SnapshotInForce:
+    return SnapshotInForce(
+        signed=read_signed(Snapshot, json.loads(signed)),
+        entries=tuple(decode(SnapshotEntry, entry) for entry in json.loads(entries)),
+    )

@@ -1,0 +1,199 @@
+"""Checks of what operators send: chunks, commits, reveals. Pure; everything that D can recompute is recomputed."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from aos.core import hashes
+from aos.core.codec import Bytes32, MaxLength, SignatureBytes, UInt32, decode, encode
+from aos.core.draw import claim_alpha_of
+from aos.core.encoding import b64u_encode
+from aos.core.signing import verify_statement
+from aos.core.statements import Chunk, Commit, DrawCall, DrawRecord, ReceiptCore, Request, Signed, hash_of
+from aos.core.tee import TeeEvidence, read_evidence, verify_simulated
+from aos.errors import VerificationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reveal:
+    """The body of ``job_result``."""
+
+    receipt: ReceiptCore
+    signature: SignatureBytes
+    commit_salt: Bytes32
+    text: Annotated[str, MaxLength(1 << 21)]
+    tokens: Annotated[tuple[UInt32, ...], MaxLength(65_536)]
+    evidence: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatFacts:
+    """What D knows of a seat when its operator reveals. Hashes are 32 bytes."""
+
+    network: str
+    dispatcher: str
+    node_id: str
+    node: int
+    role: str
+    call: Signed[DrawCall]
+    record: Signed[DrawRecord]
+    status: str
+    vrf_key: bytes
+    pi: bytes
+    beta: bytes
+    request: Request
+    request_bytes: bytes
+    nonce: bytes
+    sampling_seed: str
+    commit: Signed[Commit]
+    commit_set: bytes
+    stream_head: bytes
+    tee_roots: frozenset[bytes]
+    accept_tee: frozenset[str]
+
+
+def _compare(code: str, what: str, stated: dict[str, object], known: dict[str, object]) -> None:
+    for name, value in known.items():
+        if stated[name] != value:
+            raise VerificationError(code, f"{what}: {name} is not what it must be", field=name)
+
+
+def check_chunk(chunk: Chunk, *, network: str, node_id: str, job_ref: bytes, attempt: int) -> None:
+    """Whether a signed chunk is this executor's, of this run. Raises VerificationError ``chunk.foreign``, ``chunk.form``."""
+    _compare(
+        "chunk.foreign",
+        "the chunk is of another run",
+        {
+            "network": chunk.network,
+            "node_id": chunk.node_id,
+            "job_ref": chunk.job_ref,
+            "attempt": chunk.attempt,
+        },
+        {"network": network, "node_id": node_id, "job_ref": job_ref, "attempt": attempt},
+    )
+    if chunk.final != (chunk.finish_reason != "") or (not chunk.final and len(chunk.tokens) != 8):
+        raise VerificationError("chunk.form", "a chunk holds eight tokens, the final one a finish reason")
+    if (chunk.index == 0) != (chunk.previous == b""):
+        raise VerificationError("chunk.form", "only the first chunk has no predecessor")
+
+
+def check_commit(commit: Commit, *, network: str, node_id: str, record: Signed[DrawRecord]) -> None:
+    """Raises VerificationError ``commit.foreign``."""
+    _compare(
+        "commit.foreign",
+        "the commit is of another run",
+        {
+            "network": commit.network,
+            "node_id": commit.node_id,
+            "job_ref": commit.job_ref,
+            "attempt": commit.attempt,
+            "draw_record": commit.draw_record,
+        },
+        {
+            "network": network,
+            "node_id": node_id,
+            "job_ref": record.statement.job_ref,
+            "attempt": record.statement.attempt,
+            "draw_record": record.hash,
+        },
+    )
+
+
+def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
+    """Check a reveal against everything that D knows; returns TEE evidence where there is some.
+
+    1. signed by the seat's operator; 2. every member that D can recompute; 3. text and tokens are the hashed ones; 4. it opens its
+    commitment; 5. a TEE answer's evidence is bound to it. Raises VerificationError ``reveal.*``, ``signature.*``, ``tee.*``.
+    """
+    core, job = reveal.receipt, facts.request.job
+    # 1
+    verify_statement(encode(core), b64u_encode(reveal.signature), facts.node_id)
+    # 2
+    record = facts.record.statement
+    _compare(
+        "reveal.member",
+        "the receipt",
+        {name: getattr(core, name) for name in core.__dataclass_fields__},
+        {
+            "network": facts.network,
+            "dispatcher": facts.dispatcher,
+            "operator": facts.node_id,
+            "node": facts.node,
+            "job_ref": record.job_ref,
+            "attempt": record.attempt,
+            "role": facts.role,
+            "request_hash": hashes.request_hash(facts.nonce, facts.request_bytes),
+            "model_id": job.model_id,
+            "params_hash": hashes.params_hash(facts.nonce, job.params),
+            "sampling_seed": facts.sampling_seed,
+            "seed_source": "draw" if job.params.seed is None else "request",
+            "stream_head": facts.stream_head,
+            "draw_record": facts.record.hash,
+            "draw_counts": record.counts,
+            "commit_set": facts.commit_set,
+        },
+    )
+    _compare(
+        "reveal.vrf",
+        "the receipt's VRF fields",
+        {name: getattr(core.vrf, name) for name in core.vrf.__dataclass_fields__},
+        {
+            "key": facts.vrf_key,
+            "alpha_hash": hashes.alpha_hash(claim_alpha_of(facts.call.statement)),
+            "pi": facts.pi,
+            "beta": facts.beta,
+            "status": facts.status,
+        },
+    )
+    if core.finish_reason == "cancelled" or core.started_at > core.finished_at:
+        raise VerificationError("reveal.member", "the receipt is of no finished run", field="finish_reason")
+    # 3
+    _compare(
+        "reveal.content",
+        "the revealed text and tokens",
+        {"response_hash": core.response_hash, "tokens_hash": core.tokens_hash, "n_out": core.n_out},
+        {
+            "response_hash": hashes.response_hash(facts.nonce, reveal.text),
+            "tokens_hash": hashes.tokens_hash(facts.nonce, reveal.tokens),
+            "n_out": len(reveal.tokens),
+        },
+    )
+    if core.n_out > job.params.max_tokens:
+        raise VerificationError("reveal.content", "more tokens than were asked for", field="n_out")
+    # 4
+    if (job.tag == "opml") != (core.state_root != b"" and core.tee == "" and core.answer_statement == b""):
+        raise VerificationError(
+            "reveal.job_type", "the receipt is not of the requested job type", field="tee"
+        )
+    expected = hashes.commitment(
+        job_ref=core.job_ref,
+        attempt=core.attempt,
+        node_id=core.operator,
+        draw_record=core.draw_record,
+        result=core.state_root or core.answer_statement,
+        tokens_hash=core.tokens_hash,
+        salt=reveal.commit_salt,
+    )
+    if expected != facts.commit.statement.commitment:
+        raise VerificationError("reveal.commitment", "the reveal does not open its commitment")
+    # 5
+    if core.tee == "":
+        return None
+    if core.tee not in facts.accept_tee:
+        raise VerificationError("reveal.tee", f"this dispatcher does not accept a TEE of kind {core.tee}")
+    evidence = read_evidence(reveal.evidence)
+    answer = verify_simulated(evidence, roots=facts.tee_roots)
+    shared = set(answer.__dataclass_fields__) & set(core.__dataclass_fields__)
+    _compare(
+        "reveal.tee",
+        "the enclave's answer statement",
+        {name: getattr(answer, name) for name in shared},
+        {name: getattr(core, name) for name in shared},
+    )
+    if hash_of(answer) != core.answer_statement or evidence.boot.network != facts.network:
+        raise VerificationError("reveal.tee", "the evidence is of another answer or network")
+    return evidence
+
+
+def read_reveal(body: object) -> Reveal:
+    """Strictly decode the body of ``job_result``. Raises InvalidMessage ``field.*``."""
+    return decode(Reveal, body, where="job_result")

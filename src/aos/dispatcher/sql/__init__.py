@@ -1,0 +1,1 @@
+"""Migrations of the dispatcher's database, and the schema that they make (``schema.sql``)."""

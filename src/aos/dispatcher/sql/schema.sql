@@ -1,0 +1,208 @@
+-- The whole schema as the migrations make it; a test compares the two.
+-- Times are Unix milliseconds where a signed statement or a deadline needs them, timestamptz where people read them.
+-- Statements are kept as the canonical JSON that was signed. 32-byte values are bytea.
+
+CREATE TABLE network (
+    only_row      boolean  PRIMARY KEY DEFAULT true CHECK (only_row),
+    network       text     NOT NULL,
+    address       text     NOT NULL,
+    vrf_key       bytea    NOT NULL,
+    genesis_ms    bigint   NOT NULL,
+    epoch_ms      bigint   NOT NULL CHECK (epoch_ms > 0),
+    max_range     bigint   NOT NULL CHECK (max_range > 0),
+    range_width   bigint   NOT NULL CHECK (range_width > 0),
+    beacon_anchor bytea    NOT NULL,
+    beacon_length integer  NOT NULL
+);
+
+CREATE TABLE clock_state (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    state    text    NOT NULL
+);
+
+-- A name is given once and never re-pointed.
+CREATE TABLE model (
+    name     text  PRIMARY KEY,
+    model_id bytea NOT NULL CHECK (length(model_id) = 32)
+);
+
+CREATE TABLE project (
+    project_id   text        PRIMARY KEY,
+    name         text        NOT NULL,
+    token_hash   bytea       NOT NULL UNIQUE CHECK (length(token_hash) = 32),
+    rerun_quota  integer     NOT NULL CHECK (rerun_quota >= 0),
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE operator (
+    node_id       text        PRIMARY KEY,
+    node          integer     NOT NULL UNIQUE CHECK (node >= 2),
+    vrf_key       bytea       NOT NULL UNIQUE,
+    range_start   bigint      NOT NULL,
+    range_end     bigint      NOT NULL CHECK (range_end > range_start),
+    stake         bigint      NOT NULL DEFAULT 0,
+    job_types     text[]      NOT NULL,
+    models        bytea[]     NOT NULL,
+    since_epoch   bigint      NOT NULL,
+    admitted      boolean     NOT NULL,
+    registration  text        NOT NULL,
+    time_ms       bigint      NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE snapshot (
+    epoch   bigint PRIMARY KEY,
+    root    bytea  NOT NULL,
+    signed  text   NOT NULL,
+    entries text   NOT NULL
+);
+CREATE INDEX snapshot_root ON snapshot (root);
+
+CREATE TABLE job (
+    job_id           text        PRIMARY KEY,
+    seq              bigint      GENERATED ALWAYS AS IDENTITY UNIQUE,
+    job_ref          bytea       NOT NULL UNIQUE,
+    project_id       text        NOT NULL REFERENCES project,
+    user_id          text        NOT NULL,
+    job_type         text        NOT NULL,
+    model            text        NOT NULL,
+    model_id         bytea       NOT NULL,
+    request          bytea       NOT NULL,
+    request_hash     bytea       NOT NULL,
+    nonce            bytea       NOT NULL,
+    acceptance       text        NOT NULL,
+    blind            boolean     NOT NULL,
+    private          boolean     NOT NULL,
+    warning          text        NOT NULL DEFAULT '',
+    idempotency_key  text,
+    idempotency_hash bytea,
+    events           bigint      NOT NULL DEFAULT 0,
+    created_at       timestamptz NOT NULL,
+    UNIQUE (project_id, idempotency_key)
+);
+CREATE INDEX job_user ON job (project_id, user_id, seq DESC);
+
+-- One result set for each (job, tag, position).
+CREATE TABLE run (
+    run_id        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id        text        NOT NULL REFERENCES job,
+    tag           text        NOT NULL,
+    position      text        NOT NULL,
+    state         text        NOT NULL,
+    attempt       integer     NOT NULL DEFAULT 0,
+    executions    integer     NOT NULL DEFAULT 0,
+    min_operators integer     NOT NULL,
+    not_before    bigint      NOT NULL,
+    give_up_at    bigint      NOT NULL,
+    deadline      bigint      NOT NULL,
+    expires_at    bigint      NOT NULL,
+    error_code    text        NOT NULL DEFAULT '',
+    error_message text        NOT NULL DEFAULT '',
+    clock         text        NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (job_id, tag, position)
+);
+CREATE INDEX run_open ON run (run_id)
+    WHERE state IN ('created', 'drawing', 'drawn', 'running', 'checking', 'committed');
+CREATE INDEX run_reruns ON run (created_at) WHERE position = 'before';
+
+-- Attempts are numbered within the job, whatever run they belong to: a draw is about (job, attempt).
+CREATE TABLE attempt (
+    job_id          text    NOT NULL REFERENCES job,
+    attempt         integer NOT NULL,
+    run_id          bigint  NOT NULL REFERENCES run,
+    snapshot_epoch  bigint  NOT NULL REFERENCES snapshot,
+    tag_salt        bytea   NOT NULL,
+    draw_call       text    NOT NULL,
+    draw_record     text,
+    entries         text,
+    commit_set      text,
+    failure         text    NOT NULL DEFAULT '',
+    PRIMARY KEY (job_id, attempt)
+);
+
+CREATE TABLE claim (
+    job_id  text    NOT NULL,
+    attempt integer NOT NULL,
+    node_id text    NOT NULL,
+    claim   text    NOT NULL,
+    beta    bytea   NOT NULL,
+    PRIMARY KEY (job_id, attempt, node_id),
+    FOREIGN KEY (job_id, attempt) REFERENCES attempt
+);
+
+CREATE TABLE seat (
+    job_id   text    NOT NULL,
+    attempt  integer NOT NULL,
+    node_id  text    NOT NULL,
+    seat     integer NOT NULL,
+    role     text    NOT NULL,
+    standing text    NOT NULL DEFAULT 'seated'
+             CHECK (standing IN ('seated', 'failed', 'committed', 'revealed', 'withheld', 'broken')),
+    commit   text,
+    ack      text,
+    evidence text    NOT NULL DEFAULT '',
+    PRIMARY KEY (job_id, attempt, node_id),
+    UNIQUE (job_id, attempt, seat),
+    FOREIGN KEY (job_id, attempt) REFERENCES attempt
+);
+
+CREATE TABLE chunk (
+    job_id  text    NOT NULL,
+    attempt integer NOT NULL,
+    index   integer NOT NULL,
+    chunk   text    NOT NULL,
+    hash    bytea   NOT NULL,
+    PRIMARY KEY (job_id, attempt, index),
+    FOREIGN KEY (job_id, attempt) REFERENCES attempt
+);
+
+CREATE TABLE receipt (
+    receipt_id  text        PRIMARY KEY,
+    job_id      text        NOT NULL,
+    attempt     integer     NOT NULL,
+    node_id     text        NOT NULL,
+    core        text        NOT NULL,
+    commit_salt bytea       NOT NULL,
+    text        text        NOT NULL,
+    tokens      bytea       NOT NULL,
+    evidence    text,
+    countersign text,
+    received_at timestamptz NOT NULL,
+    UNIQUE (job_id, attempt, node_id),
+    FOREIGN KEY (job_id, attempt, node_id) REFERENCES seat
+);
+
+CREATE TABLE result (
+    job_id     text        NOT NULL,
+    tag        text        NOT NULL,
+    position   text        NOT NULL,
+    node_id    text        NOT NULL,
+    seat       integer     NOT NULL,
+    attempt    integer     NOT NULL,
+    receipt_id text        NOT NULL UNIQUE REFERENCES receipt,
+    outcome    text        NOT NULL,
+    clock      text        NOT NULL,
+    created_at timestamptz NOT NULL,
+    seq        bigint      GENERATED ALWAYS AS IDENTITY UNIQUE,
+    PRIMARY KEY (job_id, tag, position, node_id),
+    UNIQUE (job_id, tag, position, seat),
+    FOREIGN KEY (job_id, tag, position) REFERENCES run (job_id, tag, position)
+);
+
+-- Users whose next job runs with position 'after'.
+CREATE TABLE flag (
+    project_id text NOT NULL REFERENCES project,
+    user_id    text NOT NULL,
+    tag        text NOT NULL,
+    PRIMARY KEY (project_id, user_id)
+);
+
+-- What GET /v1/aos/jobs/{id}/events replays; numbered within the job, in commit order.
+CREATE TABLE event (
+    job_id text   NOT NULL REFERENCES job,
+    seq    bigint NOT NULL,
+    kind   text   NOT NULL,
+    data   text   NOT NULL,
+    PRIMARY KEY (job_id, seq)
+);
