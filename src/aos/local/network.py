@@ -220,7 +220,7 @@ class LocalNetwork:
         config = {
             "pg_db_url": postgres.url("dispatcher"),
             "listen": url.removeprefix("http://"),
-            "origins": [url.replace("http://", "ws://") + "/ws/operator"],
+            "origins": [url],
             "network_id": layout.network_id(),
             "signer_key": "file:signer.key",
             "vrf_key": "file:vrf.key",
