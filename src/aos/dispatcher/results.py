@@ -1,7 +1,7 @@
 """Checks of what operators send: chunks, commits, reveals. Pure; everything that D can recompute is recomputed."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 from aos.core import hashes
 from aos.core.codec import Bytes32, MaxLength, SignatureBytes, UInt32, decode, encode
@@ -11,6 +11,9 @@ from aos.core.signing import verify_statement
 from aos.core.statements import Chunk, Commit, DrawCall, DrawRecord, ReceiptCore, Request, Signed, hash_of
 from aos.core.tee import TeeEvidence, read_evidence, verify_simulated
 from aos.errors import VerificationError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,10 @@ class SeatFacts:
     stream_head: bytes
     tee_roots: frozenset[bytes]
     accept_tee: frozenset[str]
+
+
+def _members(value: "DataclassInstance") -> dict[str, object]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _compare(code: str, what: str, stated: dict[str, object], known: dict[str, object]) -> None:
@@ -112,7 +119,7 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
     _compare(
         "reveal.member",
         "the receipt",
-        {name: getattr(core, name) for name in core.__dataclass_fields__},
+        _members(core),
         {
             "network": facts.network,
             "dispatcher": facts.dispatcher,
@@ -135,7 +142,7 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
     _compare(
         "reveal.vrf",
         "the receipt's VRF fields",
-        {name: getattr(core.vrf, name) for name in core.vrf.__dataclass_fields__},
+        _members(core.vrf),
         {
             "key": facts.vrf_key,
             "alpha_hash": hashes.alpha_hash(claim_alpha_of(facts.call.statement)),
@@ -182,13 +189,9 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
         raise VerificationError("reveal.tee", f"this dispatcher does not accept a TEE of kind {core.tee}")
     evidence = read_evidence(reveal.evidence)
     answer = verify_simulated(evidence, roots=facts.tee_roots)
-    shared = set(answer.__dataclass_fields__) & set(core.__dataclass_fields__)
-    _compare(
-        "reveal.tee",
-        "the enclave's answer statement",
-        {name: getattr(answer, name) for name in shared},
-        {name: getattr(core, name) for name in shared},
-    )
+    stated, known = _members(answer), _members(core)
+    shared = {name: known[name] for name in stated if name in known}
+    _compare("reveal.tee", "the enclave's answer statement", stated, shared)
     if hash_of(answer) != core.answer_statement or evidence.boot.network != facts.network:
         raise VerificationError("reveal.tee", "the evidence is of another answer or network")
     return evidence

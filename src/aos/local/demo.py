@@ -100,7 +100,7 @@ def _ask(
     say(
         f"  answered in {time.monotonic() - begun:.1f} s; receipt and answer: {save.stat().st_size:,} bytes\n"
     )
-    say(_checked(running, save, render))
+    say(_checked(running, save, render) + "\n")
     return save
 
 
