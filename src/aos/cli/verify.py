@@ -12,7 +12,8 @@ from pathlib import Path
 
 from aos.cli import voice
 from aos.core.answer import MAX_ANSWER_BYTES, Answer
-from aos.core.receipt import Replay, Replayed, Report, verify_answer
+from aos.core.receipt import Replay, Replayed, verify_answer
+from aos.core.report import Report
 from aos.core.statements import Request
 from aos.core.trust import Trust, load_policy, read_trust
 from aos.errors import AOSError, ConfigError, RuleViolation

@@ -375,11 +375,7 @@ def verify_draw(
         if claim is not None:
             verified[operator.node_id] = claim
     # 7. The seats that follow from the statuses.
-    seats, filled = _seats(of, operators, entries, stated.min_operators)
-    if stated.seats != seats:
-        raise VerificationError("draw.seats", "the seats are not those that the rule gives")
-    if stated.filled != filled:
-        raise VerificationError("draw.filled", "the number of filled seats is not what the rule gives")
+    check_seats(of, stated, operators, entries)
     return VerifiedDraw(
         call=of,
         record=stated,
@@ -387,6 +383,28 @@ def verify_draw(
         claims=verified,
         split_checked=opened is not None,
     )
+
+
+def check_seats(
+    call: DrawCall, record: DrawRecord, operators: Sequence[SnapshotEntry], entries: Sequence[DrawEntry]
+) -> None:
+    """Check that the record's seats are those that the rule gives for these statuses.
+
+    Raises VerificationError ``draw.seats``, ``draw.filled``.
+    """
+    seats, filled = _seats(call, operators, entries, record.min_operators)
+    if record.seats != seats:
+        raise VerificationError("draw.seats", "the seats are not those that the rule gives")
+    if record.filled != filled:
+        raise VerificationError("draw.filled", "the number of filled seats is not what the rule gives")
+
+
+def check_seat_order(call: DrawCall, record: DrawRecord) -> None:
+    """Check that whoever sits, sits in the public order. Raises VerificationError ``draw.seats``."""
+    if len(set(record.seats)) != len(record.seats) or list(record.seats) != sortition.seat_order(
+        call.draw_seed, call.attempt, record.seats
+    ):
+        raise VerificationError("draw.seats", "the seats are not in the order that the rule gives")
 
 
 def check_opening(call: DrawCall, opened: OpenedTag | None) -> None:

@@ -10,37 +10,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from typing import Literal
 
 from aos.core import draw, hashes, merkle
 from aos.core.answer import MAX_RECEIPT_BYTES, Answer, DrawnOperator, Receipt, read_answer, receipt_bytes
 from aos.core.beacon import epoch_of, verify_beacon
-from aos.core.clock import VectorClock
+from aos.core.clock import DISPATCHER, VectorClock
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_encode, parse_canonical
+from aos.core.report import Check, Report, Status, Verdict
 from aos.core.signing import verify_statement
 from aos.core.statements import Request, check_signed, hash_of
 from aos.core.tee import TeeAnswer, verify_simulated
 from aos.core.trust import Policy, Trust
 from aos.errors import AOSError, VerificationError
 
-Status = Literal["PASS", "FAIL", "SKIP"]
-Verdict = Literal["VERIFIED", "NOT VERIFIED", "PARTIAL", "EVIDENCE MISSING"]
-EXIT_CODES: dict[Verdict, int] = {"VERIFIED": 0, "NOT VERIFIED": 10, "PARTIAL": 11, "EVIDENCE MISSING": 12}
-
 _UNREADABLE = ("encoding.", "field.missing", "statement.version", "statement.type")
 _DUPLICATE_OR_FORM = ("encoding.duplicate_key", "encoding.not_canonical")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line of a report. ``detail`` is a value worth seeing, ``code`` the error's stable code where it failed."""
-
-    id: str
-    status: Status
-    text: str
-    detail: str = ""
-    code: str = ""
+_ABSENT = ("tee.no_evidence", "commit.missing")
+"""Failures that say: the file lacks what this check needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,42 +39,6 @@ class Replayed:
 
 
 Replay = Callable[[Answer, Request], Replayed]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """All checks, in order, and what follows from them."""
-
-    checks: tuple[Check, ...]
-    verdict: Verdict
-    levels: tuple[str, ...]
-    policy: str
-    missing: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_CODES[self.verdict]
-
-    def count(self, status: Status) -> int:
-        return sum(check.status == status for check in self.checks)
-
-    @property
-    def headline(self) -> str:
-        """The verdict in one line."""
-        passed, skipped = self.count("PASS"), self.count("SKIP")
-        levels = " and ".join(f'"{level}"' for level in self.levels) or '"none"'
-        if self.verdict == "VERIFIED":
-            optional = f' (optional under policy "{self.policy}")' if skipped else ""
-            return f"VERIFIED at level {levels}: {passed} checks passed, {skipped} skipped{optional}"
-        if self.verdict == "PARTIAL":
-            return (
-                f"PARTIAL at level {levels}: {passed} checks passed, but policy "
-                f'"{self.policy}" requires {", ".join(self.missing)}, skipped here'
-            )
-        failed = next(check for check in self.checks if check.status == "FAIL")
-        if self.verdict == "EVIDENCE MISSING":
-            return f"EVIDENCE MISSING: {failed.text} [{failed.code}]"
-        return f"NOT VERIFIED: {failed.id} failed: {failed.text} [{failed.code}]"
 
 
 CheckFunction = Callable[["_Case"], str | tuple[str, str]]
@@ -123,8 +74,10 @@ def verify_answer(
     missing = tuple(
         wanted for wanted in policy.required if all(status.get(x) != "PASS" for x in wanted.split("|"))
     )
-    failed = any(check.status == "FAIL" for check in checks)
-    verdict: Verdict = "NOT VERIFIED" if failed else "PARTIAL" if missing else "VERIFIED"
+    failed = [check.code for check in checks if check.status == "FAIL"]
+    verdict: Verdict = "PARTIAL" if missing else "VERIFIED"
+    if failed:
+        verdict = "EVIDENCE MISSING" if all(code in _ABSENT for code in failed) else "NOT VERIFIED"
     levels = () if failed else _levels(case, status)
     return Report(checks=checks, verdict=verdict, levels=levels, policy=policy.name, missing=missing)
 
@@ -145,7 +98,7 @@ def _levels(case: "_Case", status: dict[str, Status]) -> tuple[str, ...]:
     if all(status.get(name) == "PASS" for name in ("receipt-1", "receipt-2", "io-1", "io-2")):
         levels.append("signed")
     if levels and status.get("agree-1") == status.get("commit-1") == "PASS":
-        levels[0] = f"redundant:{1 + len(case.answer.peers)}"
+        levels.append(f"redundant:{1 + len(case.answer.peers)}")
     if levels and status.get("tee-1") == "PASS":
         levels.append("simulated" if case.core.tee == "simulated" else "attested")
     if levels and status.get("local-1") == "PASS":
@@ -164,6 +117,9 @@ class _Case:
         self.core = answer.receipt.core
         self.call = answer.draw.draw_call
         self.record = answer.draw.draw_record
+        self.first_call = answer.draw.first_draw or self.call
+        self.calls = (self.call,) if answer.draw.first_draw is None else (self.first_call, self.call)
+        self.receipts = (answer.receipt, *answer.peers)
 
     @cached_property
     def request(self) -> Request:
@@ -245,9 +201,13 @@ def _file_1(case: _Case) -> str:
             raise _refuse("file.draw_entries", "the draw's entries do not have every index")
         if any(e.operator_path or e.entry_path for e in case.answer.draw.entries):
             raise _refuse("file.draw_entries", "a complete draw carries no paths")
+    elif {e.operator.node_id for e in case.answer.draw.entries} != set(case.record.statement.seats):
+        raise _refuse("file.draw_entries", "a shortened draw carries the seated operators, and no other")
     names = [opening.commit.statement.node_id for opening in case.answer.commit.openings]
     if names != sorted(set(names)):
         raise _refuse("file.openings", "the openings are not ascending by node_id, each once")
+    if set(names) - {receipt.core.operator for receipt in case.receipts}:
+        raise _refuse("file.openings", "an opening is of no receipt in the file")
     return "strict canonical JSON, exact members"
 
 
@@ -348,21 +308,20 @@ def _accept_1(case: _Case) -> str:
         nonce=(accepted.nonce, case.answer.nonce),
         issued_at=(accepted.issued_at, request.issued_at),
     )
-    if case.opened.position == "" and case.opened.tag != accepted.tag:
+    if case.opened.tag != accepted.tag if case.opened.position == "" else case.opened.tag == "":
         raise _refuse("accept.tag", "the run's tag is not the accepted one")
-    first = case.answer.draw.first_draw or case.call
-    if first.statement.epoch - accepted.epoch not in (0, 1):
-        raise _refuse("accept.epoch", "the first draw is not of the accepted epoch or the next")
-    if case.trust is not None:
-        epoch = epoch_of(accepted.issued_at, case.trust.genesis, case.trust.epoch_ms)
-        if accepted.epoch != epoch:
-            raise _refuse("accept.epoch", f"epoch {accepted.epoch} is not that of the issue time, {epoch}")
+    if case.first_call.statement.epoch < accepted.epoch:
+        raise _refuse("accept.epoch", "the first draw is of an epoch before the acceptance")
     return f"accepted by the dispatcher in epoch {accepted.epoch}"
 
 
 def _beacon_1(case: _Case) -> str:
-    trust = case.trusted()
-    for call in filter(None, (case.answer.draw.first_draw, case.call)):
+    trust, accepted = case.trusted(), case.answer.acceptance.statement
+    if accepted.epoch != epoch_of(accepted.issued_at, trust.genesis, trust.epoch_ms):
+        raise _refuse("beacon.epoch", "the accepted epoch is not that of the issue time")
+    if case.first_call.statement.epoch > epoch_of(accepted.expires_at, trust.genesis, trust.epoch_ms):
+        raise _refuse("beacon.epoch", "the first draw is of an epoch after the job expired")
+    for call in case.calls:
         statement = call.statement
         if statement.beacon_source != "dispatcher":
             raise _Skip("the beacon is a chain's; no chain is read here")
@@ -375,17 +334,19 @@ def _beacon_1(case: _Case) -> str:
 def _registry_1(case: _Case) -> tuple[str, str]:
     trust = case.trusted()
     root = case.call.statement.snapshot_root
-    if root not in trust.registry_roots:
+    if any(call.statement.snapshot_root not in trust.registry_roots for call in case.calls):
         raise _Skip("the trust file does not name this registry root; it is the dispatcher's word")
     return "registry root is trusted", _short(root)
 
 
 def _draw_1(case: _Case) -> str:
     part, counts = case.answer.draw, case.record.statement.counts
+    if not part.complete:
+        for operator in case.record.statement.seats:
+            case.seat_of(operator)
+        raise _Skip("only the seated operators' entries are in the file")
     if case.vrf_key is None:
         raise _Skip("the dispatcher's VRF key is not known without a trust file")
-    if not part.complete:
-        raise _Skip("only the seated operators' entries are in the file")
     draw.verify_draw(
         call=case.call,
         record=case.record,
@@ -422,7 +383,15 @@ def _vrf_1(case: _Case) -> str:
         min_operators=(case.record.statement.min_operators, case.request.min_operators),
     )
     _seat(case, case.answer.receipt)
-    how = "below threshold" if core.vrf.status == "selected" else "filled by the public rule"
+    draw.check_seat_order(call, case.record.statement)
+    how = "below threshold"
+    if core.vrf.status == "filled":
+        how = "filled by the public rule"
+        if not case.answer.draw.complete:
+            raise _Skip("a filled seat: its rule needs every entry, and the file holds only the seated ones")
+        operators = [entry.operator for entry in case.answer.draw.entries]
+        entries = [entry.entry for entry in case.answer.draw.entries]
+        draw.check_seats(call, case.record.statement, operators, entries)
     return f"operator drawn by VRF, proof valid, {how}"
 
 
@@ -458,24 +427,28 @@ def _seed_1(case: _Case) -> str:
         raise _refuse(
             "seed.first_draw", "attempts above 1 carry the draw call of attempt 1, and no other does"
         )
-    call = first or case.call
     if first is not None:
+        statement = first.statement
         check_signed(first, address=core.dispatcher)
         _same(
             "seed.first_draw",
             "the first draw is of another job",
-            network=(first.statement.network, core.network),
-            job_ref=(first.statement.job_ref, core.job_ref),
-            attempt=(first.statement.attempt, 1),
+            network=(statement.network, core.network),
+            dispatcher=(statement.dispatcher, core.dispatcher),
+            job_ref=(statement.job_ref, core.job_ref),
+            attempt=(statement.attempt, 1),
+            model_id=(statement.model_id, core.model_id),
         )
-        if case.vrf_key is not None:
-            draw.verify_draw_call(
-                first, network=core.network, dispatcher=core.dispatcher, vrf_key=case.vrf_key
-            )
+        if statement.epoch > case.call.statement.epoch:
+            raise _refuse("seed.first_draw", "the first draw is of a later epoch than this one")
     source = "draw" if own is None else "request"
-    seed = hashes.sampling_seed_from_draw(call.statement.draw_seed) if own is None else own
+    seed = hashes.sampling_seed_from_draw(case.first_call.statement.draw_seed) if own is None else own
     if (core.seed_source, core.sampling_seed) != (source, seed):
         raise _refuse("seed.value", f"the sampling seed is not what the {source} gives")
+    if first is not None:
+        if case.vrf_key is None:
+            raise _Skip("the dispatcher's VRF key is not known without a trust file")
+        draw.verify_draw_call(first, network=core.network, dispatcher=core.dispatcher, vrf_key=case.vrf_key)
     return f"sampling seed follows from the {source}"
 
 
@@ -544,7 +517,7 @@ def _agree_1(case: _Case) -> tuple[str, str]:
     names = [core.operator, *(peer.core.operator for peer in peers)]
     if len(set(names)) != len(names):
         raise _refuse("agree.twice", "one operator appears twice")
-    order = [seats.index(name) if name in seats else -1 for name in names[1:]]
+    order = [seats.index(name) if name in seats else -1 for name in names]
     if order != sorted(order):
         raise _refuse("agree.order", "the other receipts are not in seat order")
     for peer in peers:
@@ -566,6 +539,15 @@ def _agree_1(case: _Case) -> tuple[str, str]:
             draw_counts=(other.draw_counts, core.draw_counts),
             commit_set=(other.commit_set, core.commit_set),
         )
+        theirs, ours = peer.countersign, case.answer.receipt.countersign
+        _same(
+            "agree.countersign",
+            f"the countersign of {other.operator} says otherwise",
+            tag=(theirs.tag, ours.tag),
+            position=(theirs.position, ours.position),
+            tag_salt=(theirs.tag_salt, ours.tag_salt),
+            outcome=(theirs.outcome, outcome),
+        )
         _seat(case, peer)
         _opening(case, peer)
         if core.tee == "" and other.state_root != core.state_root:
@@ -582,7 +564,7 @@ def _agree_1(case: _Case) -> tuple[str, str]:
             n_prompt=(peer.core.n_prompt, core.n_prompt),
             n_out=(peer.core.n_out, core.n_out),
             finish_reason=(peer.core.finish_reason, core.finish_reason),
-            outcome=(peer.countersign.outcome, outcome),
+            engine=(peer.core.engine, core.engine),
         )
     if outcome != "agreed":
         raise _refuse("agree.outcome", f"the dispatcher's countersign says {outcome}")
@@ -592,26 +574,28 @@ def _agree_1(case: _Case) -> tuple[str, str]:
 def _clock_1(case: _Case) -> str:
     """An event precedes another iff the later clock has counted it: entry of its sender, not less."""
     answer = case.answer
-    own = [o.commit for o in answer.commit.openings if o.commit.statement.node_id == case.core.operator]
-    if not own:
-        raise _refuse("commit.missing", "there is no commit of this operator")
-    dispatcher, operator = 1, case.core.node
-    chain = (
-        ("acceptance", dispatcher, answer.acceptance.statement.clock),
-        ("draw call", dispatcher, case.call.statement.clock),
-        ("draw record", dispatcher, case.record.statement.clock),
-        ("commit", operator, own[0].statement.clock),
-        ("commit set", dispatcher, answer.commit.commit_set.statement.clock),
-        ("receipt", operator, case.core.clock),
-        ("countersign", dispatcher, answer.receipt.countersign.clock),
-    )
-    events = [(name, node, VectorClock.decode(clock)) for name, node, clock in chain]
-    for (before, sender, earlier), (after, receiver, later) in pairwise(events):
-        ahead = 1 if sender == receiver else 0
-        if earlier[sender] < 1 or later[sender] < earlier[sender] + ahead:
-            raise _refuse("clock.order", f"the {after} has not counted the {before}")
-    if case.core.started_at > case.core.finished_at:
-        raise _refuse("clock.times", "the run ended before it began")
+    commits = {o.commit.statement.node_id: o.commit.statement for o in answer.commit.openings}
+    for receipt in case.receipts:
+        core = receipt.core
+        commit = commits.get(core.operator)
+        if commit is None:
+            raise _refuse("commit.missing", f"there is no opening for {core.operator}")
+        chain = (
+            ("acceptance", DISPATCHER, answer.acceptance.statement.clock),
+            *(("draw call", DISPATCHER, call.statement.clock) for call in case.calls),
+            ("draw record", DISPATCHER, case.record.statement.clock),
+            ("commit", core.node, commit.clock),
+            ("commit set", DISPATCHER, answer.commit.commit_set.statement.clock),
+            ("receipt", core.node, core.clock),
+            ("countersign", DISPATCHER, receipt.countersign.clock),
+        )
+        events = [(name, node, VectorClock.decode(clock)) for name, node, clock in chain]
+        for (before, sender, earlier), (after, receiver, later) in pairwise(events):
+            ahead = 1 if sender == receiver else 0
+            if earlier[sender] < 1 or later[sender] < earlier[sender] + ahead:
+                raise _refuse("clock.order", f"the {after} of {core.operator} has not counted the {before}")
+        if core.started_at > core.finished_at:
+            raise _refuse("clock.times", "the run ended before it began")
     return "acceptance → draw → commit → reveal → receipt are causally ordered"
 
 
@@ -623,15 +607,18 @@ def _tee_1(case: _Case) -> tuple[str, str]:
         raise _Skip("no enclave: an opML answer")
     if evidence is None:
         raise _refuse("tee.no_evidence", "the receipt names an enclave and the file holds no evidence")
+    _bound(core.operator, evidence.answer, case)
+    _same(
+        "tee.not_bound",
+        "the enclave's boot statement is of another network or kind",
+        network=(evidence.boot.network, core.network),
+        tee=(evidence.boot.tee, core.tee),
+    )
     if core.tee not in case.policy.accept_tee:
         raise _refuse("tee.policy", f'policy "{case.policy.name}" does not accept a TEE of kind {core.tee}')
-    if core.tee != "simulated":
-        raise _refuse("tee.kind", f"evidence of kind {core.tee} cannot be appraised by this version")
-    roots = frozenset(root.key for root in case.trusted().tee_roots if root.tee == core.tee)
-    statement = verify_simulated(evidence, roots=roots)
-    _bound(core.operator, statement, case)
-    if evidence.boot.network != core.network:
-        raise _refuse("tee.network", "the enclave was booted for another network")
+    verify_simulated(
+        evidence, roots=frozenset(root.key for root in case.trusted().tee_roots if root.tee == core.tee)
+    )
     return "SIMULATED enclave: evidence bound to this answer", _short(evidence.boot.measurement)
 
 
