@@ -1,0 +1,194 @@
+"""`verify_answer` over honest answers: which checks pass, which are skipped and why, and what verdict and levels follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from simulated_run import STATE_ROOT, TOKENS, Network, Operator, Result, params
+
+from aos.core.answer import Answer, receipt_bytes, seated_only, write_answer
+from aos.core.receipt import CHECKS, Replayed, verify_answer
+from aos.core.report import Report
+from aos.core.statements import Request
+from aos.core.trust import load_policy
+from aos.errors import ConfigError
+
+NETWORK = Network()
+
+
+def judged(answer: Answer, *, policy: str = "dev", network: Network = NETWORK) -> Report:
+    return verify_answer(write_answer(answer), trust=network.trust(), policy=load_policy(policy))
+
+
+def status(report: Report) -> dict[str, str]:
+    return {check.id: check.status for check in report.checks}
+
+
+def test_three_agreeing_operators_are_redundant_3() -> None:
+    report = judged(NETWORK.run())
+    assert (report.verdict, report.exit_code) == ("VERIFIED", 0)
+    assert report.levels == ("signed", "redundant:3")
+    assert [check.id for check in report.checks] == [name for name, _ in CHECKS]
+    assert [c.id for c in report.checks if c.status == "SKIP"] == ["tee-1", "local-1"]
+    assert report.headline == (
+        'VERIFIED at level "redundant:3": 16 checks passed, 2 skipped (optional under policy "dev")'
+    )
+
+
+def test_a_simulated_enclave_is_simulated_and_never_attested() -> None:
+    report = judged(NETWORK.run(job_type="tee"))
+    assert (report.verdict, report.levels) == ("VERIFIED", ("signed", "simulated"))
+    assert "SIMULATED" in next(check.text for check in report.checks if check.id == "tee-1")
+
+
+@pytest.mark.parametrize("policy", ["default", "production"])
+def test_a_simulated_enclave_fails_where_the_policy_does_not_name_it(policy: str) -> None:
+    report = judged(NETWORK.run(job_type="tee"), policy=policy)
+    assert (report.verdict, report.exit_code, report.levels) == ("NOT VERIFIED", 10, ())
+    assert next(check.code for check in report.checks if check.id == "tee-1") == "tee.policy"
+
+
+def test_an_answer_of_one_operator_is_signed_and_no_more() -> None:
+    report = judged(NETWORK.run(min_operators=1))
+    seats = len(NETWORK.run(min_operators=1).draw.draw_record.statement.seats)
+    assert seats == 1
+    assert (report.verdict, report.levels) == ("VERIFIED", ("signed",))
+
+
+def test_a_dropped_peer_lowers_the_level_and_fails_nothing() -> None:
+    answer = NETWORK.run()
+    gone = answer.peers[-1].core.operator
+    kept = tuple(o for o in answer.commit.openings if o.commit.statement.node_id != gone)
+    fewer = replace(answer, peers=answer.peers[:-1], commit=replace(answer.commit, openings=kept))
+    report = judged(fewer)
+    assert (report.verdict, report.levels) == ("VERIFIED", ("signed", "redundant:2"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blind": True},
+        {"attempt": 2},
+        {"tag": "suspicion"},
+        {"tag": "malicious", "position": "before"},
+        {"tag": "suspicion", "position": "after"},
+        {"sampling": params(seed="18446744073709551615")},
+        {"silent": ["opml-2"], "min_operators": 2},
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_verifies(options: dict[str, object]) -> None:
+    assert judged(NETWORK.run(**options)).verdict == "VERIFIED"  # type: ignore[arg-type]
+
+
+def test_without_a_trust_file_the_verdict_is_at_best_partial() -> None:
+    report = verify_answer(write_answer(NETWORK.run()), trust=None, policy=load_policy("dev"))
+    assert (report.verdict, report.exit_code) == ("PARTIAL", 11)
+    skipped = {check.id for check in report.checks if check.status == "SKIP"}
+    assert {"trust-1", "beacon-1", "registry-1", "draw-1"} <= skipped
+    assert "trust-1" in report.missing
+
+
+def test_a_registry_root_that_the_trust_file_does_not_name_is_skipped_and_never_passed() -> None:
+    trust = replace(NETWORK.trust(), registry_roots=())
+    data = write_answer(NETWORK.run())
+    assert status(verify_answer(data, trust=trust, policy=load_policy("dev")))["registry-1"] == "SKIP"
+    assert verify_answer(data, trust=trust, policy=load_policy("default")).verdict == "PARTIAL"
+
+
+def test_production_wants_agreement_or_an_enclave() -> None:
+    assert judged(NETWORK.run(), policy="production").verdict == "VERIFIED"
+    alone = judged(NETWORK.run(min_operators=1), policy="production")
+    assert (alone.verdict, alone.missing) == ("PARTIAL", ("agree-1|tee-1",))
+
+
+def test_a_shortened_draw_shows_the_seats_and_skips_completeness() -> None:
+    answer = NETWORK.run()
+    report = judged(replace(answer, draw=seated_only(answer.draw)))
+    assert status(report)["draw-1"] == "SKIP"
+    # seat 0 was below its threshold, so its seat needs nobody else's entry
+    assert answer.receipt.core.vrf.status == "selected"
+    assert status(report)["vrf-1"] == "PASS"
+    assert status(report)["agree-1"] == "PASS"
+
+
+def test_a_filled_seat_in_a_shortened_draw_is_skipped_and_never_passed() -> None:
+    answer = next(
+        answer
+        for answer in (NETWORK.run(job=f"job {n}") for n in range(20))
+        if answer.receipt.core.vrf.status == "filled"
+    )
+    assert judged(answer).verdict == "VERIFIED"
+    report = judged(replace(answer, draw=seated_only(answer.draw)))
+    assert status(report)["vrf-1"] == "SKIP"
+    assert report.verdict == "PARTIAL"
+
+
+def test_many_operators_are_written_shortened() -> None:
+    crowd = Network(operators=tuple(Operator(name=f"o{n}", job_type="opml", width=20_000) for n in range(40)))
+    answer = crowd.run(min_operators=2)
+    data = write_answer(answer)
+    report = verify_answer(data, trust=crowd.trust(), policy=load_policy("dev"))
+    assert status(report)["draw-1"] == "SKIP"
+    assert "FAIL" not in status(report).values()
+    assert len(data) < 20_000
+
+
+def test_core_and_signatures_stay_below_2_kb_for_any_length_of_answer() -> None:
+    result = Result(text="word " * 50_000, tokens=tuple(range(60_000)))
+    answer = NETWORK.run(sampling=params(max_tokens=100_000), results={f"opml-{n}": result for n in range(4)})
+    assert receipt_bytes(answer.receipt) <= 2048
+    assert judged(answer).verdict == "VERIFIED"
+
+
+def test_disagreeing_operators_are_not_verified() -> None:
+    other = Result(state_root=bytes(32))
+    answer = NETWORK.run()
+    loser = answer.peers[0].core.operator
+    report = judged(NETWORK.run(results={NETWORK.by_id(loser).name: other}))
+    assert report.verdict == "NOT VERIFIED"
+    assert next(check.code for check in report.checks if check.id == "agree-1") == "agree.disputed"
+
+
+# --- re-execution
+
+
+def replaying(answer: Answer, replayed: Replayed) -> Report:
+    def replay(_answer: Answer, _request: Request) -> Replayed:
+        return replayed
+
+    return verify_answer(
+        write_answer(answer), trust=NETWORK.trust(), policy=load_policy("dev"), replay=replay
+    )
+
+
+def test_a_replay_of_the_same_bits_adds_the_level_replayed() -> None:
+    report = replaying(NETWORK.run(), Replayed(state_root=STATE_ROOT, tokens=TOKENS))
+    assert report.levels == ("signed", "redundant:3", "replayed")
+    assert 'levels "redundant:3" and "replayed"' in report.headline
+
+
+@pytest.mark.parametrize(
+    ("replayed", "code"),
+    [
+        (Replayed(state_root=bytes(32), tokens=TOKENS), "local.state_root"),
+        (Replayed(state_root=None, tokens=TOKENS), "local.state_root"),
+        (Replayed(state_root=STATE_ROOT, tokens=TOKENS[:-1]), "local.tokens"),
+    ],
+)
+def test_a_replay_that_differs_overrules_any_number_of_signatures(replayed: Replayed, code: str) -> None:
+    report = replaying(NETWORK.run(), replayed)
+    assert report.verdict == "NOT VERIFIED"
+    assert report.checks[-1].code == code
+
+
+def test_a_replay_that_could_not_be_made_is_skipped_and_never_passed() -> None:
+    def replay(_answer: Answer, _request: Request) -> Replayed:
+        raise ConfigError("replay.other_model", "another model")
+
+    report = verify_answer(
+        write_answer(NETWORK.run()), trust=NETWORK.trust(), policy=load_policy("dev"), replay=replay
+    )
+    assert status(report)["local-1"] == "SKIP"
+    assert "replayed" not in report.levels
