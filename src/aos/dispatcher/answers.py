@@ -67,7 +67,7 @@ async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt
     """
     async with unavailable():
         results = await pool.fetch(
-            """SELECT r.*, c.core, c.text, c.tokens, c.evidence, c.countersign, c.commit_salt, s.commit
+            """SELECT r.*, c.core, c.answer, c.tokens, c.evidence, c.countersign, c.commit_salt, s.commit
                FROM result r JOIN receipt c ON c.receipt_id = r.receipt_id
                JOIN seat s ON (s.job_id, s.attempt, s.node_id) = (r.job_id, r.attempt, r.node_id)
                WHERE r.job_id = $1 AND ($2::int IS NULL AND r.position <> 'before' OR r.attempt = $2) ORDER BY r.seat""",
@@ -94,7 +94,7 @@ async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt
             peers=tuple(receipts[1:]),
             request=bytes(job["request"]).decode("utf-8"),
             nonce=job["nonce"],
-            text=first["text"],
+            text=bytes(first["answer"]).decode("utf-8"),
             tokens=read_tokens(first["tokens"]),
             acceptance=read_signed(Acceptance, json.loads(job["acceptance"])),
             draw=await load_draw(pool, registry, held),

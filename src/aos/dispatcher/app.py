@@ -1,5 +1,6 @@
 """Wiring of a dispatcher: one page from configuration to running service."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,10 +49,14 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 pool, config, registry, clock, events, started=runs.begin, cancelled=runs.cancelled
             )
             app.state.metrics = _metrics(runs, links)
+            signing = asyncio.create_task(registry.keep_signing())
             await runs.start()
-            yield
-            await runs.stop()
-            await links.close()
+            try:
+                yield
+            finally:
+                signing.cancel()
+                await runs.stop()
+                await links.close()
         finally:
             await pool.close()
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class DispatcherKeys:
 class DispatcherConfig:
     """A checked configuration."""
 
-    pg_url: str
+    pg_url: str = field(repr=False)
     host: str
     port: int
     origins: frozenset[str]

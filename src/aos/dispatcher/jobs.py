@@ -429,7 +429,7 @@ class Jobs:
         return "cancelled"
 
 
-_RESULTS = """SELECT r.*, c.core, c.text, j.job_type, j.user_id FROM result r
+_RESULTS = """SELECT r.*, c.core, c.answer, j.job_type, j.user_id FROM result r
               JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id"""
 
 
@@ -440,7 +440,7 @@ def _result_row(row: Record) -> dict[str, Any]:
         "id": f"{row['node_id']}_{row['job_id']}_{row['tag']}",
         "job_id": row["job_id"],
         "operator": row["node_id"],
-        "result": row["text"],
+        "result": bytes(row["answer"]).decode("utf-8"),
         "verify_id": row["receipt_id"],
         "vrf": {
             "selected": core.vrf.status == "selected",

@@ -194,7 +194,14 @@ class LinkServer:
         handle, node_id = self._handle, said.node_id
 
         async def answer(method: str, body: object) -> dict[str, Any]:
-            return await handle(node_id, method, body)
+            try:
+                return await handle(node_id, method, body)
+            except AOSError:
+                raise
+            except Exception as error:
+                # One message that we mishandle must not take the link, and with it every other job, down.
+                log.exception("message.defect", node=node_id, method=method)
+                raise Unavailable("internal", "the dispatcher could not handle this message") from error
 
         return node_id, Link(wire, names, private_key=key, clock=self._clock, handle=answer)
 

@@ -13,7 +13,7 @@ from asyncpg import Record
 
 from aos.adapters.postgres import Pool, unavailable
 from aos.core import draw, hashes
-from aos.core.codec import Bytes32, MaxLength, Range, UInt32, decode, encode
+from aos.core.codec import Bytes32, MaxLength, Pattern, Range, UInt32, decode, encode
 from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.statements import (
     Chunk,
@@ -62,7 +62,7 @@ class _Commit:
 class _Failed:
     job_ref: Bytes32
     attempt: Annotated[int, Range(1, 1_000_000)]
-    code: Annotated[str, MaxLength(64)]
+    code: Annotated[str, Pattern(r"[a-z0-9_]+(\.[a-z0-9_]+)*")]
     message: Annotated[str, MaxLength(500)]
 
 
@@ -105,7 +105,7 @@ class Messages:
         """The run and attempt that a message is about. Raises RuleViolation ``run.unknown``."""
         async with unavailable():
             row = await self._pool.fetchrow(
-                """SELECT a.*, r.state, r.attempt AS current, r.position, j.job_ref, j.job_type, j.blind, j.request, j.nonce
+                """SELECT a.*, r.position, j.job_ref, j.job_type, j.blind, j.request, j.nonce
                    FROM job j JOIN attempt a USING (job_id) JOIN run r USING (run_id)
                    WHERE j.job_ref = $1 AND a.attempt = $2""",
                 job_ref,
@@ -179,9 +179,12 @@ class Messages:
             node_id=node_id,
             job_ref=run["job_ref"],
             attempt=run["attempt"],
+            max_tokens=decode(Request, json.loads(run["request"])).job.params.max_tokens,
         )
         async with unavailable(), self._pool.acquire() as db, db.transaction():
-            await db.execute("SELECT 1 FROM run WHERE run_id = $1 FOR UPDATE", run["run_id"])
+            live = await db.fetchrow(
+                "SELECT state, attempt FROM run WHERE run_id = $1 FOR UPDATE", run["run_id"]
+            )
             last = await db.fetchrow(
                 "SELECT index, hash, chunk FROM chunk WHERE job_id = $1 AND attempt = $2 ORDER BY index DESC LIMIT 1",
                 run["job_id"],
@@ -195,33 +198,41 @@ class Messages:
                     run["attempt"],
                     statement.index,
                 )
-                if held != chunk.hash:
-                    await self._keep(db, run, node_id, "equivocation.chunk", chunk.to_json())
+                if held == chunk.hash:
+                    return {"next": following}
+                await self._keep(db, run, node_id, "equivocation.chunk", chunk.to_json())
+                second = True
+            elif statement.index > following:
                 return {"next": following}
-            if statement.index > following:
-                return {"next": following}
-            if last is not None and (
-                statement.previous != last["hash"] or json.loads(last["chunk"])["statement"]["final"]
-            ):
-                raise VerificationError("chunk.chain", "the chunk does not follow the one before it")
-            state = await db.fetchval("SELECT state FROM run WHERE run_id = $1", run["run_id"])
-            if run["current"] != run["attempt"] or state != "running":
-                raise RuleViolation("run.over", "this attempt takes no more chunks")
-            await db.execute(
-                "INSERT INTO chunk (job_id, attempt, index, chunk, hash) VALUES ($1, $2, $3, $4, $5)",
-                run["job_id"],
-                run["attempt"],
-                statement.index,
-                _json(chunk.to_json()),
-                chunk.hash,
-            )
-            if run["position"] != "before" and statement.text:
-                text = {"text": statement.text, "index": statement.index, "attempt": run["attempt"]}
-                await self._events.add(db, run["job_id"], "text", text)
+            else:
+                if live["attempt"] != run["attempt"] or live["state"] != "running":
+                    raise RuleViolation("run.over", "this attempt takes no more chunks")
+                await self._store_chunk(db, run, chunk, last)
+                second = False
+        if second:
+            raise VerificationError("equivocation.chunk", "another chunk of this index is held")
         self._events.tell(run["job_id"])
         if statement.final:
             self._runs.wake(run["run_id"])
         return {"next": statement.index + 1}
+
+    async def _store_chunk(self, db: Any, run: Record, chunk: Signed[Chunk], last: Record | None) -> None:
+        statement = chunk.statement
+        if last is not None and (
+            statement.previous != last["hash"] or json.loads(last["chunk"])["statement"]["final"]
+        ):
+            raise VerificationError("chunk.chain", "the chunk does not follow the one before it")
+        await db.execute(
+            "INSERT INTO chunk (job_id, attempt, index, chunk, hash) VALUES ($1, $2, $3, $4, $5)",
+            run["job_id"],
+            run["attempt"],
+            statement.index,
+            _json(chunk.to_json()),
+            chunk.hash,
+        )
+        if run["position"] != "before" and statement.text:
+            text = {"text": statement.text, "index": statement.index, "attempt": run["attempt"]}
+            await self._events.add(db, run["job_id"], "text", text)
 
     async def _keep(self, db: Any, run: Record, node_id: str, code: str, statement: dict[str, Any]) -> None:
         """Keep a contradicting signed statement as evidence; the first one stays what counts."""
@@ -380,7 +391,7 @@ class Messages:
             if live["attempt"] != run["attempt"] or live["state"] != "committed":
                 raise RuleViolation("reveal.late", "this attempt takes no more reveals")
             await db.execute(
-                """INSERT INTO receipt (receipt_id, job_id, attempt, node_id, core, commit_salt, text, tokens, evidence,
+                """INSERT INTO receipt (receipt_id, job_id, attempt, node_id, core, commit_salt, answer, tokens, evidence,
                                         received_at)
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now()) ON CONFLICT DO NOTHING""",
                 receipt,
@@ -389,7 +400,7 @@ class Messages:
                 node_id,
                 _json(pair),
                 reveal.commit_salt,
-                reveal.text,
+                reveal.text.encode(),
                 write_tokens(reveal.tokens),
                 None if evidence is None else _json(encode(evidence)),
             )

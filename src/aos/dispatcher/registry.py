@@ -1,9 +1,12 @@
 """The local registry: operators, ranges, epochs, signed snapshots (docs/spec/04-sortition.md)."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import structlog
 
 from aos.adapters.postgres import Pool, unavailable
 from aos.core import beacon, draw, vrf
@@ -20,7 +23,9 @@ from aos.core.statements import (
     verify_signed,
 )
 from aos.dispatcher.config import DispatcherConfig
-from aos.errors import ConfigError, InvalidMessage, RuleViolation, VerificationError
+from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, VerificationError
+
+log = structlog.get_logger("aos.dispatcher")
 
 RANGES = 24
 """How many operators of the default width a registry holds."""
@@ -38,6 +43,8 @@ class Network:
     genesis_ms: int
     epoch_ms: int
     max_range: int
+    beacon_anchor: bytes
+    beacon_length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,9 @@ class Registry:
         self.network = network
         self._wall_ms = wall_ms
         self._beacon: tuple[int, bytes] = (-1, b"")
+        self._in_force: tuple[int, SnapshotInForce] | None = None
+        self._by_epoch: dict[int, SnapshotInForce] = {}
+        self._anchor = encode(network.beacon_anchor)
 
     @classmethod
     async def load(cls, pool: Pool, config: DispatcherConfig) -> "Registry":
@@ -75,7 +85,15 @@ class Registry:
             )
         if (row["network"], row["address"]) != (config.network, config.keys.address):
             raise ConfigError("network.foreign", "this database belongs to another network or dispatcher key")
-        facts = Network(genesis_ms=row["genesis_ms"], epoch_ms=row["epoch_ms"], max_range=row["max_range"])
+        if row["beacon_length"] != config.beacon_length:
+            raise ConfigError("network.foreign", "beacon_length is not that of the founded network")
+        facts = Network(
+            genesis_ms=row["genesis_ms"],
+            epoch_ms=row["epoch_ms"],
+            max_range=row["max_range"],
+            beacon_anchor=row["beacon_anchor"],
+            beacon_length=row["beacon_length"],
+        )
         return cls(pool, config, facts)
 
     def network_file(self) -> dict[str, object]:
@@ -90,8 +108,8 @@ class Registry:
             "genesis": self.network.genesis_ms,
             "epoch_ms": self.network.epoch_ms,
             "beacon": {
-                "anchor": encode(beacon.beacon_anchor(config.keys.beacon, config.beacon_length)),
-                "length": config.beacon_length,
+                "anchor": self._anchor,
+                "length": self.network.beacon_length,
             },
             "max_range": self.network.max_range,
         }
@@ -111,6 +129,8 @@ class Registry:
 
     async def in_force(self, epoch: int) -> SnapshotInForce:
         """The snapshot for draws of ``epoch``: signed for it or earlier; the next epoch's is signed ahead."""
+        if self._in_force is not None and self._in_force[0] == epoch:
+            return self._in_force[1]
         await self._sign_up_to(epoch + 1)
         async with unavailable():
             row = await self._pool.fetchrow(
@@ -118,7 +138,8 @@ class Registry:
             )
         if row is None:
             raise ConfigError("network.not_founded", "this database holds no snapshot")
-        return _read_snapshot(row["signed"], row["entries"])
+        self._in_force = (epoch, _read_snapshot(row["signed"], row["entries"]))
+        return self._in_force[1]
 
     async def by_root(self, root: bytes) -> SnapshotInForce | None:
         async with unavailable():
@@ -128,10 +149,16 @@ class Registry:
         return None if row is None else _read_snapshot(row["signed"], row["entries"])
 
     async def by_epoch(self, epoch: int) -> SnapshotInForce:
+        """The snapshot that was signed for ``epoch`` itself; it never changes."""
+        if (held := self._by_epoch.get(epoch)) is not None:
+            return held
         async with unavailable():
             row = await self._pool.fetchrow("SELECT signed, entries FROM snapshot WHERE epoch = $1", epoch)
         assert row is not None  # noqa: S101  attempts refer to it by foreign key
-        return _read_snapshot(row["signed"], row["entries"])
+        if len(self._by_epoch) >= 64:
+            self._by_epoch.pop(next(iter(self._by_epoch)))
+        self._by_epoch[epoch] = _read_snapshot(row["signed"], row["entries"])
+        return self._by_epoch[epoch]
 
     async def member(self, node_id: str) -> int | None:
         """The node number of an admitted operator, None for others."""
@@ -164,7 +191,7 @@ class Registry:
                 "registration.empty", "a registration names job types and models", field="models"
             )
         # 3. A number and a range of its own.
-        since = 0 if genesis else self.epoch()
+        since = 0 if genesis else max(1, self.epoch())  # 0 is the genesis operators' alone: it counts at once
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(4711)")
             held = await db.fetchrow("SELECT vrf_key FROM operator WHERE node_id = $1", request.node_id)
@@ -237,6 +264,19 @@ class Registry:
                 _text(sign(self._config.keys.signer, snapshot).to_json()),
                 _text([encode(entry) for entry in entries]),
             )
+
+    async def keep_signing(self) -> None:
+        """Sign the next epoch's snapshot in every epoch, and have its beacon ready. Runs until cancelled."""
+        while True:
+            try:
+                epoch = self.epoch()
+                await asyncio.to_thread(self.beacon_of, epoch)
+                await self.in_force(epoch)
+            except AOSError as error:
+                log.warning("registry.not_signed", code=error.code, message=error.message)
+            now, facts = self._wall_ms(), self.network
+            left_ms = facts.epoch_ms - (now - facts.genesis_ms) % facts.epoch_ms
+            await asyncio.sleep(min(left_ms / 1000 + 0.01, 60.0))
 
     async def sign_genesis(self) -> bytes:
         """Sign the snapshot of epoch 0 and return its root."""

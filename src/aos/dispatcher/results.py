@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+MAX_CHUNK_CHARS = 16_384
+"""Eight tokens, and what a stop string may have held back before them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reveal:
     """The body of ``job_result``."""
@@ -64,8 +68,13 @@ def _compare(code: str, what: str, stated: dict[str, object], known: dict[str, o
             raise VerificationError(code, f"{what}: {name} is not what it must be", field=name)
 
 
-def check_chunk(chunk: Chunk, *, network: str, node_id: str, job_ref: bytes, attempt: int) -> None:
-    """Whether a signed chunk is this executor's, of this run. Raises VerificationError ``chunk.foreign``, ``chunk.form``."""
+def check_chunk(
+    chunk: Chunk, *, network: str, node_id: str, job_ref: bytes, attempt: int, max_tokens: int
+) -> None:
+    """Whether a signed chunk is this executor's, of this run, and no more than the request allows.
+
+    Raises VerificationError ``chunk.foreign``, ``chunk.form``, ``chunk.flood``.
+    """
     _compare(
         "chunk.foreign",
         "the chunk is of another run",
@@ -79,6 +88,8 @@ def check_chunk(chunk: Chunk, *, network: str, node_id: str, job_ref: bytes, att
     )
     if chunk.final != (chunk.finish_reason != "") or (not chunk.final and len(chunk.tokens) != 8):
         raise VerificationError("chunk.form", "a chunk holds eight tokens, the final one a finish reason")
+    if len(chunk.text) > MAX_CHUNK_CHARS or 8 * chunk.index + len(chunk.tokens) > max_tokens:
+        raise VerificationError("chunk.flood", "more tokens than were asked for, or more text than they give")
     if (chunk.index == 0) != (chunk.previous == b""):
         raise VerificationError("chunk.form", "only the first chunk has no predecessor")
 

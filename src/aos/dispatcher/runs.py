@@ -27,6 +27,7 @@ from aos.core.statements import (
     Countersign,
     DrawCall,
     DrawRecord,
+    JobType,
     Outcome,
     ReceiptCore,
     Signed,
@@ -45,6 +46,10 @@ log = structlog.get_logger("aos.dispatcher")
 
 POLL_S = 2.0
 NO_OPERATOR_PAUSE_MS = 1_000
+GATHER_MS = 3_000
+RESTART_GRACE_MS = 15_000
+SLOTS = 64
+PARKED_S = 60.0
 _RETRIED = ("store.", "queue.", "link.", "registry.", "internal")
 
 
@@ -69,21 +74,32 @@ class Runs:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._wakes: dict[int, asyncio.Event] = {}
         self._sending: dict[tuple[int, int, str, str], asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(SLOTS)
+        self._sweeper: asyncio.Task[None] | None = None
+        self._started_ms = now_ms()
 
     async def start(self) -> None:
-        """Take up every open run."""
+        """Take up every open run; deadlines that passed while nobody was here are put off once."""
         async with unavailable():
+            await self._pool.execute(
+                """UPDATE run SET deadline = greatest(deadline, $1)
+                   WHERE state IN ('drawing', 'running', 'checking', 'committed')""",
+                now_ms() + RESTART_GRACE_MS,
+            )
             rows = await self._pool.fetch(
                 """SELECT run_id FROM run WHERE state IN
                    ('created', 'drawing', 'drawn', 'running', 'checking', 'committed') ORDER BY run_id"""
             )
         for row in rows:
             self.begin(row["run_id"])
+        self._sweeper = asyncio.create_task(self._sweep())
         log.info("runs.taken_up", open=len(rows))
 
     async def stop(self) -> None:
         """End the tasks; the rows keep everything."""
         tasks = [*self._tasks.values(), *self._sending.values()]
+        if self._sweeper is not None:
+            tasks.append(self._sweeper)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -127,28 +143,61 @@ class Runs:
 
     async def _drive(self, run_id: int) -> None:
         try:
+            parked = not self._hub.connected()
             while True:
-                self._wakes[run_id].clear()
-                try:
-                    pause_s = await self._step(run_id)
-                except Unavailable as error:
-                    log.warning("run.waits", run=run_id, code=error.code)
-                    pause_s = 0.5
-                if pause_s is None:
+                if parked:
+                    await self._wait(run_id, PARKED_S)
+                # Parked runs hold no slot: what nobody can serve does not stand in the way of what somebody can.
+                async with self._slots:
+                    parked = await self._work(run_id)
+                if not parked:
                     return
-                try:
-                    async with asyncio.timeout(pause_s):
-                        await self._wakes[run_id].wait()
-                except TimeoutError:
-                    continue
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("run.stopped", run=run_id)
-            raise
         finally:
             self._tasks.pop(run_id, None)
             self._wakes.pop(run_id, None)
+
+    async def _work(self, run_id: int) -> bool:
+        """Step until the run is over (False) or has to wait for an operator to connect (True)."""
+        while True:
+            self._wakes[run_id].clear()
+            try:
+                pause_s = await self._step(run_id)
+            except Unavailable as error:
+                log.warning("run.waits", run=run_id, code=error.code)
+                pause_s = 0.5
+            except Exception:
+                # A defect must not leave an accepted job without an end: it is tried again until it expires.
+                log.exception("run.defect", run=run_id)
+                pause_s = 5.0
+            if pause_s is None:
+                return False
+            if pause_s == PARKED_S:
+                return True
+            await self._wait(run_id, pause_s)
+
+    async def _wait(self, run_id: int, pause_s: float) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._wakes[run_id].wait()
+        except TimeoutError:
+            return
+
+    async def _sweep(self) -> None:
+        """End what has expired without having a slot."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                async with unavailable():
+                    rows = await self._pool.fetch(
+                        """SELECT r.*, j.job_type, j.blind, j.model_id, j.job_ref FROM run r JOIN job j USING (job_id)
+                           WHERE state = 'created' AND r.expires_at <= $1 LIMIT 100""",
+                        now_ms(),
+                    )
+                for row in rows:
+                    await self._end(row, "expire", "job.expired", "the job's time is over")
+                    self.wake(row["run_id"])
+            except Unavailable as error:
+                log.warning("sweep.waits", code=error.code)
 
     async def _step(self, run_id: int) -> float | None:
         """Do what the run's state asks for; seconds until it is worth another look, None at its end."""
@@ -168,8 +217,7 @@ class Runs:
         if state == "created":
             if now < run["not_before"]:
                 return float(run["not_before"] - now) / 1000
-            await self._call_draw(run)
-            return 0.0
+            return await self._call_draw(run, now)
         attempt = await self._attempt(run)
         if state == "drawing":
             return await self._collect_claims(run, attempt, now)
@@ -235,12 +283,20 @@ class Runs:
                 )
         self._events.tell(run["job_id"])
         self.wake(run["run_id"])
+        await self.cancelled(run["job_id"], run["attempt"])
 
     # --- created → drawing
 
-    async def _call_draw(self, run: Record) -> None:
+    async def _call_draw(self, run: Record, now: int) -> float:
         epoch = self._registry.epoch()
         snapshot = await self._registry.in_force(epoch)
+        able = _eligible(snapshot, run["job_type"], run["model_id"], epoch)
+        present = able & self._hub.connected()
+        if not present:
+            return PARKED_S
+        gathered = max(run["not_before"], int(run["created_at"].timestamp() * 1000)) + GATHER_MS
+        if len(present) < run["min_operators"] and now < max(gathered, self._started_ms + GATHER_MS):
+            return 0.25
         clock = (await self._clock.tick()).to_json()
         salt = secrets.token_bytes(32)
         opened = draw.OpenedTag(salt=salt, tag=run["tag"], position=run["position"])
@@ -288,6 +344,7 @@ class Runs:
                     _json(sign(self._config.keys.signer, call).to_json()),
                 )
         self._events.tell(run["job_id"])
+        return 0.0
 
     # --- drawing → drawn
 
@@ -295,11 +352,7 @@ class Runs:
         call = read_signed(DrawCall, json.loads(attempt["draw_call"]))
         snapshot = await self._registry.by_epoch(attempt["snapshot_epoch"])
         of = call.statement
-        wanted = {
-            entry.node_id
-            for entry in snapshot.entries
-            if draw.eligible(entry, job_type=of.job_type, model_id=of.model_id, epoch=of.epoch)
-        }
+        wanted = _eligible(snapshot, of.job_type, of.model_id, of.epoch)
         async with unavailable():
             rows = await self._pool.fetch(
                 "SELECT node_id, claim, beta FROM claim WHERE job_id = $1 AND attempt = $2",
@@ -307,8 +360,11 @@ class Runs:
                 run["attempt"],
             )
         held = {row["node_id"] for row in rows}
-        if now < run["deadline"] and not wanted <= held:
-            for node_id in (wanted - held) & self._hub.connected():
+        asked = (wanted - held) & self._hub.connected()
+        # Who is not connected was not asked; it is waited for only while too few have claimed a seat.
+        enough = not asked and sum(row["beta"] != b"" for row in rows) >= run["min_operators"]
+        if now < run["deadline"] and not wanted <= held and not enough:
+            for node_id in asked:
                 self._send(run["run_id"], run["attempt"], node_id, "draw_call", {"draw_call": call.to_json()})
             return _pause(run, now)
         claims = {
@@ -403,7 +459,7 @@ class Runs:
         for seat in waiting:
             if seat["role"] == "checker" and run["state"] != "checking":
                 continue
-            if seat["node_id"] in self._hub.connected():
+            if self._may_ask(run, seat["node_id"], "dispatch_job"):
                 body = await self._dispatch_body(run, attempt, seat, chunks)
                 self._send(run["run_id"], run["attempt"], seat["node_id"], "dispatch_job", body)
         return _pause(run, now)
@@ -506,7 +562,7 @@ class Runs:
         revealed = [seat for seat in seats if seat["standing"] == "revealed"]
         if waiting and now < run["deadline"]:
             for seat in waiting:
-                if seat["node_id"] in self._hub.connected():
+                if self._may_ask(run, seat["node_id"], "commit_set"):
                     body = self._commit_set_body(attempt, seat["node_id"])
                     self._send(run["run_id"], run["attempt"], seat["node_id"], "commit_set", body)
             return _pause(run, now)
@@ -582,7 +638,7 @@ class Runs:
 
     async def _tell_end(self, db: Any, run: Record, rows: list[Record], outcome: Outcome) -> None:
         if run["blind"]:
-            text = {"text": rows[0]["text"], "index": 0, "attempt": run["attempt"]}
+            text = {"text": bytes(rows[0]["answer"]).decode("utf-8"), "index": 0, "attempt": run["attempt"]}
             await self._events.add(db, run["job_id"], "text", text)
         status = "disputed" if outcome == "disputed" else "verified"
         done = {"status": status, "outcome": outcome, "attempt": run["attempt"]}
@@ -597,7 +653,6 @@ class Runs:
         clock: dict[str, str],
         now: int,
     ) -> Signed[Countersign]:
-
         return sign(
             self._config.keys.signer,
             Countersign(
@@ -617,6 +672,10 @@ class Runs:
         )
 
     # --- sending
+
+    def _may_ask(self, run: Record, node_id: str, method: str) -> bool:
+        under_way = (run["run_id"], run["attempt"], node_id, method) in self._sending
+        return node_id in self._hub.connected() and not under_way
 
     def _send(self, run_id: int, attempt: int, node_id: str, method: str, body: dict[str, Any]) -> None:
         """Ask an operator in the background; at most one such question is under way."""
@@ -661,6 +720,14 @@ class Runs:
         for key, task in list(self._sending.items()):
             if key[2] == node_id:
                 task.cancel()
+
+
+def _eligible(snapshot: SnapshotInForce, job_type: JobType, model_id: bytes, epoch: int) -> frozenset[str]:
+    return frozenset(
+        entry.node_id
+        for entry in snapshot.entries
+        if draw.eligible(entry, job_type=job_type, model_id=model_id, epoch=epoch)
+    )
 
 
 def _pause(run: Record, now: int) -> float:

@@ -87,6 +87,8 @@ def text(body: dict[str, Any], name: str, field: str, limit: int) -> str:
     value = body[name]
     if not isinstance(value, str):
         raise InvalidMessage("field.type", f"{field}: must be a string", field=field)
+    if "\0" in value and name != "prompt":
+        raise InvalidMessage("field.range", f"{field}: must not hold U+0000", field=field)
     if len(value) > limit:
         raise InvalidMessage("field.range", f"{field}: longer than {limit} characters", field=field)
     return value

@@ -1,5 +1,6 @@
 -- Times are Unix milliseconds where a signed statement or a deadline needs them, timestamptz where people read them.
--- Statements are kept as the canonical JSON that was signed. 32-byte values are bytea.
+-- Statements are kept as the canonical JSON that was signed. 32-byte values are bytea. What a model wrote is bytea (UTF-8),
+-- because it may hold U+0000, which text may not.
 
 CREATE TABLE network (
     only_row      boolean  PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -163,7 +164,7 @@ CREATE TABLE receipt (
     node_id     text        NOT NULL,
     core        text        NOT NULL,
     commit_salt bytea       NOT NULL,
-    text        text        NOT NULL,
+    answer      bytea       NOT NULL,
     tokens      bytea       NOT NULL,
     evidence    text,
     countersign text,
