@@ -90,8 +90,10 @@ class Outbox:
         held = await self._store.assignment(job_ref, attempt)
         if held is None:
             return False
-        start = held.chunks_held
-        for chunk, _ in await self._store.chunks(job_ref, attempt, start=start):
+        wanted = first = held.chunks_held
+        for index, (chunk, _) in enumerate(await self._store.chunks(job_ref, attempt, start=first), first):
+            if index < wanted:  # the dispatcher had it already
+                continue
             answer = await self._request(link, "stream_chunk", {"chunk": chunk}, job_ref, attempt)
             if answer is _LATER:
                 return False
@@ -103,12 +105,11 @@ class Outbox:
                 raise InvalidMessage(
                     "link.answer", "the answer to a chunk names the next index", field="next"
                 )
-            if following <= start:  # it lacks an earlier one: begin there
-                await self._store.set_chunks_held(job_ref, attempt, following)
+            await self._store.set_chunks_held(job_ref, attempt, following)
+            if following <= index:  # it lacks an earlier one: begin there
                 await asyncio.sleep(RETRY_S)
                 return False
-            start = following
-            await self._store.set_chunks_held(job_ref, attempt, following)
+            wanted = following
         return True
 
     async def _commit(self, link: Link, network: Network, held: Assignment) -> None:
