@@ -74,7 +74,7 @@ def batches(
 
 
 @partial(jax.jit, static_argnums=(0,), donate_argnums=(1, 2, 3))
-def step_adam(  # noqa: PLR0917
+def step_adam(
     shape: Shape,
     params: Params,
     m: Params,
