@@ -316,7 +316,7 @@ async def test_a_database_of_another_operator_is_refused(surroundings: Scene, tm
         connect_timeout_s=5,
         acquire_timeout_s=5,
     )
-    await store.claim_node("0x" + "1" * 40, surroundings.dispatcher.keys.address)
+    await store.claim_node("0x" + "1" * 40, surroundings.dispatcher.keys.address, owner=b"them")
     await store.close()
     operator = OperatorProcess(surroundings.path, tmp_path / "refused.log")
     operator.start()

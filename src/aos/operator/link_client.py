@@ -36,6 +36,7 @@ log = structlog.get_logger("aos.operator")
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 STEADY_AFTER_S = 10.0
+CLOSE_WITHIN_S = 5.0
 MAX_NETWORK_FILE_BYTES = 1 << 16
 
 Load = Callable[[], Awaitable[dict[str, Any]]]
@@ -52,7 +53,8 @@ class LinkStatus:
 
 
 class LinkClient:
-    """One operator's connection to its dispatcher. ``load`` gives the heartbeat's members."""
+    """One operator's connection to its dispatcher. ``load`` gives the heartbeat's members, ``owner`` names this
+    process in the database."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class LinkClient:
         store: Store,
         state: NodeState,
         *,
+        owner: bytes,
         registry: Registry,
         outbox: Outbox,
         board: Board,
@@ -81,7 +84,7 @@ class LinkClient:
         self._load = load
         self._metrics = metrics
         self._now_ms = now_ms
-        self._version = state.version
+        self._owner = owner
         self._stored_clock = None if state.clock_state is None else ClockState.decode(state.clock_state)
         self._incarnation = next_incarnation(self._stored_clock.incarnation if self._stored_clock else 0)
         self._clock: CausalClock | None = None
@@ -90,6 +93,7 @@ class LinkClient:
         self._handlers: dict[str, Callable[[object], Awaitable[dict[str, Any]]]] = {}
         self._link: Link | None = None
         self._opened_s: float | None = None
+        self._superseded: RuleViolation | None = None
         self.status = LinkStatus()
 
     def context(self) -> tuple[Network, CausalClock] | None:
@@ -104,8 +108,8 @@ class LinkClient:
             try:
                 await self._once()
             except AOSError as error:
-                if error.code == "operator.second_process":
-                    raise
+                if self._superseded is not None:
+                    raise self._superseded from error
                 self._lost(error)
             loop_s = asyncio.get_running_loop().time()
             if self._opened_s is not None and loop_s - self._opened_s > STEADY_AFTER_S:
@@ -197,11 +201,15 @@ class LinkClient:
         self._metrics.connected.set(1)
         log.info("link.open", dispatcher=network.dispatcher, network=network.name, node=self._clock.node)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            await next(iter(done))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if link.closed:  # the others only notice it; the link itself says why
+                await asyncio.wait(tasks[:1], timeout=CLOSE_WITHIN_S)
         finally:
             self._link = None
             await end_tasks(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
         raise Unavailable("link.closed", "the link ended")
 
     async def _beat(self, link: Link) -> None:
@@ -277,4 +285,8 @@ class LinkClient:
         return self._clock
 
     async def _save_clock(self, state: ClockState) -> None:
-        self._version = await self._store.save_clock(state.to_json(), version=self._version)
+        try:
+            await self._store.save_clock(state.to_json(), owner=self._owner)
+        except RuleViolation as error:
+            self._superseded = error
+            raise

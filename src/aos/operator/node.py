@@ -6,9 +6,11 @@ fails; an error that is our own ends the process, and the next one continues fro
 
 import asyncio
 import contextlib
+import secrets
 import signal
 import socket
 from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import structlog
@@ -22,7 +24,7 @@ from aos.core.codec import decode
 from aos.core.encoding import b64u_decode, b64u_encode
 from aos.core.statements import VrfClaim
 from aos.core.vrf import ecvrf_proof_to_hash
-from aos.errors import ConfigError, Unavailable
+from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.config import OperatorConfig
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
@@ -32,7 +34,7 @@ from aos.operator.network import Registry
 from aos.operator.outbox import Outbox
 from aos.operator.rest import build_app
 from aos.operator.runner import Board, Reconciler, Runner, describe_worker
-from aos.operator.store import Assignment, Store, StoredSnapshot
+from aos.operator.store import Assignment, NodeState, Store, StoredSnapshot
 from aos.operator.tasks import end_tasks
 from aos.operator.worker_client import WorkerClient
 
@@ -49,6 +51,7 @@ class OperatorNode:
     def __init__(self, config: OperatorConfig, identity: Identity) -> None:
         self._config = config
         self._identity = identity
+        self._owner = secrets.token_bytes(16)
         self._draining = False
         self._stop = asyncio.Event()
         self.metrics = Metrics()
@@ -70,53 +73,67 @@ class OperatorNode:
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError, NotImplementedError):  # not the main thread
                 loop.add_signal_handler(number, self.stop)
-        store = await self._open_store()
-        if store is None:
+        opened = await self._open_store()
+        if opened is None:
             return
+        store, state = opened
         queue = RedisQueue(self._config.queue_url, topic=self._config.topic, group=GROUP)
         registry = Registry(store, url=self._config.dispatcher_http, node_id=self._identity.node_id)
         clients = [WorkerClient(url, token=self._config.worker_token) for url in self._config.workers]
         try:
-            await self._run_parts(store, queue, registry, clients)
+            await self._run_parts(store, state, queue, registry, clients)
         finally:
             await asyncio.gather(
                 queue.close(), registry.close(), store.close(), *(client.close() for client in clients)
             )
             log.info("operator.ended", node_id=self._identity.node_id)
 
-    async def _open_store(self) -> Store | None:
-        """The store, once PostgreSQL answers; None where the operator is stopped before."""
-        for attempt in range(1_000_000):
+    async def _open_store(self) -> tuple[Store, NodeState] | None:
+        """The store, once PostgreSQL answers, taken for this process; None where it is stopped before."""
+        for pause_s in chain(START_PAUSES_S, repeat(START_PAUSES_S[-1])):
+            store: Store | None = None
             try:
-                return await Store.open(
+                store = await Store.open(
                     self._config.pg_url,
                     min_size=self._config.pool_min,
                     max_size=self._config.pool_max,
                     connect_timeout_s=self._config.connect_timeout_s,
                     acquire_timeout_s=self._config.acquire_timeout_s,
                 )
-            except Unavailable as error:
+                return store, await store.claim_node(
+                    self._identity.node_id, self._config.dispatcher_address, owner=self._owner
+                )
+            except AOSError as error:
+                if store is not None:
+                    await store.close()
+                if not isinstance(error, Unavailable):
+                    raise
                 log.warning("store.waits", code=error.code, message=error.message)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(START_PAUSES_S[min(attempt, len(START_PAUSES_S) - 1)]):
+                async with asyncio.timeout(pause_s):
                     await self._stop.wait()
             if self._stop.is_set():
-                return None
+                break
         return None
 
     async def _run_parts(
-        self, store: Store, queue: RedisQueue, registry: Registry, clients: list[WorkerClient]
+        self,
+        store: Store,
+        state: NodeState,
+        queue: RedisQueue,
+        registry: Registry,
+        clients: list[WorkerClient],
     ) -> None:
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
         self._reconciler = Reconciler(store, queue, board)
-        state = await store.claim_node(self._identity.node_id, self._config.dispatcher_address)
         self._link = LinkClient(
             self._config,
             self._identity,
             store,
             state,
+            owner=self._owner,
             registry=registry,
             outbox=outbox,
             board=board,

@@ -42,7 +42,6 @@ class NodeState:
 
     node_id: str
     dispatcher: str
-    version: int
     clock_state: Json | None
     network: str | None
     dispatcher_vrf_key: bytes | None
@@ -178,19 +177,20 @@ class Store:
 
     # --- the node itself
 
-    async def claim_node(self, node_id: str, dispatcher: str) -> NodeState:
-        """Take this database for ``node_id``; a process that used it until now will notice and end.
+    async def claim_node(self, node_id: str, dispatcher: str, *, owner: bytes) -> NodeState:
+        """Take this database for ``node_id`` and the process ``owner``; one that used it until now will end.
 
         Raises RuleViolation ``operator.foreign_database`` where it is another operator's or another dispatcher's.
         """
         async with self.transaction() as connection:
             await connection.execute(
-                "INSERT INTO node_state (node_id, dispatcher, version) VALUES ($1, $2, 0)"
+                "INSERT INTO node_state (node_id, dispatcher, owner) VALUES ($1, $2, $3)"
                 " ON CONFLICT (only_row) DO NOTHING",
                 node_id,
                 dispatcher,
+                owner,
             )
-            row = await connection.fetchrow("UPDATE node_state SET version = version + 1 RETURNING *")
+            row = await connection.fetchrow("UPDATE node_state SET owner = $1 RETURNING *", owner)
             state = _node_state(row)
             if (state.node_id, state.dispatcher) != (node_id, dispatcher):
                 raise RuleViolation(
@@ -216,16 +216,13 @@ class Store:
                 json.dumps(network_file),
             )
 
-    async def save_clock(self, clock_state: Json, *, version: int) -> int:
-        """Persist the causal state over ``version``; the new version.
-
-        Raises RuleViolation ``operator.second_process`` where another process has moved on from ``version``.
-        """
+    async def save_clock(self, clock_state: Json, *, owner: bytes) -> None:
+        """Persist the causal state. Raises RuleViolation ``operator.second_process`` for a former owner."""
         async with self._connection() as connection:
             done = await connection.execute(
-                "UPDATE node_state SET version = version + 1, clock_state = $1 WHERE version = $2",
+                "UPDATE node_state SET clock_state = $1 WHERE owner = $2",
                 to_text(clock_state),
-                version,
+                owner,
             )
         if not _changed(done):
             raise RuleViolation(
@@ -233,7 +230,6 @@ class Store:
                 "another process runs this operator on the same database",
                 hint="stop one of them; this one ends now",
             )
-        return version + 1
 
     # --- registry snapshots
 
@@ -591,7 +587,6 @@ def _node_state(row: Record) -> NodeState:
     return NodeState(
         node_id=row["node_id"],
         dispatcher=row["dispatcher"],
-        version=row["version"],
         clock_state=None if row["clock_state"] is None else from_text(row["clock_state"]),
         network=row["network"],
         dispatcher_vrf_key=row["dispatcher_vrf_key"],

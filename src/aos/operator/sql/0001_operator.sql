@@ -6,7 +6,7 @@ CREATE TABLE node_state (
     only_row           boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     node_id            text    NOT NULL,
     dispatcher         text    NOT NULL,
-    version            bigint  NOT NULL,           -- every write of the clock adds one: a second process is noticed
+    owner              bytea   NOT NULL,           -- the process that runs it: an earlier one notices at its next write
     clock_state        text,                       -- null until the dispatcher has told the node number
     network            text,
     dispatcher_vrf_key bytea,
