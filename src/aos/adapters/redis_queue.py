@@ -92,6 +92,18 @@ class RedisQueue:
                 return None
         return _first(_streams(answer))
 
+    async def held(self, consumer: str) -> Entry | None:
+        """The oldest entry that ``consumer`` has taken and not finished: what its former process left behind."""
+        async with _unavailable():
+            try:
+                answer = await self._redis.xreadgroup(self._group, consumer, {self._topic: "0"}, count=1)
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                await self.prepare()
+                return None
+        return _first(_streams(answer))
+
     async def claim(self, consumer: str, *, idle_ms: int) -> Entry | None:
         """Take over an entry that was released, or that its consumer has not touched for ``idle_ms``."""
         async with _unavailable():

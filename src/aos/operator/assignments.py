@@ -40,7 +40,8 @@ from aos.errors import RuleViolation, VerificationError
 from aos.operator.identity import Identity
 from aos.operator.network import Network
 from aos.operator.results import make_receipt
-from aos.operator.store import Assignment, Draw, NewAssignment, Store
+from aos.operator.rows import Assignment, Draw, NewAssignment
+from aos.operator.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ from aos.errors import RuleViolation, VerificationError
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
 from aos.operator.network import BeaconCheck, Network, Registry
-from aos.operator.store import Draw, Store
+from aos.operator.rows import Draw
+from aos.operator.store import Store
 
 Refusal = Literal["", "draining", "capacity", "model", "job_type", "stale"]
 Readiness = Callable[[str, bytes], Awaitable[Refusal]]

@@ -27,8 +27,9 @@ from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
 from aos.operator.network import Network, Registry, check_pinned, read_network
 from aos.operator.outbox import Outbox
+from aos.operator.rows import NodeState
 from aos.operator.runner import Board, Reconciler
-from aos.operator.store import NodeState, Store
+from aos.operator.store import Store
 from aos.operator.tasks import end_tasks
 
 log = structlog.get_logger("aos.operator")

@@ -15,7 +15,8 @@ from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
 from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, verify_signed
 from aos.errors import InvalidMessage, Unavailable, VerificationError
-from aos.operator.store import Store, StoredSnapshot
+from aos.operator.rows import StoredSnapshot
+from aos.operator.store import Store
 
 MAX_REGISTRY_BYTES = 8 << 20
 

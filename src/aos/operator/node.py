@@ -33,8 +33,9 @@ from aos.operator.metrics import Metrics
 from aos.operator.network import Registry
 from aos.operator.outbox import Outbox
 from aos.operator.rest import build_app
+from aos.operator.rows import Assignment, NodeState, StoredSnapshot
 from aos.operator.runner import Board, Reconciler, Runner, describe_worker
-from aos.operator.store import Assignment, NodeState, Store, StoredSnapshot
+from aos.operator.store import Store
 from aos.operator.tasks import end_tasks
 from aos.operator.worker_client import WorkerClient
 

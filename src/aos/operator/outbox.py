@@ -17,7 +17,8 @@ from aos.core.statements import CommitAck, verify_signed
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 from aos.operator.identity import Identity
 from aos.operator.network import Network
-from aos.operator.store import Assignment, Draw, Store
+from aos.operator.rows import Assignment, Draw
+from aos.operator.store import Store
 from aos.operator.tasks import end_tasks
 
 log = structlog.get_logger("aos.operator")

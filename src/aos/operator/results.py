@@ -31,7 +31,8 @@ from aos.core.vrf import ecvrf_proof_to_hash
 from aos.errors import VerificationError
 from aos.operator.identity import Identity
 from aos.operator.network import Network
-from aos.operator.store import Assignment, Draw, Store
+from aos.operator.rows import Assignment, Draw
+from aos.operator.store import Store
 from aos.operator.worker_client import ResultLine, TokenLine
 
 CHUNK_TOKENS = 8

@@ -22,7 +22,8 @@ from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
 from aos.operator.network import Network
 from aos.operator.results import ChunkWriter, check_result, commit_result
-from aos.operator.store import Assignment, Store
+from aos.operator.rows import Assignment
+from aos.operator.store import Store
 from aos.operator.tasks import end_tasks
 from aos.operator.worker_client import ResultLine, WorkerBusy, WorkerClient, WorkerStatus
 
@@ -97,6 +98,7 @@ class Runner:
         self._metrics = metrics
         self._now_ms = now_ms
         self._failures = 0
+        self._resumed = False
         self.consumer = client.url
         self.status: WorkerStatus | None = None
         self.last_status: WorkerStatus | None = None
@@ -138,7 +140,12 @@ class Runner:
         log.warning("runner.waits", worker=self.consumer, code=error.code, message=error.message)
 
     async def _once(self) -> None:
-        entry = await self._queue.claim(self.consumer, idle_ms=IDLE_MS)
+        entry: Entry | None = None
+        if not self._resumed:  # this process has just begun: what its consumer holds is nobody's work now
+            entry = await self._queue.held(self.consumer)
+            self._resumed = entry is None
+        if entry is None:
+            entry = await self._queue.claim(self.consumer, idle_ms=IDLE_MS)
         if entry is None:
             entry = await self._queue.next(self.consumer, wait_ms=WAIT_MS)
         if entry is None:

@@ -1,4 +1,4 @@
-"""An operator's PostgreSQL: what it drew, was assigned, computed and signed (schema: ``sql/``).
+"""An operator's PostgreSQL: what it drew, was assigned, computed and signed (values: ``rows``, schema: ``sql/``).
 
 Every change of state is one transaction and compares before it sets: a method that returns False changed nothing,
 because the row was no longer in the state that the caller thought. Prompts and answers are in the columns marked
@@ -9,119 +9,27 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
 
-from aos.adapters.postgres import Connection, Pool, Record, connect_pool, migrate, unavailable
-from aos.core.codec import decode
-from aos.core.encoding import canonical_json, parse_json_strict
-from aos.core.statements import SnapshotEntry
+from aos.adapters.postgres import Connection, Pool, connect_pool, migrate, unavailable
 from aos.errors import RuleViolation
+from aos.operator.rows import (
+    Assignment,
+    Draw,
+    Json,
+    NewAssignment,
+    NodeState,
+    State,
+    StoredSnapshot,
+    from_text,
+    read_assignment,
+    read_draw,
+    read_node_state,
+    read_snapshot,
+    to_text,
+)
 
 MIGRATIONS = "aos.operator.sql"
-MAX_STORED_JSON = 1 << 26
 
-State = Literal["stored", "executed", "committed", "revealing", "done", "failed", "cancelled"]
-Role = Literal["executor", "checker", "blind"]
-Json = dict[str, Any]
-
-
-def to_text(value: object) -> str:
-    """Canonical JSON as text, for a column."""
-    return canonical_json(value).decode()
-
-
-def from_text(text: str) -> Any:
-    """The value of a column that ``to_text`` filled."""
-    return parse_json_strict(text.encode(), max_bytes=MAX_STORED_JSON)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
-    """The operator's own row: whose database this is, what it pinned, and its causal state as stored."""
-
-    node_id: str
-    dispatcher: str
-    clock_state: Json | None
-    network: str | None
-    dispatcher_vrf_key: bytes | None
-    network_file: Json | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSnapshot:
-    """A verified registry snapshot, as far as this operator needs it: its own entry, or None."""
-
-    root: bytes
-    epoch: int
-    max_range: int
-    entry: SnapshotEntry | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """A draw call and the answer to it: stored together, before anything is sent."""
-
-    job_ref: bytes
-    attempt: int
-    call_hash: bytes
-    draw_call: Json
-    claim: Json
-    claim_hash: bytes
-    answer: Literal["claim", "decline"]
-    reason: str
-    sent: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewAssignment:
-    """A verified dispatch, ready to be stored."""
-
-    job_ref: bytes
-    attempt: int
-    job_id: str
-    role: Role
-    seat: int
-    model_id: bytes
-    request: bytes
-    nonce: bytes
-    sampling_seed: str
-    seed_source: Literal["request", "draw"]
-    deadline: int
-    draw_record: Json
-    draw_record_hash: bytes
-    stream: Json | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment(NewAssignment):
-    """A stored dispatch with everything that has been made of it. JSON members are as signed or received."""
-
-    state: State
-    queue_entry: str | None
-    worker: str | None
-    started_at: int | None
-    finished_at: int | None
-    chunks_held: int
-    result: Json | None
-    commit_salt: bytes | None
-    commit_statement: Json | None
-    commit_hash: bytes | None
-    commit_ack: Json | None
-    commit_set: Json | None
-    commit_set_hash: bytes | None
-    receipt: Json | None
-    receipt_signature: str | None
-    failure_code: str | None
-    failure_message: str | None
-    failure_sent: bool
-
-    @property
-    def key(self) -> tuple[bytes, int]:
-        return self.job_ref, self.attempt
-
-
-_JSON_COLUMNS = ("draw_record", "stream", "result", "commit_statement", "commit_ack", "commit_set", "receipt")
 _COLUMNS = ", ".join(Assignment.__dataclass_fields__)
 _UNFINISHED = "('stored', 'executed', 'committed', 'revealing')"
 
@@ -191,7 +99,7 @@ class Store:
                 owner,
             )
             row = await connection.fetchrow("UPDATE node_state SET owner = $1 RETURNING *", owner)
-            state = _node_state(row)
+            state = read_node_state(row)
             if (state.node_id, state.dispatcher) != (node_id, dispatcher):
                 raise RuleViolation(
                     "operator.foreign_database",
@@ -204,7 +112,7 @@ class Store:
         """The row as it is now; None in a database that no operator has used."""
         async with self._connection() as connection:
             row = await connection.fetchrow("SELECT * FROM node_state")
-        return None if row is None else _node_state(row)
+        return None if row is None else read_node_state(row)
 
     async def pin_network(self, network: str, vrf_key: bytes, network_file: Json) -> None:
         """Keep what the first connection taught; later ones must say the same of network and key."""
@@ -247,7 +155,7 @@ class Store:
     async def snapshot(self, root: bytes) -> StoredSnapshot | None:
         async with self._connection() as connection:
             row = await connection.fetchrow("SELECT * FROM snapshot WHERE root = $1", root)
-        return None if row is None else _snapshot(row)
+        return None if row is None else read_snapshot(row)
 
     async def latest_snapshot(self) -> StoredSnapshot | None:
         """The newest snapshot that this operator has seen."""
@@ -255,7 +163,7 @@ class Store:
             row = await connection.fetchrow(
                 "SELECT * FROM snapshot ORDER BY epoch DESC, stored_at DESC LIMIT 1"
             )
-        return None if row is None else _snapshot(row)
+        return None if row is None else read_snapshot(row)
 
     # --- draws
 
@@ -264,7 +172,7 @@ class Store:
             row = await connection.fetchrow(
                 "SELECT * FROM draw WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
             )
-        return None if row is None else _draw(row)
+        return None if row is None else read_draw(row)
 
     async def add_draw(self, draw: Draw) -> bool:
         """Store call and answer; False where (job_ref, attempt) has one already."""
@@ -290,7 +198,7 @@ class Store:
                 " ORDER BY stored_at LIMIT 1000",
                 float(max_age_s),
             )
-        return [_draw(row) for row in rows]
+        return [read_draw(row) for row in rows]
 
     async def draw_sent(self, job_ref: bytes, attempt: int) -> None:
         async with self._connection() as connection:
@@ -308,7 +216,7 @@ class Store:
     async def last_draw(self) -> Draw | None:
         async with self._connection() as connection:
             row = await connection.fetchrow("SELECT * FROM draw ORDER BY stored_at DESC LIMIT 1")
-        return None if row is None else _draw(row)
+        return None if row is None else read_draw(row)
 
     async def was_seated(self, job_ref: bytes, attempt: int) -> bool:
         async with self._connection() as connection:
@@ -326,7 +234,7 @@ class Store:
                 job_ref,
                 attempt,
             )
-        return None if row is None else _assignment(row)
+        return None if row is None else read_assignment(row)
 
     async def add_assignment(self, new: NewAssignment) -> bool:
         """Store a dispatch; False where (job_ref, attempt) has one already."""
@@ -359,7 +267,7 @@ class Store:
                 f"SELECT {_COLUMNS} FROM assignment WHERE state = ANY($1) ORDER BY stored_at",  # noqa: S608
                 list(states),
             )
-        return [_assignment(row) for row in rows]
+        return [read_assignment(row) for row in rows]
 
     async def unsent_failures(self) -> list[Assignment]:
         async with self._connection() as connection:
@@ -367,7 +275,7 @@ class Store:
                 f"SELECT {_COLUMNS} FROM assignment"  # noqa: S608
                 " WHERE state = 'failed' AND NOT failure_sent ORDER BY stored_at"
             )
-        return [_assignment(row) for row in rows]
+        return [read_assignment(row) for row in rows]
 
     async def count_unfinished(self) -> int:
         async with self._connection() as connection:
@@ -382,7 +290,7 @@ class Store:
                 f"SELECT {_COLUMNS} FROM assignment ORDER BY stored_at DESC LIMIT $1",  # noqa: S608
                 limit,
             )
-        return [_assignment(row) for row in rows]
+        return [read_assignment(row) for row in rows]
 
     async def set_queue_entry(self, job_ref: bytes, attempt: int, entry: str | None) -> None:
         await self._update("queue_entry = $3", job_ref, attempt, "state = 'stored'", entry)
@@ -581,43 +489,3 @@ class Store:
 
 def _changed(status: str) -> bool:
     return not status.endswith(" 0")
-
-
-def _node_state(row: Record) -> NodeState:
-    return NodeState(
-        node_id=row["node_id"],
-        dispatcher=row["dispatcher"],
-        clock_state=None if row["clock_state"] is None else from_text(row["clock_state"]),
-        network=row["network"],
-        dispatcher_vrf_key=row["dispatcher_vrf_key"],
-        network_file=None if row["network_file"] is None else json.loads(row["network_file"]),
-    )
-
-
-def _snapshot(row: Record) -> StoredSnapshot:
-    entry = None if row["entry"] is None else decode(SnapshotEntry, from_text(row["entry"]))
-    return StoredSnapshot(root=row["root"], epoch=row["epoch"], max_range=row["max_range"], entry=entry)
-
-
-def _draw(row: Record) -> Draw:
-    return Draw(
-        job_ref=row["job_ref"],
-        attempt=row["attempt"],
-        call_hash=row["call_hash"],
-        draw_call=from_text(row["draw_call"]),
-        claim=from_text(row["claim"]),
-        claim_hash=row["claim_hash"],
-        answer=row["answer"],
-        reason=row["reason"],
-        sent=row["sent"],
-    )
-
-
-def _assignment(row: Record) -> Assignment:
-    values = dict(row)
-    for name in _JSON_COLUMNS:
-        if values[name] is not None:
-            values[name] = from_text(values[name])
-    if values["request"] is None:
-        values["request"] = b""
-    return Assignment(**values)
