@@ -164,13 +164,20 @@ class Jobs:
             core_draw.eligible(entry, job_type=new.job_type, model_id=model_id, epoch=epoch)
             for entry in snapshot.entries
         )
+        if able == 0:
+            raise RuleViolation(
+                "job.no_operator",
+                f"no registered operator offers this model for {new.job_type}",
+                field="job.tag",
+                hint="GET /v1/aos/registry lists who offers what",
+            )
         if new.min_operators is not None and new.min_operators > able:
             raise InvalidMessage(
                 "field.range",
                 f"min_operators: {able} operators offer this model for {new.job_type}",
                 field="min_operators",
             )
-        wanted = new.min_operators or (min(2, max(able, 1)) if new.job_type == "opml" else 1)
+        wanted = new.min_operators or (min(2, able) if new.job_type == "opml" else 1)
         request = Request(
             network=self._config.network,
             dispatcher=self._config.keys.address,

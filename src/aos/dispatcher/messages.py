@@ -149,11 +149,11 @@ class Messages:
                 if read_signed(VrfClaim, json.loads(held)).hash != claim.hash:
                     raise VerificationError("equivocation.claim", "another claim for this draw is held")
                 return {}
-            # Only while the draw is open: a claim after the record would contradict it.
+            # Only while the draw is open, under the run's lock: a claim beside the record would contradict it.
             await self._pool.execute(
                 """INSERT INTO claim (job_id, attempt, node_id, claim, beta)
                    SELECT $1, $2, $3, $4, $5 FROM run WHERE run_id = $6 AND state = 'drawing' AND attempt = $2
-                   ON CONFLICT DO NOTHING""",
+                   FOR UPDATE ON CONFLICT DO NOTHING""",
                 run["job_id"],
                 run["attempt"],
                 node_id,

@@ -227,10 +227,10 @@ class Registry:
     async def _sign_up_to(self, epoch: int) -> None:
         """Sign a snapshot for ``epoch`` where the registry has changed since the last one."""
         async with unavailable(), self._pool.acquire() as db, db.transaction():
+            await db.execute("SELECT pg_advisory_xact_lock(4711)")
             last = await db.fetchrow("SELECT epoch, root, signed FROM snapshot ORDER BY epoch DESC LIMIT 1")
             if last is not None and last["epoch"] >= epoch:
                 return
-            await db.execute("SELECT pg_advisory_xact_lock(4711)")
             rows = await db.fetch("SELECT * FROM operator WHERE admitted ORDER BY node_id")
             entries = [
                 SnapshotEntry(

@@ -50,6 +50,9 @@ GATHER_MS = 3_000
 RESTART_GRACE_MS = 15_000
 SLOTS = 64
 PARKED_S = 60.0
+_WITHHELD = (
+    "UPDATE seat SET standing = 'withheld' WHERE job_id = $1 AND attempt = $2 AND standing = 'committed'"
+)
 _RETRIED = ("store.", "queue.", "link.", "registry.", "internal")
 
 
@@ -258,29 +261,38 @@ class Runs:
 
     async def _end(self, run: Record, event: RunEvent, code: str, message: str) -> None:
         async with unavailable(), self._pool.acquire() as db, db.transaction():
-            if not await self._move(db, run, event, error_code=code, error_message=message):
-                return
-            if run["position"] != "before":
-                status = STATUS[next_state(run["state"], event)]
-                data = {"status": status, "attempt": run["attempt"], "error": f"{message} [{code}]"}
-                await self._events.add(db, run["job_id"], "done", data)
+            await self._end_in(db, run, event, code, message)
         self._events.tell(run["job_id"])
+        if run["attempt"]:
+            await self.cancelled(run["job_id"], run["attempt"])
+
+    async def _end_in(self, db: Any, run: Record, event: RunEvent, code: str, message: str) -> bool:
+        if not await self._move(db, run, event, error_code=code, error_message=message):
+            return False
+        if run["position"] != "before":
+            status = STATUS[next_state(run["state"], event)]
+            data = {"status": status, "attempt": run["attempt"], "error": f"{message} [{code}]"}
+            await self._events.add(db, run["job_id"], "done", data)
+        return True
 
     async def _fail_attempt(self, run: Record, code: str, message: str) -> None:
         """This attempt gave nothing: draw again, or give up after the third that reached an operator."""
         log.warning("attempt.failed", run=run["run_id"], attempt=run["attempt"], code=code)
-        if run["executions"] >= MAX_EXECUTIONS:
-            await self._end(run, "given_up", code, message)
-            return
         async with unavailable(), self._pool.acquire() as db, db.transaction():
-            pause = NO_OPERATOR_PAUSE_MS if code == "draw.no_operator" else 0
-            if await self._move(db, run, "attempt_failed", not_before=now_ms() + pause):
+            if run["executions"] >= MAX_EXECUTIONS:
+                moved = await self._end_in(db, run, "given_up", code, message)
+            else:
+                pause = NO_OPERATOR_PAUSE_MS if code == "draw.no_operator" else 0
+                moved = await self._move(db, run, "attempt_failed", not_before=now_ms() + pause)
+            if moved:
                 await db.execute(
                     "UPDATE attempt SET failure = $3 WHERE job_id = $1 AND attempt = $2",
                     run["job_id"],
                     run["attempt"],
                     code,
                 )
+                if run["state"] == "committed":
+                    await db.execute(_WITHHELD, run["job_id"], run["attempt"])
         self._events.tell(run["job_id"])
         self.wake(run["run_id"])
         await self.cancelled(run["job_id"], run["attempt"])
@@ -399,7 +411,12 @@ class Runs:
             return
         signed = sign(self._config.keys.signer, record)
         async with unavailable(), self._pool.acquire() as db, db.transaction():
-            if not await self._move(db, run, "record_signed"):
+            # A claim that came in after the record was built is either in it or refused: never stored beside it.
+            await db.execute("SELECT 1 FROM run WHERE run_id = $1 FOR UPDATE", run["run_id"])
+            stored = await db.fetchval(
+                "SELECT count(*) FROM claim WHERE job_id = $1 AND attempt = $2", run["job_id"], run["attempt"]
+            )
+            if stored != len(claims) or not await self._move(db, run, "record_signed"):
                 return
             await db.execute(
                 "UPDATE attempt SET draw_record = $3, entries = $4 WHERE job_id = $1 AND attempt = $2",
@@ -518,6 +535,7 @@ class Runs:
 
     async def _sign_commit_set(self, run: Record, attempt: Record, seats: list[Record]) -> None:
         record = read_signed(DrawRecord, json.loads(attempt["draw_record"]))
+        known = {seat["node_id"] for seat in seats if seat["standing"] == "committed"}
         clock = (await self._clock.tick()).to_json()
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             # Under the run's lock no further commit is acknowledged: the set holds every acknowledged one.
@@ -534,6 +552,8 @@ class Runs:
                 for row in rows
             )
             names = {entry.node_id for entry in commits}
+            if names != known:
+                return  # one came in after the tick: the set's clock would not count it
             commit_set = CommitSet(
                 network=self._config.network,
                 dispatcher=self._config.keys.address,
@@ -569,7 +589,7 @@ class Runs:
         if not revealed:
             await self._fail_attempt(run, "run.no_reveal", "no operator revealed its result in time")
             return 0.0
-        await self._finish(run, attempt)
+        await self._finish(run, attempt, [seat["node_id"] for seat in revealed])
         return 0.0
 
     def _commit_set_body(self, attempt: Record, node_id: str) -> dict[str, Any]:
@@ -583,8 +603,10 @@ class Runs:
             "entry_path": [b64u_encode(item) for item in merkle.inclusion_path(leaves, index)],
         }
 
-    async def _finish(self, run: Record, attempt: Record) -> None:
-        clock = (await self._clock.tick()).to_json()
+    async def _finish(self, run: Record, attempt: Record, known: list[str]) -> None:
+        """Compare what was revealed, countersign it, and write the run's one result set. ``known`` are the seats that
+        had revealed before the countersigns' clocks were made, in seat order."""
+        clocks = {node_id: (await self._clock.tick()).to_json() for node_id in known}
         now = now_ms()
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT 1 FROM run WHERE run_id = $1 FOR UPDATE", run["run_id"])
@@ -594,6 +616,8 @@ class Runs:
                 run["job_id"],
                 run["attempt"],
             )
+            if [row["node_id"] for row in rows] != known:
+                return
             cores = [read_signed(ReceiptCore, json.loads(row["core"])) for row in rows]
             roots = [core.statement.state_root for core in cores]
             outcome = outcome_of(run["job_type"], roots)
@@ -607,6 +631,7 @@ class Runs:
             if not await self._move(db, run, event):
                 return
             for row, core in zip(rows, cores, strict=True):
+                clock = clocks[row["node_id"]]
                 signed = self._countersign(run, attempt, core, outcome, clock, now)
                 await db.execute(
                     "UPDATE receipt SET countersign = $2 WHERE receipt_id = $1",
@@ -627,11 +652,7 @@ class Runs:
                     json.dumps(clock),
                     now,
                 )
-            await db.execute(
-                "UPDATE seat SET standing = 'withheld' WHERE job_id = $1 AND attempt = $2 AND standing = 'committed'",
-                run["job_id"],
-                run["attempt"],
-            )
+            await db.execute(_WITHHELD, run["job_id"], run["attempt"])
             if run["position"] != "before":
                 await self._tell_end(db, run, rows, outcome)
         self._events.tell(run["job_id"])

@@ -45,7 +45,14 @@ async def found_network(
     pool = await connect_pool(config.pg_url, max_size=4)
     try:
         await migrate(pool, MIGRATIONS)
-        await _write_network(pool, config, models=models, genesis_ms=genesis_ms, epoch_ms=epoch_ms)
+        await _write_network(
+            pool,
+            config,
+            models=models,
+            genesis_ms=genesis_ms,
+            epoch_ms=epoch_ms,
+            ranges=max(RANGES, 2 * len(registrations)),
+        )
         registry = await Registry.load(pool, config)
         for registration in registrations:
             await registry.register(registration.to_json(), genesis=True)
@@ -57,7 +64,13 @@ async def found_network(
 
 
 async def _write_network(
-    pool: Pool, config: DispatcherConfig, *, models: Mapping[str, bytes], genesis_ms: int, epoch_ms: int
+    pool: Pool,
+    config: DispatcherConfig,
+    *,
+    models: Mapping[str, bytes],
+    genesis_ms: int,
+    epoch_ms: int,
+    ranges: int,
 ) -> None:
     async with unavailable(), pool.acquire() as db, db.transaction():
         if await db.fetchval("SELECT 1 FROM job LIMIT 1"):
@@ -73,7 +86,7 @@ async def _write_network(
             genesis_ms,
             epoch_ms,
             config.max_range,
-            config.max_range // RANGES,
+            config.max_range // ranges,
             beacon.beacon_anchor(config.keys.beacon, config.beacon_length),
             config.beacon_length,
         )
