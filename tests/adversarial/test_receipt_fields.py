@@ -23,6 +23,12 @@ GENUINE = {
     "tee": write_answer(NETWORK.run(job_type="tee")),
     "retried": write_answer(NETWORK.run(attempt=2, min_operators=1)),
 }
+# Members that are in every file are looped over in one: the other two add what only they have.
+ONLY_IN: dict[str, tuple[tuple[str, ...], ...]] = {
+    "opml": ((),),
+    "tee": (("evidence",), ("receipt", "core")),
+    "retried": (("draw", "first_draw"), ("receipt", "core"), ("peers",)),
+}
 OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "answer": ("decline",),
     "beacon_source": ("chain",),
@@ -51,6 +57,13 @@ def walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from walk(item, (*path, index))
+
+
+def members(name: str) -> Iterator[tuple[Path, Any]]:
+    """Every path below the root that this file's tests change, with its value."""
+    for path, value in walk(json.loads(GENUINE[name])):
+        if path and any(path[: len(start)] == start for start in ONLY_IN[name]):
+            yield path, value
 
 
 def at(document: Any, path: Path) -> Any:
@@ -120,7 +133,7 @@ def survivors(name: str, cases: Iterator[tuple[str, bytes]]) -> list[str]:
         count += 1
         if data != GENUINE[name] and not refused(data):
             found.append(label)
-    assert count > 100
+    assert count > 20
     return found
 
 
@@ -132,9 +145,7 @@ def test_the_genuine_file_is_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", GENUINE)
 def test_a_dropped_member_is_refused(name: str) -> None:
     document = json.loads(GENUINE[name])
-    paths = [
-        path for path, _ in walk(document) if path and isinstance(path[-1], str) and "clock" not in path[:-1]
-    ]
+    paths = [path for path, _ in members(name) if isinstance(path[-1], str) and "clock" not in path[:-1]]
     assert survivors(name, ((str(path), changed(document, path, drop)) for path in paths)) == []
 
 
@@ -143,11 +154,10 @@ def test_a_retyped_member_is_refused(name: str) -> None:
     document = json.loads(GENUINE[name])
 
     def cases() -> Iterator[tuple[str, bytes]]:
-        for path, value in walk(document):
-            if path:
-                for wrong in (None, True, 7, "7", [], {}, [value], {"value": value}):
-                    if type(wrong) is not type(value) or isinstance(wrong, list | dict):
-                        yield f"{path} = {wrong!r:.40}", changed(document, path, put(wrong))
+        for path, value in members(name):
+            for wrong in (None, True, 7, "7", [], {}, [value], {"value": value}):
+                if type(wrong) is not type(value) or isinstance(wrong, list | dict):
+                    yield f"{path} = {wrong!r:.40}", changed(document, path, put(wrong))
 
     assert survivors(name, cases()) == []
 
@@ -157,10 +167,9 @@ def test_a_changed_value_is_refused(name: str) -> None:
     document = json.loads(GENUINE[name])
 
     def cases() -> Iterator[tuple[str, bytes]]:
-        for path, value in walk(document):
-            if path:
-                for other in other_values(path, value):
-                    yield f"{path} = {other!r:.40}", changed(document, path, put(other))
+        for path, value in members(name):
+            for other in other_values(path, value):
+                yield f"{path} = {other!r:.40}", changed(document, path, put(other))
 
     assert survivors(name, cases()) == []
 
@@ -170,7 +179,7 @@ def test_an_added_member_is_refused(name: str) -> None:
     document = json.loads(GENUINE[name])
 
     def cases() -> Iterator[tuple[str, bytes]]:
-        for path, value in walk(document):
+        for path, value in [((), document), *members(name)]:
             if isinstance(value, dict):
                 for extra in ("zzz", "note", "verified", "9999999"):
                     yield f"{path} + {extra}", changed(document, (*path, extra), put("1"))

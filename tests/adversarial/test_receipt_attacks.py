@@ -1,0 +1,654 @@
+"""Attacks on an answer file, each refused for its own reason; and no check that could be left out.
+
+Most attackers here hold real keys: the operator's, another operator's, or the dispatcher's. What a lie needs to be signed is
+signed, so that only the check named beside the attack stands in its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from simulated_run import (
+    MODEL,
+    STATE_ROOT,
+    TEXT,
+    TOKENS,
+    Network,
+    Operator,
+    Result,
+    params,
+    resign_core,
+    secret,
+)
+
+from aos.core import draw, receipt
+from aos.core.answer import Answer, write_answer
+from aos.core.hashes import sampling_seed_from_draw
+from aos.core.receipt import Replay, Replayed, verify_answer
+from aos.core.report import Check, Report
+from aos.core.signing import CURVE_ORDER
+from aos.core.statements import CommitSetEntry, DrawCall, sign
+from aos.core.trust import Policy, Trust, TrustedTeeRoot, load_policy
+
+NETWORK = Network()
+STRANGER = secret("a stranger's key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """A file and what the verifier was given; ``check`` must stop it, with ``code`` (empty: by not passing)."""
+
+    name: str
+    check: str
+    code: str
+    answer: Callable[[], Answer]
+    trust: Callable[[], Trust] = NETWORK.trust
+    policy: str = "dev"
+    replay: Replay | None = None
+
+
+def run(**options: Any) -> Callable[[], Answer]:
+    return lambda: NETWORK.run(**options)
+
+
+def single(**edit: Callable[[Any], Any]) -> Callable[[], Answer]:
+    """One operator alone, with its or the dispatcher's statement changed before it was signed."""
+    return run(min_operators=1, edit=edit)
+
+
+def with_core(**changes: Any) -> Callable[[], Answer]:
+    return single(core=lambda core: replace(core, **changes))
+
+
+def key_of(answer: Answer) -> bytes:
+    return NETWORK.by_id(answer.receipt.core.operator).key
+
+
+def another(answer: Answer) -> Operator:
+    """An opML operator without the answer's first seat."""
+    first = answer.receipt.core.operator
+    return next(o for o in NETWORK.operators if o.job_type == "opml" and o.node_id != first)
+
+
+def spliced(member: str) -> Callable[[], Answer]:
+    """Job 1's answer with one member of job 2's."""
+
+    def make() -> Answer:
+        other = NETWORK.run(job="job 2", prompt="Is this another question?")
+        return replace(NETWORK.run(), **{member: getattr(other, member)})
+
+    return make
+
+
+def signed_by_stranger() -> Answer:
+    answer = NETWORK.run(min_operators=1)
+    return resign_core(answer, NETWORK, STRANGER)
+
+
+def resigned_by_another() -> Answer:
+    """A's receipt, stated and signed by B."""
+    answer = NETWORK.run(min_operators=1)
+    other = another(answer)
+    entry = next(e for e in NETWORK.snapshot() if e.node_id == other.node_id)
+    return resign_core(answer, NETWORK, other.key, operator=other.node_id, node=entry.node)
+
+
+def forged_countersign() -> Answer:
+    answer = NETWORK.run()
+    forged = sign(STRANGER, answer.receipt.countersign)
+    return replace(answer, receipt=replace(answer.receipt, countersign_signature=forged.signature))
+
+
+def other_jobs_countersign() -> Answer:
+    answer, other = NETWORK.run(), NETWORK.run(job="job 2")
+    return replace(
+        answer,
+        receipt=replace(
+            answer.receipt,
+            countersign=other.receipt.countersign,
+            countersign_signature=other.receipt.countersign_signature,
+        ),
+    )
+
+
+def other_text() -> Answer:
+    return replace(NETWORK.run(), text=TEXT.replace("AI", "AJ"))
+
+
+def other_token() -> Answer:
+    return replace(NETWORK.run(), tokens=(*TOKENS[:-1], TOKENS[-1] + 1))
+
+
+def other_prompt() -> Answer:
+    answer = NETWORK.run()
+    return replace(answer, request=answer.request.replace("What is AI?", "What is it?"))
+
+
+def redrawn(change: Callable[[DrawCall], DrawCall]) -> Callable[[DrawCall], DrawCall]:
+    """A draw call with other inputs, and the seed that D's own VRF key gives for them."""
+
+    def edit(call: DrawCall) -> DrawCall:
+        call = change(call)
+        seed, proof = draw.make_draw_seed(
+            NETWORK.vrf_seed,
+            network=call.network,
+            job_ref=call.job_ref,
+            attempt=call.attempt,
+            beacon=call.beacon,
+            snapshot_root=call.snapshot_root,
+        )
+        return replace(call, draw_seed=seed, draw_proof=proof)
+
+    return edit
+
+
+def shopped_seed(call: DrawCall) -> DrawCall:
+    return replace(call, draw_seed=sha256(b"a nicer seed").digest() * 2)
+
+
+def seats_for_friends(record: Any) -> Any:
+    return replace(record, seats=tuple(reversed(record.seats)))
+
+
+def flipped_claim() -> Answer:
+    """The seated operator's claim with one bit of its proof changed, signed again by it; the record left alone."""
+    answer = NETWORK.run()
+    index, entry = next(
+        (i, e)
+        for i, e in enumerate(answer.draw.entries)
+        if e.operator.node_id == answer.receipt.core.operator
+    )
+    assert entry.claim is not None
+    pi = entry.claim.statement.pi
+    claim = sign(key_of(answer), replace(entry.claim.statement, pi=pi[:40] + bytes([pi[40] ^ 1]) + pi[41:]))
+    entries = list(answer.draw.entries)
+    entries[index] = replace(entry, claim=claim)
+    return replace(answer, draw=replace(answer.draw, entries=tuple(entries)))
+
+
+def unregistered() -> Answer:
+    """A whole honest run over a registry that nobody published."""
+    return Network(operators=tuple(Operator(name=f"mallory-{n}", job_type="opml") for n in range(4))).run()
+
+
+def foreign_salt() -> Answer:
+    answer = NETWORK.run(min_operators=1)
+    (opening,) = answer.commit.openings
+    return replace(
+        answer, commit=replace(answer.commit, openings=(replace(opening, salt=secret("another salt")),))
+    )
+
+
+def openings_swapped() -> Answer:
+    answer = NETWORK.run()
+    salts = [opening.salt for opening in answer.commit.openings]
+    shifted = zip(answer.commit.openings, [*salts[1:], salts[0]], strict=True)
+    openings = tuple(replace(opening, salt=salt) for opening, salt in shifted)
+    return replace(answer, commit=replace(answer.commit, openings=openings))
+
+
+def commit_after_the_set() -> Answer:
+    """The operator commits again, to what it wishes it had said; D's set holds the first commit."""
+    answer = NETWORK.run(min_operators=1)
+    (opening,) = answer.commit.openings
+    later = sign(key_of(answer), replace(opening.commit.statement, clock={"1": "9", "2": "9"}))
+    return replace(answer, commit=replace(answer.commit, openings=(replace(opening, commit=later),)))
+
+
+def peer_twice() -> Answer:
+    answer = NETWORK.run()
+    return replace(answer, peers=(answer.peers[0], *answer.peers))
+
+
+def self_as_peer() -> Answer:
+    answer = NETWORK.run(min_operators=1)
+    return replace(answer, peers=(answer.receipt,))
+
+
+def peer_of_another_job() -> Answer:
+    """Other receipts by the same operators, in the same seats, of another job."""
+    answer = NETWORK.run()
+    seats = [peer.core.operator for peer in answer.peers]
+    others = (NETWORK.run(job=f"job {n}").peers for n in range(2, 200))
+    peers = next(peers for peers in others if [peer.core.operator for peer in peers] == seats)
+    return replace(answer, peers=peers)
+
+
+def covered_up_dispute() -> Answer:
+    """Two state roots, and a dispatcher that countersigns ``agreed``."""
+    loser = NETWORK.by_id(NETWORK.run().peers[0].core.operator).name
+    return NETWORK.run(
+        results={loser: Result(state_root=secret("another root"))},
+        edit={"countersign": lambda c: replace(c, outcome="agreed")},
+    )
+
+
+def hidden_dissenter() -> Answer:
+    """The operator that disagreed is left out of the file."""
+    answer = NETWORK.run()
+    loser = answer.peers[-1].core.operator
+    disputed = NETWORK.run(results={NETWORK.by_id(loser).name: Result(state_root=secret("another root"))})
+    kept = tuple(o for o in disputed.commit.openings if o.commit.statement.node_id != loser)
+    return replace(disputed, peers=disputed.peers[:-1], commit=replace(disputed.commit, openings=kept))
+
+
+def left_over_opening() -> Answer:
+    answer = NETWORK.run()
+    return replace(answer, peers=answer.peers[:-1])
+
+
+def no_openings() -> Answer:
+    answer = NETWORK.run(min_operators=1)
+    return replace(answer, commit=replace(answer.commit, openings=()))
+
+
+def uncommitted_seat(commit_set: Any) -> Any:
+    """D forgets one of the seats altogether."""
+    return replace(commit_set, commits=commit_set.commits[1:])
+
+
+def ghost_in_the_set(commit_set: Any) -> Any:
+    ghost = CommitSetEntry(node_id="0x" + "ff" * 20, commit=secret("ghost"))
+    return replace(commit_set, commits=(*commit_set.commits, ghost))
+
+
+def evidence_of_another_job() -> Answer:
+    answer = NETWORK.run(job_type="tee")
+    return replace(answer, evidence=NETWORK.run(job="job 2", job_type="tee").evidence)
+
+
+def evidence_of_another_enclave() -> Answer:
+    """The TEE operator answers from an enclave that was booted for another operator."""
+    other = NETWORK.operators[0].node_id
+    return NETWORK.run(
+        job_type="tee",
+        edit={
+            "boot": lambda boot: replace(boot, operator=other),
+            "enclave_answer": lambda a: replace(a, operator=other),
+        },
+    )
+
+
+def evidence_for_an_opml_answer() -> Answer:
+    return replace(NETWORK.run(min_operators=1), evidence=NETWORK.run(job_type="tee").evidence)
+
+
+def no_evidence() -> Answer:
+    return replace(NETWORK.run(job_type="tee"), evidence=None)
+
+
+def other_platform() -> Trust:
+    return replace(NETWORK.trust(), tee_roots=(TrustedTeeRoot(tee="simulated", key=secret("no root")),))
+
+
+def colluding() -> Answer:
+    """All seats sign the same wrong state root."""
+    wrong = Result(state_root=secret("all seats agree on this"))
+    return NETWORK.run(results={f"opml-{n}": wrong for n in range(4)})
+
+
+def honest_engine(_answer: Answer, _request: Any) -> Replayed:
+    return Replayed(state_root=STATE_ROOT, tokens=TOKENS)
+
+
+def same_beacon_elsewhere() -> Trust:
+    """The trust file of a network with another dispatcher, and by accident the same beacon chain."""
+    return Network(name="elsewhere").trust()
+
+
+def shopped_sampling_seed() -> Answer:
+    """A retry takes its seed from its own draw instead of attempt 1's."""
+    first = NETWORK.run(min_operators=1, attempt=2)
+    shopped = sampling_seed_from_draw(first.draw.draw_call.statement.draw_seed)
+    return NETWORK.run(
+        min_operators=1, attempt=2, edit={"core": lambda core: replace(core, sampling_seed=shopped)}
+    )
+
+
+def no_first_draw() -> Answer:
+    answer = NETWORK.run(attempt=2)
+    return replace(answer, draw=replace(answer.draw, first_draw=None))
+
+
+def needless_first_draw() -> Answer:
+    answer = NETWORK.run()
+    return replace(answer, draw=replace(answer.draw, first_draw=answer.draw.draw_call))
+
+
+def foreign_first_draw() -> Answer:
+    answer, other = NETWORK.run(attempt=2), NETWORK.run(job="job 2", attempt=2)
+    return replace(answer, draw=replace(answer.draw, first_draw=other.draw.first_draw))
+
+
+def counted_differently(record: Any) -> Any:
+    counts = record.counts
+    return replace(
+        record,
+        counts=replace(counts, unanswered=counts.unanswered + 1, ineligible=counts.ineligible - 1),
+    )
+
+
+def earlier(statement: Any) -> Any:
+    return replace(statement, clock={"1": "1"})
+
+
+def tampered_signature() -> Answer:
+    """r unchanged, s replaced by n - s, v flipped: valid for a verifier that takes both."""
+    answer = NETWORK.run()
+    signature = answer.receipt.signature
+    s = CURVE_ORDER - int.from_bytes(signature[32:64], "big")
+    high = signature[:32] + s.to_bytes(32, "big") + bytes([55 - signature[64]])
+    return replace(answer, receipt=replace(answer.receipt, signature=high))
+
+
+ATTACKS = [
+    Attack(
+        name="an opening without its receipt", check="file-1", code="file.openings", answer=left_over_opening
+    ),
+    Attack(
+        name="another network's trust file",
+        check="trust-1",
+        code="trust.network",
+        answer=run(),
+        trust=same_beacon_elsewhere,
+    ),
+    Attack(
+        name="signed by a stranger",
+        check="receipt-1",
+        code="signature.wrong_signer",
+        answer=signed_by_stranger,
+    ),
+    Attack(name="malleated signature", check="receipt-1", code="signature.high_s", answer=tampered_signature),
+    Attack(
+        name="stated and signed by another",
+        check="commit-1",
+        code="commit.missing",
+        answer=resigned_by_another,
+    ),
+    Attack(
+        name="forged countersign", check="receipt-2", code="signature.wrong_signer", answer=forged_countersign
+    ),
+    Attack(
+        name="another job's countersign",
+        check="receipt-2",
+        code="receipt.countersign",
+        answer=other_jobs_countersign,
+    ),
+    Attack(name="tampered prompt", check="io-1", code="io.request_hash", answer=other_prompt),
+    Attack(name="tampered text", check="io-2", code="io.response_hash", answer=other_text),
+    Attack(name="tampered token", check="io-2", code="io.tokens_hash", answer=other_token),
+    Attack(name="token count", check="io-2", code="io.n_out", answer=with_core(n_out=len(TOKENS) - 1)),
+    Attack(
+        name="other parameters than asked for",
+        check="params-1",
+        code="params.hash",
+        answer=with_core(params_hash=secret("greedy")),
+    ),
+    Attack(
+        name="longer than asked for",
+        check="params-1",
+        code="params.max_tokens",
+        answer=run(min_operators=1, sampling=params(max_tokens=len(TOKENS) - 1)),
+    ),
+    Attack(
+        name="past the stop string",
+        check="params-1",
+        code="params.stop",
+        answer=run(min_operators=1, sampling=params(stop=("thinking",))),
+    ),
+    Attack(
+        name="fake early end",
+        check="params-1",
+        code="params.finish_reason",
+        answer=with_core(finish_reason="cancelled"),
+    ),
+    Attack(
+        name="another model",
+        check="params-1",
+        code="params.model",
+        answer=with_core(model_id=secret("a smaller model")),
+    ),
+    Attack(
+        name="another job's acceptance",
+        check="accept-1",
+        code="accept.foreign",
+        answer=lambda: replace(NETWORK.run(), acceptance=NETWORK.run(job="job 2").acceptance),
+    ),
+    Attack(
+        name="accepted under another tag",
+        check="accept-1",
+        code="accept.tag",
+        answer=single(acceptance=lambda a: replace(a, tag="suspicion")),
+    ),
+    Attack(
+        name="beacon from nowhere",
+        check="beacon-1",
+        code="beacon.mismatch",
+        answer=single(draw_call=redrawn(lambda c: replace(c, beacon=secret("beacon of my own")))),
+    ),
+    Attack(
+        name="an epoch of D's choice",
+        check="beacon-1",
+        code="beacon.epoch",
+        answer=single(draw_call=redrawn(lambda c: replace(c, epoch=40))),
+    ),
+    Attack(
+        name="unpublished registry",
+        check="registry-1",
+        code="",
+        answer=unregistered,
+        trust=NETWORK.trust,
+        policy="default",
+    ),
+    Attack(
+        name="draw seed of D's choice",
+        check="draw-1",
+        code="draw.seed_proof",
+        answer=single(draw_call=shopped_seed),
+        policy="default",
+    ),
+    Attack(
+        name="operators miscounted",
+        check="draw-1",
+        code="draw.counts",
+        answer=single(draw_record=counted_differently),
+        policy="default",
+    ),
+    Attack(
+        name="seats in another order",
+        check="vrf-1",
+        code="draw.seats",
+        answer=run(edit={"draw_record": seats_for_friends}),
+    ),
+    Attack(
+        name="altered VRF proof of the claim",
+        check="draw-1",
+        code="draw.claim_unexpected",
+        answer=flipped_claim,
+    ),
+    Attack(
+        name="altered VRF proof in the receipt",
+        check="vrf-1",
+        code="vrf.receipt",
+        answer=single(core=lambda c: replace(c, vrf=replace(c.vrf, pi=bytes(80)))),
+    ),
+    Attack(
+        name="filled seat called drawn",
+        check="vrf-1",
+        code="vrf.receipt",
+        answer=single(
+            core=lambda c: replace(
+                c, vrf=replace(c.vrf, status="filled" if c.vrf.status == "selected" else "selected")
+            )
+        ),
+    ),
+    Attack(name="another's role", check="vrf-1", code="vrf.role", answer=with_core(role="checker")),
+    Attack(
+        name="fewer operators than asked for",
+        check="vrf-1",
+        code="vrf.foreign_draw",
+        answer=run(edit={"draw_record": lambda r: replace(r, min_operators=2)}),
+    ),
+    Attack(
+        name="another draw record",
+        check="vrf-1",
+        code="vrf.foreign_draw",
+        answer=spliced("draw"),
+    ),
+    Attack(
+        name="sampling seed of the operator's choice",
+        check="seed-1",
+        code="seed.value",
+        answer=with_core(sampling_seed="7"),
+    ),
+    Attack(name="a retry's own seed", check="seed-1", code="seed.value", answer=shopped_sampling_seed),
+    Attack(
+        name="a retry without its first draw", check="seed-1", code="seed.first_draw", answer=no_first_draw
+    ),
+    Attack(
+        name="a first draw for attempt 1", check="seed-1", code="seed.first_draw", answer=needless_first_draw
+    ),
+    Attack(
+        name="another job's first draw", check="seed-1", code="seed.first_draw", answer=foreign_first_draw
+    ),
+    Attack(
+        name="a first draw seed of D's choice",
+        check="seed-1",
+        code="draw.seed_proof",
+        answer=run(min_operators=1, attempt=2, edit={"first_draw": shopped_seed}),
+    ),
+    Attack(name="another salt", check="commit-1", code="commit.opening", answer=foreign_salt),
+    Attack(name="salts swapped", check="commit-1", code="commit.opening", answer=openings_swapped),
+    Attack(name="a later commit", check="commit-1", code="commit.not_in_set", answer=commit_after_the_set),
+    Attack(name="openings left out", check="commit-1", code="commit.missing", answer=no_openings),
+    Attack(
+        name="a seat forgotten by the commit set",
+        check="commit-1",
+        code="commit.seats",
+        answer=run(edit={"commit_set": uncommitted_seat}),
+    ),
+    Attack(
+        name="a commit of nobody's",
+        check="commit-1",
+        code="commit.seats",
+        answer=single(commit_set=ghost_in_the_set),
+    ),
+    Attack(
+        name="another run's commits", check="commit-1", code="commit.foreign_set", answer=spliced("commit")
+    ),
+    Attack(name="a dispute covered up", check="agree-1", code="agree.state_root", answer=covered_up_dispute),
+    Attack(name="the dissenter left out", check="agree-1", code="agree.disputed", answer=hidden_dissenter),
+    Attack(name="one operator counted twice", check="agree-1", code="agree.twice", answer=peer_twice),
+    Attack(name="the operator as its own peer", check="agree-1", code="agree.twice", answer=self_as_peer),
+    Attack(name="peers of another job", check="agree-1", code="agree.foreign", answer=peer_of_another_job),
+    Attack(
+        name="another text under the same state root",
+        check="agree-1",
+        code="agree.result",
+        answer=lambda: NETWORK.run(
+            results={NETWORK.by_id(NETWORK.run().peers[0].core.operator).name: Result(text="No.")}
+        ),
+    ),
+    Attack(
+        name="countersigned before it was revealed",
+        check="clock-1",
+        code="clock.order",
+        answer=single(countersign=earlier),
+    ),
+    Attack(
+        name="committed before it was drawn",
+        check="clock-1",
+        code="clock.order",
+        answer=single(commit=lambda c: replace(c, clock={"2": "1", "3": "1", "4": "1", "5": "1", "6": "1"})),
+    ),
+    Attack(
+        name="draw recorded before it was called",
+        check="clock-1",
+        code="clock.order",
+        answer=single(draw_record=earlier),
+    ),
+    Attack(
+        name="evidence of another job", check="tee-1", code="tee.not_bound", answer=evidence_of_another_job
+    ),
+    Attack(
+        name="evidence of another's enclave",
+        check="tee-1",
+        code="tee.not_bound",
+        answer=evidence_of_another_enclave,
+    ),
+    Attack(name="evidence left out", check="tee-1", code="tee.no_evidence", answer=no_evidence),
+    Attack(
+        name="evidence where there was no enclave",
+        check="tee-1",
+        code="tee.unexpected",
+        answer=evidence_for_an_opml_answer,
+    ),
+    Attack(
+        name="evidence under an unknown root",
+        check="tee-1",
+        code="tee.wrong_root",
+        answer=run(job_type="tee"),
+        trust=other_platform,
+    ),
+    Attack(
+        name="simulated evidence under the default policy",
+        check="tee-1",
+        code="tee.policy",
+        answer=run(job_type="tee"),
+        policy="default",
+    ),
+    Attack(
+        name="everybody signs the same wrong result",
+        check="local-1",
+        code="local.state_root",
+        answer=colluding,
+        replay=honest_engine,
+    ),
+]
+BY_NAME = {attack.name: attack for attack in ATTACKS}
+
+
+def judged(attack: Attack, policy: Policy | None = None) -> Report:
+    return verify_answer(
+        write_answer(attack.answer()),
+        trust=attack.trust(),
+        policy=policy or load_policy(attack.policy),
+        replay=attack.replay,
+    )
+
+
+def test_the_model_of_the_attacks_is_the_one_that_is_asked_for() -> None:
+    assert NETWORK.run().receipt.core.model_id == MODEL
+    assert len(BY_NAME) == len(ATTACKS)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_attack_is_refused_for_its_reason(name: str) -> None:
+    attack = BY_NAME[name]
+    report = judged(attack)
+    check: Check = next(check for check in report.checks if check.id == attack.check)
+    if attack.code:
+        assert (check.status, check.code) == ("FAIL", attack.code)
+        assert report.exit_code in (10, 12)
+        assert report.levels == ()
+    else:
+        assert (check.status, report.verdict) == ("SKIP", "PARTIAL")
+        assert attack.check in report.missing
+    assert report.verdict != "VERIFIED"
+
+
+@pytest.mark.parametrize("left_out", [name for name, _ in receipt.CHECKS])
+def test_without_any_one_check_an_attack_gets_through(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipt, "CHECKS", tuple(c for c in receipt.CHECKS if c[0] != left_out))
+    through = []
+    for attack in ATTACKS:
+        if attack.check == left_out:
+            policy = load_policy(attack.policy)
+            without = replace(policy, required=tuple(x for x in policy.required if x != left_out))
+            if judged(attack, without).verdict == "VERIFIED":
+                through.append(attack.name)
+    assert through, f"no attack needs {left_out}"
