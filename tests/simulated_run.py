@@ -124,6 +124,7 @@ class Network:
     name: str = "simulated"
     operators: tuple[Operator, ...] = field(default_factory=demo_operators)
     since: Mapping[str, int] = field(default_factory=dict)
+    model_id: bytes = MODEL
 
     @property
     def key(self) -> bytes:
@@ -157,7 +158,7 @@ class Network:
                     end=start + operator.width,
                     stake=0,
                     job_types=(operator.job_type,),
-                    models=(MODEL,),
+                    models=(self.model_id,),
                     since_epoch=self.since.get(operator.name, 0),
                 )
             )
@@ -272,7 +273,7 @@ class _Run:
                 project="demo",
                 user="someone",
                 job=RequestJob(
-                    tag=job_type, prompt=prompt, model="demo.gguf", model_id=MODEL, params=sampling
+                    tag=job_type, prompt=prompt, model="demo.gguf", model_id=network.model_id, params=sampling
                 ),
                 min_operators=min_operators,
                 blind=blind,
@@ -321,7 +322,9 @@ class _Run:
         verified: dict[str, draw.VerifiedClaim] = {}
         for entry in operators:
             operator = network.by_id(entry.node_id)
-            offered = draw.eligible(entry, job_type=job_type, model_id=MODEL, epoch=call.statement.epoch)
+            offered = draw.eligible(
+                entry, job_type=job_type, model_id=network.model_id, epoch=call.statement.epoch
+            )
             if not offered or operator.name in silent:
                 continue
             self.tick(entry.node, 1)
@@ -411,7 +414,7 @@ class _Run:
                 response_hash=hashes.response_hash(nonce, result.text),
                 tokens_hash=hashes.tokens_hash(nonce, result.tokens),
                 prompt_tokens_hash=hashes.prompt_tokens_hash(nonce, PROMPT_TOKENS),
-                model_id=MODEL,
+                model_id=network.model_id,
                 params_hash=hashes.params_hash(nonce, request.job.params),
                 sampling_seed=sampling_seed,
                 seed_source="draw" if sampling.seed is None else "request",
@@ -524,7 +527,7 @@ class _Run:
             draw_seed=seed,
             draw_proof=proof,
             job_type=job_type,
-            model_id=MODEL,
+            model_id=network.model_id,
             tag_commitment=opened.commitment(),
             deadline=issued_at + 5_000,
             clock=self.tick(1),
@@ -554,7 +557,7 @@ class _Run:
                 enclave_key=bytes(key.verify_key),
                 measurement=sha256(b"measurement").digest(),
                 engine="simulated-engine/1",
-                model_id=MODEL,
+                model_id=network.model_id,
                 nonce=secret(f"{operator.name} boot nonce"),
                 booted_at=booted_at,
                 not_after=booted_at + 86_400_000,
@@ -584,7 +587,7 @@ class _Run:
                 response_hash=hashes.response_hash(nonce, result.text),
                 tokens_hash=hashes.tokens_hash(nonce, result.tokens),
                 prompt_tokens_hash=hashes.prompt_tokens_hash(nonce, PROMPT_TOKENS),
-                model_id=MODEL,
+                model_id=network.model_id,
                 params_hash=hashes.params_hash(nonce, request.job.params),
                 sampling_seed=sampling_seed,
                 engine="simulated-engine/1",

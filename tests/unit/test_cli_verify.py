@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulated_run import Network
+from simulated_run import Network, Result, params, secret
 
 from aos.cli.verify import render_report, verify_command
 from aos.core.answer import Answer, write_answer
 from aos.core.codec import encode
 from aos.core.receipt import verify_answer
 from aos.core.trust import load_policy
+from aos.engine import load_engine
+from aos.ports import MILLION, SamplingParams
 
 NETWORK = Network()
 
@@ -189,6 +191,35 @@ def test_a_model_file_that_is_not_there_skips_the_replay_and_is_partial(
     out = capsys.readouterr().out
     assert "SKIP local-1     could not be re-executed here" in out
     assert "requires local-1" in out
+
+
+@pytest.mark.parametrize("honest", [True, False], ids=["the run that it was", "a state root made up"])
+def test_replay_recomputes_the_run_with_the_model_file(
+    honest: bool, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = repository / "models" / "aos-demo.Q8_0.gguf"
+    engine = load_engine(model, kind="reference")
+    sampling = params(max_tokens=12, seed="5")
+    ours = SamplingParams(temperature=MILLION, top_p=sampling.top_p, max_tokens=12, seed=5)
+    generation = engine.generate("What is AI?", ours, salt=secret("job 1 nonce"))
+    assert generation.state_root is not None
+    result = Result(
+        text=generation.text,
+        tokens=generation.tokens,
+        state_root=generation.state_root if honest else secret("made up"),
+        finish_reason=generation.finish_reason,
+    )
+    network = Network(model_id=engine.model_id)
+    answer = network.run(sampling=sampling, results={f"opml-{n}": result for n in range(4)})
+    Path("trust.json").write_text(json.dumps(encode(network.trust())))
+    arguments = [saved(answer), "--trust", "trust.json", "--replay", "--model", str(model)]
+    assert verify_command(arguments) == (0 if honest else 10)
+    out = capsys.readouterr().out
+    if honest:
+        assert "PASS local-1     re-executed here: the same 12 tokens and state root" in out
+        assert 'levels "redundant:3" and "replayed"' in out
+    else:
+        assert "FAIL local-1     re-execution gave another state root [local.state_root]" in out
 
 
 def test_colours_are_only_for_a_terminal_that_wants_them() -> None:
