@@ -364,6 +364,7 @@ class HubPeer:
         self.after = False
         self.crashed = asyncio.Event()
         self._attached = asyncio.Event()
+        self._received = asyncio.Condition()
         self._handle: Handler | None = None
         self._clock: CausalClock | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -389,6 +390,11 @@ class HubPeer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def received(self, method: str) -> None:
+        """Wait until an operator got such a request."""
+        async with self._received:
+            await self._received.wait_for(lambda: any(o.count(method) for o in self.operators.values()))
+
     # --- the Hub
 
     def connected(self) -> frozenset[str]:
@@ -403,6 +409,8 @@ class HubPeer:
             await asyncio.Event().wait()
         assert self._clock is not None
         operator.received.append((method, body))
+        async with self._received:
+            self._received.notify_all()
         if method in operator.deaf:
             raise Unavailable("link.timeout", "no answer")
         # What the operator learns of the dispatcher's clock with the message.
