@@ -82,7 +82,9 @@ class Client:
             "tag": submission.job_type,
             "prompt": submission.prompt,
             "model": submission.model,
-            "params": dict(submission.params),
+            "params": {
+                k: str(v) if k == "seed" else v for k, v in submission.params.items()
+            },  # JSON ends at 2^53
         }
         body: dict[str, Any] = {
             "from": self._project,

@@ -69,7 +69,7 @@ class Dispatcher:
         self.pool, self.registry, self.clock = pool, registry, clock
         self.events = Events(pool)
         self.runs = Runs(pool, case.config, registry, clock, self.events, case.hub)
-        self.messages = Messages(pool, case.config, registry, self.events, self.runs)
+        self.messages = Messages(pool, case.config, registry, clock, self.events, self.runs)
         self.jobs = Jobs(
             pool,
             case.config,

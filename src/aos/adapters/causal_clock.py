@@ -61,7 +61,7 @@ class CausalClock:
         else:
             state = replace(stored, incarnation=incarnation)
         clock = cls(state, save)
-        await clock._flush()
+        await clock.flush()
         return clock
 
     @property
@@ -84,7 +84,7 @@ class CausalClock:
         if clock[self._state.node] > self._reserved:
             self._unsaved += 1
         if self._saved < self._unsaved:
-            await self._flush()
+            await self.flush()
         return clock
 
     def observe(self, facts: MessageFacts, *, relayed: bool) -> None:
@@ -92,7 +92,8 @@ class CausalClock:
         self._state = self._state.observe(facts, gapless=False, relayed=relayed)
         self._unsaved += 1
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Store what was observed and not stored yet: to be called before what a message says is made durable."""
         wanted = self._unsaved
         async with self._lock:
             if self._saved >= wanted:

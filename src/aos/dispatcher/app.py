@@ -37,7 +37,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             events = Events(pool)
             links = LinkServer(config, registry, clock)
             runs = Runs(pool, config, registry, clock, events, links)
-            messages = Messages(pool, config, registry, events, runs)
+            messages = Messages(pool, config, registry, clock, events, runs)
 
             def connected(node_id: str) -> None:
                 runs.forget(node_id)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import structlog
 from asyncpg import Record
 
+from aos.adapters.causal_clock import CausalClock
 from aos.adapters.postgres import Pool, unavailable
 from aos.core import draw, hashes
 from aos.core.codec import Bytes32, MaxLength, Pattern, Range, UInt32, decode, encode
@@ -41,6 +42,8 @@ from aos.dispatcher.runs import Runs
 from aos.errors import RuleViolation, VerificationError
 
 log = structlog.get_logger("aos.dispatcher")
+
+_COUNTED = frozenset({"vrf_claim", "job_commit", "job_result"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +80,18 @@ class Messages:
     """Handlers of one dispatcher."""
 
     def __init__(
-        self, pool: Pool, config: DispatcherConfig, registry: Registry, events: Events, runs: Runs
+        self,
+        pool: Pool,
+        config: DispatcherConfig,
+        registry: Registry,
+        clock: CausalClock,
+        events: Events,
+        runs: Runs,
     ) -> None:
         self._pool = pool
         self._config = config
         self._registry = registry
+        self._clock = clock
         self._events = events
         self._runs = runs
         self._handlers = {
@@ -99,6 +109,9 @@ class Messages:
         handler = self._handlers.get(method)
         if handler is None:
             raise RuleViolation("link.unknown_method", f"a dispatcher does not answer {method[:64]}")
+        if method in _COUNTED:
+            # The record made of these states that it counts them: a dispatcher killed in between must not forget.
+            await self._clock.flush()
         return await handler(node_id, body)
 
     async def _run(self, job_ref: bytes, attempt: int) -> Record:

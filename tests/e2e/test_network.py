@@ -1,0 +1,256 @@
+"""The demo's network as real processes: answers, receipts, and each process killed in the middle of its work."""
+
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aos.client import Accepted, Client, Submission
+from aos.core.receipt import Report, verify_answer
+from aos.core.trust import load_policy, read_trust
+from aos.errors import InvalidMessage, RuleViolation, VerificationError
+from aos.local.network import LocalNetwork, RunningNetwork
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+PARAMS = {"temperature": 1.0, "top_p": 0.5, "max_tokens": 200}
+QUESTIONS = ("What is AI?", "What is a receipt?", "Explain VRF sortition", "What is a TEE?")
+
+
+def submit(network: RunningNetwork, prompt: str, job_type: str = "opml", **more: Any) -> Accepted:
+    seats = more.pop("min_operators", 3 if job_type == "opml" else None)
+    submission = Submission(
+        prompt=prompt,
+        model=network.model_name,
+        job_type=job_type,
+        params=PARAMS | more.pop("params", {}),
+        min_operators=seats,
+        **more,
+    )
+    with network.client() as client:
+        return client.submit(submission)
+
+
+def follow(network: RunningNetwork, job_id: str, *, first_text: threading.Event | None = None) -> str:
+    """The job's last status; ``first_text`` is set when the first text arrives."""
+    with network.client() as client:
+        for event in client.events(job_id):
+            if event.kind == "text" and first_text is not None:
+                first_text.set()
+            if event.kind == "done":
+                return str(event.data["status"])
+    raise AssertionError("the events ended without `done`")
+
+
+def judge(network: RunningNetwork, job_id: str) -> Report:
+    with network.client() as client:
+        answer = client.answer(job_id)
+    trust = read_trust(network.trust_path.read_bytes())
+    return verify_answer(answer, trust=trust, policy=load_policy(trust.policy))
+
+
+def rows_of(network: RunningNetwork, job_id: str) -> list[dict[str, Any]]:
+    with network.client() as client:
+        rows: list[dict[str, Any]] = client.result(job_id)
+    return rows
+
+
+def assert_one_result_set(network: RunningNetwork, job_id: str, *, seats: int) -> None:
+    rows = rows_of(network, job_id)
+    assert len({(row["tag"], row["position"], row["attempt"]) for row in rows}) == 1
+    assert Counter(row["operator"] for row in rows).most_common(1)[0][1] == 1
+    assert 1 <= len(rows) <= seats
+
+
+def test_an_opml_answer_is_verified_by_three_operators(network: RunningNetwork) -> None:
+    accepted = submit(network, "What is AI?")
+    assert follow(network, accepted.job_id) == "verified"
+    report = judge(network, accepted.job_id)
+    assert (report.verdict, report.exit_code) == ("VERIFIED", 0)
+    assert "redundant:3" in report.levels
+    assert_one_result_set(network, accepted.job_id, seats=3)
+
+
+def test_a_tee_answer_is_simulated_and_says_so(network: RunningNetwork) -> None:
+    accepted = submit(network, "What is AI?", "tee")
+    assert follow(network, accepted.job_id) == "verified"
+    report = judge(network, accepted.job_id)
+    assert report.verdict == "VERIFIED"
+    assert "simulated" in report.levels
+    assert "attested" not in report.levels
+    with network.client() as client:
+        answer = client.answer(accepted.job_id)
+    trust = read_trust(network.trust_path.read_bytes())
+    strict = verify_answer(answer, trust=trust, policy=load_policy("default"))
+    assert strict.exit_code == 10
+    assert next(check for check in strict.checks if check.status == "FAIL").id == "tee-1"
+
+
+def test_the_rows_have_the_guide_shape(network: RunningNetwork) -> None:
+    accepted = submit(network, "What is AI?")
+    follow(network, accepted.job_id)
+    (row, *_) = rows_of(network, accepted.job_id)
+    guide = {
+        "id",
+        "job_id",
+        "operator",
+        "result",
+        "verify_id",
+        "vrf",
+        "clock",
+        "signature",
+        "job_type",
+        "tag",
+        "created_at",
+    }
+    assert guide <= row.keys()
+    assert row["id"] == f"{row['operator']}_{accepted.job_id}_{row['tag']}"
+    assert set(row["vrf"]) == {
+        "selected",
+        "vrf_prompt_hash",
+        "vrf_random_value",
+        "vrf_verify_pubkey",
+        "vrf_proof",
+    }
+    assert all(isinstance(count, str) for count in row["clock"].values())
+
+
+def test_blind_seats_all_generate_and_agree(network: RunningNetwork) -> None:
+    accepted = submit(network, "What is a receipt?", blind=True)
+    assert follow(network, accepted.job_id) == "verified"
+    assert "redundant:3" in judge(network, accepted.job_id).levels
+
+
+def test_a_request_seed_is_honoured_and_repeats(network: RunningNetwork) -> None:
+    texts = set()
+    for _ in range(2):
+        accepted = submit(network, "What is AI?", params={"seed": 2**64 - 1})
+        assert follow(network, accepted.job_id) == "verified"
+        texts.add(rows_of(network, accepted.job_id)[0]["result"])
+        assert judge(network, accepted.job_id).verdict == "VERIFIED"
+    assert len(texts) == 1
+
+
+def test_a_flagged_job_sends_the_users_earlier_jobs_out_again(network: RunningNetwork) -> None:
+    first = submit(network, "What is AI?", user="flagged-user")
+    follow(network, first.job_id)
+    before = rows_of(network, first.job_id)
+    flagged = submit(network, "What is a receipt?", user="flagged-user", tag="suspicion")
+    assert follow(network, flagged.job_id) == "verified"
+    following = submit(network, "What is a TEE?", user="flagged-user")
+    assert follow(network, following.job_id) == "verified"
+    assert {(row["tag"], row["position"]) for row in rows_of(network, following.job_id)} == {
+        ("suspicion", "after")
+    }
+    wait_until(lambda: any(row["position"] == "before" for row in rows_of(network, first.job_id)))
+    rows = rows_of(network, first.job_id)
+    assert [row for row in rows if row["position"] == ""] == before
+    again = [row for row in rows if row["position"] == "before"]
+    assert {row["result"] for row in again} == {before[0]["result"]}
+    assert {row["attempt"] for row in again} != {before[0]["attempt"]}
+
+
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
+    ticker = threading.Event()
+    for _ in range(int(timeout_s / 0.2)):
+        if condition():
+            return
+        ticker.wait(0.2)
+    raise AssertionError("the condition did not come true")
+
+
+def test_a_wrong_token_and_an_unknown_model_are_refused_by_name(network: RunningNetwork) -> None:
+    stranger = Client(network.url, project=network.project, token="x" * 43, dispatcher=network.dispatcher)
+    submission = Submission(prompt="x", model=network.model_name, params=PARAMS)
+    with stranger, pytest.raises(VerificationError) as refused:
+        stranger.submit(submission)
+    assert refused.value.code == "token.invalid"
+    with network.client() as client, pytest.raises(InvalidMessage) as unknown:
+        client.submit(Submission(prompt="x", model="no-such.gguf", params=PARAMS))
+    assert unknown.value.field == "job.model"
+
+
+VICTIMS = (
+    "dispatcher",
+    "operator-1",
+    "operator-2-worker",
+    "operator-tee-1",
+    "operator-tee-1-worker",
+    "redis",
+    "postgres",
+)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_in_the_middle_of_its_work_nothing_is_lost_and_nothing_comes_twice(
+    network: RunningNetwork, victim: str
+) -> None:
+    jobs = [submit(network, QUESTIONS[i % len(QUESTIONS)], "tee" if i % 3 == 2 else "opml") for i in range(6)]
+    started = threading.Event()
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        ends = [pool.submit(follow, network, job.job_id, first_text=started) for job in jobs]
+        assert started.wait(60)
+        kill(network, victim)
+        assert [end.result() for end in ends] == ["verified"] * len(jobs)
+    for index, job in enumerate(jobs):
+        assert_one_result_set(network, job.job_id, seats=1 if index % 3 == 2 else 3)
+        assert judge(network, job.job_id).verdict == "VERIFIED"
+
+
+def kill(network: RunningNetwork, victim: str) -> None:
+    """SIGKILL, as a crash would end it; the supervisor starts it again."""
+    if victim == "redis":
+        network.redis.kill()
+    elif victim == "postgres":
+        network.postgres.kill()
+    else:
+        pid = network.processes[victim].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_second_network_in_the_same_directory_is_refused_by_name(network: RunningNetwork) -> None:
+    from aos.cli.network import found
+
+    second = LocalNetwork(network.trust_path.parent, found=found)
+    with pytest.raises(RuleViolation) as refused, second.running():
+        pass
+    assert refused.value.code == "local.running"
+
+
+def test_no_log_holds_a_prompt_a_text_or_a_secret(network: RunningNetwork) -> None:
+    prompt = "What is a zebra made of, secretly?"
+    accepted = submit(network, prompt)
+    follow(network, accepted.job_id)
+    text = rows_of(network, accepted.job_id)[0]["result"].strip()
+    state = network.trust_path.parent
+    secrets = [network.token, prompt, text, *(key.read_text().strip() for key in state.glob("*/*.key"))]
+    for log in (state / "logs").glob("*.log"):
+        content = log.read_text(errors="replace")
+        assert [secret for secret in secrets if secret in content] == [], log.name
+
+
+def test_the_state_directory_is_closed_to_others(network: RunningNetwork) -> None:
+    state = network.trust_path.parent
+    assert state.stat().st_mode & 0o077 == 0
+    for path in (network.client_path, *state.glob("*/*.key"), *state.glob("*/config-*.yaml")):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_answer_file_holds_neither_job_id_nor_token(network: RunningNetwork, tmp_path: Path) -> None:
+    accepted = submit(network, "What is AI?")
+    follow(network, accepted.job_id)
+    with network.client() as client:
+        answer = client.answer(accepted.job_id).decode()
+    assert accepted.job_id not in answer
+    assert network.token not in answer
+    bundle = {
+        k: v for k, v in json.loads(answer).items() if k not in ("text", "tokens", "request", "evidence")
+    }
+    assert len(json.dumps(bundle, separators=(",", ":"))) <= 16 * 1024
