@@ -127,9 +127,11 @@ class Client:
                         yield event
                         if event.kind == "done":
                             return
-            except httpx.TransportError as error:
+            except (httpx.TransportError, Unavailable) as error:
                 failures += 1
                 if failures > _MAX_RECONNECTS:
+                    if isinstance(error, Unavailable):
+                        raise
                     raise self._unreachable(error) from error
             time.sleep(_RECONNECT_DELAY_S)
 

@@ -298,7 +298,7 @@ async def test_a_dispatch_after_declining_is_refused(operator: Scene) -> None:
 async def test_a_second_draw_record_is_evidence(operator: Scene, pg_url: str) -> None:
     dispatcher = operator.dispatcher
     job = await dispatcher.seated()
-    job.record = dispatcher.make_record(job, filled=1 - dispatcher.make_record(job).statement.filled)
+    job.record = dispatcher.make_record(job, filled=dispatcher.make_record(job).statement.filled + 1)
     assert code_of(await dispatcher.dispatch(job)) == "equivocation.draw_record"
     assert await evidence(pg_url) == ["equivocation.draw_record"]
 
