@@ -195,7 +195,8 @@ class _Download:
             with self._open(client) as response:
                 if (done := self._before_body(response)) is not None:
                     return done
-                for piece in response.iter_raw(_PIECE):
+                # As they come: pieces gathered to a size would be lost where the connection breaks.
+                for piece in response.iter_raw():
                     self._take(piece)
         except httpx.TransportError as error:
             raise _Interrupted(type(error).__name__) from error
@@ -222,9 +223,7 @@ class _Download:
                 if response.status_code not in (301, 302, 303, 307, 308):
                     yield response
                     return
-                onward = urljoin(address, response.headers.get("location", ""))
-            _check_address(onward, came_from=address)
-            address = onward
+                address = _check_address(response.headers.get("location", ""), came_from=address)
         raise Unavailable("model.http", f"more than {_MAX_REDIRECTS} redirects")
 
     def _learn_digest(self, response: httpx.Response) -> None:
@@ -357,9 +356,15 @@ def _given_digest(text: str | None) -> _Expected | None:
     return _Expected(digest=bytes.fromhex(found.group(1)), checked_by="sha256 given by the caller")
 
 
-def _check_address(address: str, *, came_from: str | None) -> None:
-    """https, or http on this machine; a server elsewhere may not send us to this machine."""
-    parts = urlsplit(address)
+def _check_address(address: str, *, came_from: str | None) -> str:
+    """The whole address, which is https, or http on this machine; a server elsewhere may not send us to this
+    machine.
+    """
+    try:
+        address = address if came_from is None else urljoin(came_from, address)
+        parts = urlsplit(address)
+    except ValueError:
+        raise ConfigError("model.url", f"{ascii(address)[:200]} is no address") from None
     local = _is_loopback(parts.hostname)
     from_elsewhere = came_from is not None and not _is_loopback(urlsplit(came_from).hostname)
     if parts.username or parts.password or not parts.hostname:
@@ -370,6 +375,7 @@ def _check_address(address: str, *, came_from: str | None) -> None:
             f"refused to fetch from {parts.scheme}://{parts.hostname}",
             hint="use an https address",
         )
+    return address
 
 
 def _is_loopback(host: str | None) -> bool:
