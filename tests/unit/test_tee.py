@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -472,3 +474,19 @@ def test_the_measurement_is_the_digest_of_a_manifest_of_what_runs() -> None:
     for name in ("core/tee.py", "engine/llama_cpp.py", "workers/enclave/process.py", "adapters/frames.py"):
         assert [name, sha256((root / name).read_bytes()).hexdigest()] in manifest["files"]
     assert not any(Path(name).is_absolute() for name in names)
+
+
+def test_everything_that_the_enclave_process_imports_is_measured() -> None:
+    script = """
+import sys, json, aos
+import aos.workers.enclave.__main__, aos.engine.llama_cpp, aos.engine.reference
+files = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "aos"]
+print(json.dumps([aos.__file__, files]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    package, files = json.loads(done.stdout)
+    root = Path(package).parent
+    run = {Path(file).relative_to(root).as_posix() for file in files if Path(file).stat().st_size > 0}
+    measured = {name for name, _ in measured_manifest("llama.cpp/b1")["files"]}
+    assert "workers/enclave/__main__.py" in run
+    assert run <= measured, "only empty files may be left out"

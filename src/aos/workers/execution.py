@@ -161,7 +161,20 @@ async def run_engine(engine: Engine, work: Work) -> AsyncGenerator[TokenEvent | 
                 return
     finally:
         cancel.set()
-        await ended.wait()
+        await _wait_for(ended)
+
+
+async def _wait_for(ended: asyncio.Event) -> None:
+    """Wait also where the caller is cancelled again meanwhile: the next run must not meet this one in the
+    engine."""
+    cancelled: asyncio.CancelledError | None = None
+    while not ended.is_set():
+        try:
+            await ended.wait()
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def require_canonical(engine: Engine) -> None:

@@ -90,6 +90,9 @@ class WorkerApp:
         if route == ("POST", "/api/v1/question"):
             if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                 raise HttpRefusal(415, "http.content_type", "the body must be application/json")
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
+                raise _too_large()
             await self._question(await read_body(receive), receive, reply)
         elif route == ("GET", "/api/v1/status"):
             await reply.json(200, {"code": 200, "result": self._status()})
@@ -223,13 +226,15 @@ async def read_body(receive: Receive) -> bytes:
                     raise InvalidMessage("http.body", "the client went away inside its request")
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY_BYTES:
-                    raise HttpRefusal(
-                        413, "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes"
-                    )
+                    raise _too_large()
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
         raise HttpRefusal(408, "http.timeout", f"the body took longer than {BODY_WITHIN_S:g} s") from None
+
+
+def _too_large() -> HttpRefusal:
+    return HttpRefusal(413, "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
 
 
 class HttpRefusal(RuleViolation):
