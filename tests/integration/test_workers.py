@@ -1,0 +1,739 @@
+"""The real workers as processes: an opML worker, and a TEE worker with its SIMULATED enclave's process, over HTTP.
+
+Started as ``aos up`` starts them, with the demo model. The enclave's own socket: ``test_enclave.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from aos.adapters.processes import Process, log_contains
+from aos.adapters.simulated_tee import create_simulated_platform
+from aos.core import hashes
+from aos.core.codec import encode
+from aos.core.encoding import b64u_decode, b64u_encode, canonical_json
+from aos.core.statements import Params, Request, RequestJob, hash_of
+from aos.core.tee import TeeEvidence, read_evidence, verify_simulated
+from aos.engine import load_engine
+from aos.errors import ConfigError
+from aos.ports import Engine, SamplingParams
+from aos.workers.question import MAX_BODY_BYTES
+
+MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
+TOKEN = "a-token-of-the-tests-own"
+NETWORK = "aos-test"
+OPERATOR = "0x" + "11" * 20
+OTHER_OPERATOR = "0x" + "22" * 20
+NONCE = sha256(b"nonce").digest()
+JOB_REF = sha256(b"job").digest()
+PATIENCE_S = 120.0
+
+GREEDY = Params(
+    temperature=0,
+    top_p=1_000_000,
+    top_k=0,
+    min_p=0,
+    repeat_penalty=1_000_000,
+    max_tokens=6,
+    stop=(),
+    seed=None,
+)
+# What was said before is favoured tenfold: it repeats itself to the end and never stops.
+ENDLESS = replace(GREEDY, repeat_penalty=100_000, max_tokens=1_900)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker's process and the way to it."""
+
+    process: Process
+    url: str
+    root: bytes = b""
+
+    def get(self, path: str, token: str | None = TOKEN) -> httpx.Response:
+        return httpx.get(self.url + path, headers=bearer(token), timeout=PATIENCE_S)
+
+    def status(self) -> dict[str, Any]:
+        answer = self.get("/api/v1/status").json()
+        assert answer["code"] == 200
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def runs(self, outcome: str) -> int:
+        name = f'aos_worker_runs_total{{outcome="{outcome}"}} '
+        (line,) = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]
+        return int(line.removeprefix(name))
+
+    def post(self, body: Any, token: str | None = TOKEN) -> httpx.Response:
+        return httpx.post(self.url + "/api/v1/question", json=body, headers=bearer(token), timeout=PATIENCE_S)
+
+    def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every event of a question that is taken."""
+        answer = self.post(body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    def give_up_after_one_token(self, body: dict[str, Any]) -> None:
+        with self.stream(body) as answer:
+            assert json.loads(next(answer.iter_lines()))["event"] == "token"
+
+    def stream(self, body: dict[str, Any]) -> Any:
+        return httpx.stream(
+            "POST", self.url + "/api/v1/question", json=body, headers=bearer(TOKEN), timeout=PATIENCE_S
+        )
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"authorization": f"Bearer {token}"}
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def started(directory: Path, kind: str, *arguments: str, token: str = TOKEN) -> Process:
+    argv = [sys.executable, "-m", f"aos.workers.{kind}_main", "--model", str(MODEL)]
+    env = {"AOS_WORKER_TOKEN": token, "TMPDIR": str(directory)}
+    process = Process(
+        kind,
+        [*argv, "--listen", "127.0.0.1:0", *arguments],
+        log_path=directory / f"{kind}.log",
+        env=env,
+        ready=log_contains('"worker.ready"'),
+        ready_timeout_s=PATIENCE_S,
+    )
+    process.start()
+    return process
+
+
+def url_of(process: Process) -> str:
+    lines = [line for line in process.log_since_start().decode().splitlines() if '"worker.ready"' in line]
+    return str(json.loads(lines[0])["address"])
+
+
+def start_tee(directory: Path) -> Worker:
+    key = directory / "platform.key"
+    root = create_simulated_platform(key)
+    process = started(
+        directory, "tee", "--operator", OPERATOR, "--network", NETWORK, "--platform-key", str(key)
+    )
+    return Worker(process, url_of(process), root)
+
+
+@pytest.fixture(scope="module")
+def opml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    directory = tmp_path_factory.mktemp("opml")
+    process = started(directory, "opml", "--cache-dir", str(directory / "cache"))
+    yield Worker(process, url_of(process))
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def tee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    worker = start_tee(tmp_path_factory.mktemp("tee"))
+    yield worker
+    worker.process.stop()
+
+
+@pytest.fixture(params=["opml", "tee"])
+def worker(request: pytest.FixtureRequest) -> Worker:
+    found: Worker = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """The reference engine in this process: what an opML worker must give, to the bit."""
+    return load_engine(MODEL, kind="reference", cache_dir=None)
+
+
+def request_of(kind: str, engine: Engine, params: Params = GREEDY, **changes: Any) -> Request:
+    job = RequestJob(
+        tag="opml" if kind == "opml" else "tee",
+        prompt="What is AI?",
+        model=MODEL.name,
+        model_id=engine.model_id,
+        params=params,
+    )
+    asked = Request(
+        network=NETWORK,
+        dispatcher="0x" + "33" * 20,
+        project="p",
+        user="u",
+        job=job,
+        min_operators=1,
+        blind=False,
+        nonce_source="client",
+        issued_at=1_780_000_000_000,
+    )
+    return replace(asked, **changes)
+
+
+def question(request: Request, **changes: Any) -> dict[str, Any]:
+    body = {
+        "job_ref": b64u_encode(JOB_REF),
+        "attempt": 1,
+        "operator": OPERATOR,
+        "role": "executor",
+        "request": canonical_json(encode(request)).decode(),
+        "nonce": b64u_encode(NONCE),
+        "sampling_seed": "77",
+    }
+    return body | changes
+
+
+def kind_of(worker: Worker) -> str:
+    return worker.process.name
+
+
+# --- both workers -------------------------------------------------------------------------------------------
+
+
+def test_the_status_says_what_runs_and_that_it_is_free(worker: Worker, engine: Engine) -> None:
+    status = worker.status()
+    assert status["kind"] == kind_of(worker)
+    assert status["model"] == MODEL.name
+    assert b64u_decode(status["model_id"]) == engine.model_id
+    assert (status["capacity"], status["busy"]) == (1, 0)
+    assert type(status["uptime_s"]) is int
+    assert worker.get("/health", token=None).status_code == 200
+
+
+def test_an_answer_is_streamed_token_by_token_and_then_whole(worker: Worker, engine: Engine) -> None:
+    *tokens, result = worker.ask(question(request_of(kind_of(worker), engine)))
+    assert [event["event"] for event in tokens] == ["token"] * len(tokens)
+    assert [event["index"] for event in tokens] == list(range(len(tokens)))
+    assert result["event"] == "result"
+    assert [event["token"] for event in tokens] == result["tokens"]
+    assert "".join(event["text"] for event in tokens) == result["text"]
+    assert len(result["tokens"]) == GREEDY.max_tokens
+    assert result["finish_reason"] == "length"
+    prompt = engine.tokenize("What is AI?")
+    assert result["n_prompt"] == len(prompt)
+    assert b64u_decode(result["prompt_tokens_hash"]) == hashes.prompt_tokens_hash(NONCE, prompt)
+    assert b64u_decode(result["model_id"]) == engine.model_id
+
+
+def test_the_first_token_comes_before_the_last_is_made(worker: Worker, engine: Engine) -> None:
+    before = worker.runs("cancelled")
+    with worker.stream(question(request_of(kind_of(worker), engine, ENDLESS))) as answer:
+        lines = answer.iter_lines()  # kept: the response closes with it
+        assert json.loads(next(lines))["index"] == 0
+        assert worker.status()["busy"] == 1
+    wait_for(lambda: worker.status()["busy"] == 0, "the run ends when its client goes")
+    assert worker.runs("cancelled") == before + 1
+
+
+def test_a_second_question_is_told_to_come_back(worker: Worker, engine: Engine) -> None:
+    body = question(request_of(kind_of(worker), engine, ENDLESS))
+    with worker.stream(body) as answer:
+        lines = answer.iter_lines()  # kept: the response closes with it
+        next(lines)
+        refused = worker.post(body)
+        assert (refused.status_code, refused.json()["error"]) == (429, "worker.busy")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert worker.status()["busy"] == 1
+    wait_for(lambda: worker.status()["busy"] == 0, "the run ends when its client goes")
+
+
+def test_after_a_cancelled_run_the_next_answer_is_the_same_as_ever(worker: Worker, engine: Engine) -> None:
+    asked = question(request_of(kind_of(worker), engine))
+    before = worker.ask(asked)[-1]
+    worker.give_up_after_one_token(question(request_of(kind_of(worker), engine, ENDLESS)))
+    wait_for(lambda: worker.status()["busy"] == 0, "the run ends when its client goes")
+    after = worker.ask(asked)[-1]
+    for member in ("tokens", "text", "finish_reason", "state_root", "prompt_tokens_hash"):
+        assert after[member] == before[member]
+
+
+def test_the_requests_own_seed_wins_over_the_given_one(worker: Worker, engine: Engine) -> None:
+    drawn = replace(GREEDY, temperature=10_000_000)
+    own = request_of(kind_of(worker), engine, replace(drawn, seed="5"))
+    first = worker.ask(question(own, sampling_seed="1"))[-1]["tokens"]
+    assert worker.ask(question(own, sampling_seed="2"))[-1]["tokens"] == first
+    without = request_of(kind_of(worker), engine, drawn)
+    assert worker.ask(question(without, sampling_seed="5"))[-1]["tokens"] == first
+    assert worker.ask(question(without, sampling_seed="6"))[-1]["tokens"] != first
+
+
+def test_only_who_has_the_token_may_ask(worker: Worker, engine: Engine) -> None:
+    body = question(request_of(kind_of(worker), engine))
+    for token in (None, "x", TOKEN[:-1], TOKEN + "x"):
+        for answer in (worker.get("/api/v1/status", token=token), worker.post(body, token=token)):
+            assert (answer.status_code, answer.json()["error"]) == (401, "worker.unauthorised")
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def bent_request(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A question whose request bytes hold something else, in canonical form."""
+
+    def bend(body: dict[str, Any]) -> dict[str, Any]:
+        value = json.loads(body["request"])
+        for path, item in changes.items():
+            at = value
+            *way, last = path.split("__")
+            for name in way:
+                at = at[name]
+            at[last] = item
+        return body | {"request": canonical_json(value).decode()}
+
+    return bend
+
+
+def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda body: {key: value for key, value in body.items() if key != name}
+
+
+def with_(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda body: body | changes
+
+
+BAD = [
+    ("a missing member", without("nonce"), 400, "field.missing", "nonce"),
+    ("an unknown member", with_(extra=1), 400, "field.unknown", "extra"),
+    ("a job_ref of 31 bytes", with_(job_ref=b64u_encode(bytes(31))), 400, "field.range", "job_ref"),
+    ("no base64url", with_(nonce="+/=="), 400, "field.type", "nonce"),
+    ("an upper-case address", with_(operator="0x" + "AA" * 20), 400, "field.range", "operator"),
+    ("attempt 0", with_(attempt=0), 400, "field.range", "attempt"),
+    ("an attempt in text", with_(attempt="1"), 400, "field.type", "attempt"),
+    ("an attempt with a point", with_(attempt=1.0), 400, "field.type", "attempt"),
+    ("an unknown role", with_(role="judge"), 400, "field.range", "role"),
+    ("a seed of 65 bits", with_(sampling_seed=str(2**64)), 400, "field.range", "sampling_seed"),
+    ("a negative seed", with_(sampling_seed="-1"), 400, "field.range", "sampling_seed"),
+    ("a seed as a number", with_(sampling_seed=1), 400, "field.type", "sampling_seed"),
+    ("tokens for an executor", with_(tokens=[1]), 400, "question.tokens", "tokens"),
+    ("a checker without tokens", with_(role="checker"), 400, "question.tokens", "tokens"),
+    ("a token of 33 bits", with_(role="checker", tokens=[2**32]), 400, "field.range", "tokens[0]"),
+    ("too many tokens", with_(role="checker", tokens=[1] * 65_537), 400, "field.range", "tokens"),
+    ("a request that is an object", with_(request={}), 400, "field.type", "request"),
+    ("a request that is too long", with_(request=" " * 1_048_577), 400, "field.range", "request"),
+    ("a request that is no JSON", with_(request="{"), 400, "encoding.syntax", None),
+    (
+        "a request with a space",
+        lambda body: body | {"request": body["request"] + " "},
+        400,
+        "encoding.not_canonical",
+        None,
+    ),
+    (
+        "a request for another kind",
+        lambda body: bent_request(job__tag="tee" if '"opml"' in body["request"] else "opml")(body),
+        409,
+        "worker.job_type",
+        "request.job.tag",
+    ),
+    (
+        "another model",
+        bent_request(job__model_id=b64u_encode(bytes(32))),
+        409,
+        "worker.model",
+        "request.job.model_id",
+    ),
+    (
+        "an unknown member inside",
+        bent_request(job__more=1),
+        400,
+        "field.unknown",
+        "request.job.more",
+    ),
+    (
+        "a temperature out of range",
+        bent_request(job__params__temperature=10_000_001),
+        400,
+        "field.range",
+        "request.job.params.temperature",
+    ),
+    (
+        "max_tokens 0",
+        bent_request(job__params__max_tokens=0),
+        400,
+        "field.range",
+        "request.job.params.max_tokens",
+    ),
+    ("another version", bent_request(v=2), 400, "statement.version", "request.v"),
+]
+
+
+@pytest.mark.parametrize(
+    ("bend", "status", "code", "field"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
+def test_bad_input_is_refused_by_name(
+    bend: Callable[[dict[str, Any]], dict[str, Any]],
+    status: int,
+    code: str,
+    field: str | None,
+    worker: Worker,
+    engine: Engine,
+) -> None:
+    answer = worker.post(bend(question(request_of(kind_of(worker), engine))))
+    value = answer.json()
+    assert (answer.status_code, value["error"], value["field"]) == (status, code, field)
+    assert value["code"] == status
+    assert value["message"]
+    assert worker.status()["busy"] == 0
+
+
+def test_a_prompt_longer_than_the_context_is_refused(worker: Worker, engine: Engine) -> None:
+    asked = request_of(kind_of(worker), engine)
+    long = replace(asked, job=replace(asked.job, prompt="What is AI? " * 1_000))
+    answer = worker.post(question(long))
+    assert (answer.status_code, answer.json()["error"]) == (400, "engine.prompt_too_long")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "encoding.syntax"),
+        (b"[]", "field.type"),
+        (b"null", "field.type"),
+        (b'{"a": 1, "a": 2}', "encoding.duplicate_key"),
+        (b"\xff{}", "encoding.utf8"),
+        (b"\xef\xbb\xbf{}", "encoding.bom"),
+        (b"[" * 100_000, "encoding.depth"),
+        (b'{"job_ref": NaN}', "encoding.nan"),
+    ],
+)
+def test_a_body_that_is_no_strict_json_object_is_refused(body: bytes, code: str, worker: Worker) -> None:
+    headers = {"content-type": "application/json", **bearer(TOKEN)}
+    answer = httpx.post(worker.url + "/api/v1/question", content=body, headers=headers, timeout=PATIENCE_S)
+    assert (answer.status_code, answer.json()["error"]) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/api/v1/question", 405, "http.method"),
+        ("POST", "/api/v1/status", 405, "http.method"),
+        ("DELETE", "/metrics", 405, "http.method"),
+        ("GET", "/", 404, "http.not_found"),
+        ("GET", "/api/v1/question/", 404, "http.not_found"),
+        ("GET", "/api/v1/../v1/shutdown", 404, "http.not_found"),
+    ],
+)
+def test_there_are_no_other_routes(method: str, path: str, status: int, code: str, worker: Worker) -> None:
+    answer = httpx.request(method, worker.url + path, headers=bearer(TOKEN), timeout=PATIENCE_S)
+    assert (answer.status_code, answer.json()["error"]) == (status, code)
+
+
+def test_a_body_of_another_type_is_refused(worker: Worker) -> None:
+    headers = {"content-type": "text/plain", **bearer(TOKEN)}
+    answer = httpx.post(worker.url + "/api/v1/question", content=b"{}", headers=headers, timeout=PATIENCE_S)
+    assert (answer.status_code, answer.json()["error"]) == (415, "http.content_type")
+
+
+def raw(worker: Worker, sent: bytes) -> tuple[int, dict[str, Any]]:
+    """Send bytes and read the whole answer, without ever sending more."""
+    host, port = worker.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        connection.sendall(sent)
+        with connection.makefile("rb") as answer:
+            status = int(answer.readline().split()[1])
+            length = 0
+            while (line := answer.readline()) != b"\r\n":
+                name, _, value = line.partition(b":")
+                length = int(value) if name.lower() == b"content-length" else length
+            return status, json.loads(answer.read(length))
+
+
+def head(worker: Worker, *lines: str) -> bytes:
+    first = ["POST /api/v1/question HTTP/1.1", f"Host: {worker.url.removeprefix('http://')}"]
+    rest = ["Content-Type: application/json", *lines]
+    return ("\r\n".join([*first, *rest]) + "\r\n\r\n").encode()
+
+
+def test_a_body_that_is_announced_too_large_is_refused_before_a_byte_of_it_is_there(worker: Worker) -> None:
+    sent = head(worker, f"Authorization: Bearer {TOKEN}", f"Content-Length: {MAX_BODY_BYTES + 1}")
+    status, value = raw(worker, sent)
+    assert (status, value["error"]) == (413, "http.too_large")
+
+
+def test_a_body_without_a_length_is_cut_off_where_it_becomes_too_large(worker: Worker) -> None:
+    size = MAX_BODY_BYTES + 1
+    sent = head(worker, f"Authorization: Bearer {TOKEN}", "Transfer-Encoding: chunked")
+    status, value = raw(worker, sent + f"{size:x}\r\n".encode() + b"[" * size + b"\r\n")
+    assert (status, value["error"]) == (413, "http.too_large")
+
+
+def test_who_has_no_token_is_refused_before_the_body(worker: Worker) -> None:
+    status, value = raw(worker, head(worker, "Content-Length: 1000"))
+    assert (status, value["error"]) == (401, "worker.unauthorised")
+
+
+def test_neither_prompt_nor_answer_is_in_the_log(worker: Worker, engine: Engine) -> None:
+    text = worker.ask(question(request_of(kind_of(worker), engine)))[-1]["text"]
+    log = worker.process.log_since_start().decode()
+    assert "What is AI" not in log
+    assert text.strip()
+    assert text.strip() not in log
+    assert TOKEN not in log
+
+
+# --- opML ---------------------------------------------------------------------------------------------------
+
+
+def test_an_opml_answer_has_the_bits_of_the_specification(opml: Worker, engine: Engine) -> None:
+    result = opml.ask(question(request_of("opml", engine)))[-1]
+    params = SamplingParams(temperature=0, max_tokens=GREEDY.max_tokens, seed=77)
+    expected = engine.generate("What is AI?", params, salt=NONCE)
+    assert tuple(result["tokens"]) == expected.tokens
+    assert result["text"] == expected.text
+    assert b64u_decode(result["state_root"]) == expected.state_root
+    assert result["engine"] == engine.profile
+    assert result["evidence"] is None
+
+
+def test_a_checker_replays_the_claimed_tokens(opml: Worker, engine: Engine) -> None:
+    asked = request_of("opml", engine)
+    claimed = opml.ask(question(asked))[-1]
+    (replayed,) = opml.ask(question(asked, role="checker", tokens=claimed["tokens"]))
+    assert replayed == claimed, "a replay is the whole run and streams nothing"
+    lie = [*claimed["tokens"][:3], claimed["tokens"][3] ^ 1, *claimed["tokens"][4:]]
+    (replayed,) = opml.ask(question(asked, role="checker", tokens=lie))
+    assert replayed["tokens"] == claimed["tokens"][:4], "up to and including the first difference"
+    assert replayed["state_root"] != claimed["state_root"]
+
+
+def test_a_token_that_the_model_does_not_have_is_refused(opml: Worker, engine: Engine) -> None:
+    answer = opml.post(question(request_of("opml", engine), role="checker", tokens=[2**32 - 1]))
+    assert (answer.status_code, answer.json()["error"]) == (400, "engine.token")
+
+
+def test_the_seeds_question_is_answered_whole(opml: Worker, engine: Engine) -> None:
+    params = {"temperature": 0, "max_tokens": 5, "seed": 3}
+    body = {"model": MODEL.name, "prompt": "What is AI?", "req_id": "r-1", "params": params}
+    answer = opml.post(body)
+    assert (answer.status_code, answer.json()["code"]) == (200, 200)
+    result = answer.json()["result"]
+    expected = engine.generate(
+        "What is AI?",
+        SamplingParams(temperature=0, max_tokens=5, seed=3),
+        salt=b64u_decode(result["nonce"]),
+    )
+    assert (result["req_id"], result["model"], result["prompt"]) == ("r-1", MODEL.name, "What is AI?")
+    assert (result["answer"], result["n_out"]) == (expected.text, 5)
+    assert b64u_decode(result["state_root"]) == expected.state_root
+    assert result["sampling_seed"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "field"),
+    [
+        ({"model": "other.gguf"}, 409, "worker.model", "model"),
+        ({"prompt": 5}, 400, "field.type", "prompt"),
+        ({"params": []}, 400, "field.type", "params"),
+        ({"params": {"temperature": 11}}, 400, "field.range", "params.temperature"),
+        ({"params": {"top_p": "0.5"}}, 400, "field.type", "params.top_p"),
+        ({"params": {"seed": -1}}, 400, "field.type", "params.seed"),
+        ({"params": {"best_of": 3}}, 400, "field.unknown", "params.best_of"),
+        ({"temperature": 1}, 400, "field.unknown", "temperature"),
+    ],
+)
+def test_the_seeds_question_is_read_as_strictly(
+    changes: dict[str, Any], status: int, code: str, field: str, opml: Worker
+) -> None:
+    answer = opml.post({"model": MODEL.name, "prompt": "What is AI?"} | changes)
+    value = answer.json()
+    assert (answer.status_code, value["error"], value["field"]) == (status, code, field)
+
+
+def test_without_a_token_only_this_machine_by_its_own_name_may_ask(tmp_path: Path, engine: Engine) -> None:
+    argv = [sys.executable, "-m", "aos.workers.opml_main", "--model", str(MODEL), "--listen", "127.0.0.1:0"]
+    process = Process("opml", argv, log_path=tmp_path / "log", ready=log_contains('"worker.ready"'))
+    process.start()
+    try:
+        url = url_of(process)
+        assert httpx.get(url + "/api/v1/status", timeout=PATIENCE_S).status_code == 200
+        answer = httpx.get(url + "/api/v1/status", headers={"host": "evil.example"}, timeout=PATIENCE_S)
+        assert (answer.status_code, answer.json()["error"]) == (403, "worker.foreign_host")
+    finally:
+        process.stop()
+    assert process.poll() == 0, "asked to end, it ends well"
+
+
+def test_an_address_that_others_reach_needs_a_token(tmp_path: Path) -> None:
+    for kind in ("opml", "tee"):
+        argv = [sys.executable, "-m", f"aos.workers.{kind}_main", "--model", str(MODEL)]
+        argv += ["--listen", "0.0.0.0:0"]
+        process = Process(kind, argv, log_path=tmp_path / kind)
+        process.start()
+        try:
+            wait_for(lambda process=process: process.poll() is not None, "it refuses to start")
+        finally:
+            process.kill()
+        assert process.poll() == ConfigError.exit_code
+        assert "worker.exposed" in process.log_tail()
+
+
+# --- TEE, SIMULATED -----------------------------------------------------------------------------------------
+
+
+def evidence_of(result: dict[str, Any], worker: Worker) -> TeeEvidence:
+    evidence = read_evidence(result["evidence"])
+    verify_simulated(evidence, roots=frozenset({worker.root}))
+    return evidence
+
+
+def test_the_status_of_a_tee_worker_says_that_it_is_simulated(tee: Worker) -> None:
+    status = tee.status()
+    assert (status["tee"], status["label"]) == ("simulated", "SIMULATED, NO HARDWARE")
+    enclave = status["enclave"]
+    assert alive(enclave["pid"])
+    assert enclave["pid"] != tee.process.pid
+    assert enclave["operator"] == OPERATOR, "it has booted for the operator that it was started for"
+    assert len(bytes.fromhex(enclave["measurement"])) == 32
+
+
+def test_a_tee_answer_carries_evidence_for_exactly_this_question(tee: Worker, engine: Engine) -> None:
+    asked = request_of("tee", engine)
+    result = tee.ask(question(asked))[-1]
+    evidence = evidence_of(result, tee)
+    statement = evidence.answer
+    assert evidence.boot.network == NETWORK
+    assert statement.operator == evidence.boot.operator == OPERATOR
+    assert hash_of(evidence.boot).hex() == tee.status()["enclave"]["boot"]
+    assert evidence.boot.measurement.hex() == tee.status()["enclave"]["measurement"]
+    assert (statement.job_ref, statement.attempt, statement.sampling_seed) == (JOB_REF, 1, "77")
+    assert statement.request_hash == hashes.request_hash(NONCE, canonical_json(encode(asked)))
+    assert statement.response_hash == hashes.response_hash(NONCE, result["text"])
+    assert statement.tokens_hash == hashes.tokens_hash(NONCE, result["tokens"])
+    assert statement.params_hash == hashes.params_hash(NONCE, asked.job.params)
+    assert statement.prompt_tokens_hash == b64u_decode(result["prompt_tokens_hash"])
+    assert (statement.n_out, statement.finish_reason) == (len(result["tokens"]), "length")
+    assert statement.engine == result["engine"]
+    assert result["engine"].startswith("llama.cpp/")
+    assert statement.model_id == engine.model_id
+    assert result["state_root"] == ""
+
+
+def test_answers_are_numbered_and_a_cancelled_run_uses_no_number(tee: Worker, engine: Engine) -> None:
+    asked = question(request_of("tee", engine))
+    first = evidence_of(tee.ask(asked)[-1], tee).answer
+    tee.give_up_after_one_token(question(request_of("tee", engine, ENDLESS)))
+    wait_for(lambda: tee.status()["busy"] == 0, "the run ends when its client goes")
+    second = evidence_of(tee.ask(asked)[-1], tee).answer
+    assert second.boot == first.boot
+    assert second.sequence == first.sequence + 1
+    assert second.previous == hash_of(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code", "field"),
+    [
+        ({"role": "checker", "tokens": [1]}, 409, "question.role", "role"),
+        ({"operator": OTHER_OPERATOR}, 409, "worker.other_operator", "operator"),
+    ],
+)
+def test_an_enclave_works_for_one_operator_and_checks_for_nobody(
+    changes: dict[str, Any], status: int, code: str, field: str, tee: Worker, engine: Engine
+) -> None:
+    answer = tee.post(question(request_of("tee", engine), **changes))
+    value = answer.json()
+    assert (answer.status_code, value["error"], value["field"]) == (status, code, field)
+
+
+def test_a_request_of_another_network_is_refused(tee: Worker, engine: Engine) -> None:
+    answer = tee.post(question(request_of("tee", engine, network="aos-other")))
+    value = answer.json()
+    assert (answer.status_code, value["error"], value["field"]) == (
+        409,
+        "worker.other_operator",
+        "request.network",
+    )
+
+
+def test_an_enclave_signs_nothing_for_a_bare_prompt(tee: Worker) -> None:
+    answer = tee.post({"model": MODEL.name, "prompt": "What is AI?"})
+    value = answer.json()
+    assert (answer.status_code, value["error"], value["field"]) == (400, "question.unbound", "request")
+
+
+def ready_again(worker: Worker, former: int) -> bool:
+    enclave = worker.status()["enclave"]
+    return worker.get("/health").status_code == 200 and enclave["pid"] not in (None, former)
+
+
+def test_an_enclave_that_is_killed_in_a_run_ends_it_by_name_and_the_next_one_boots_anew(
+    tee: Worker, engine: Engine
+) -> None:
+    asked = question(request_of("tee", engine))
+    before = evidence_of(tee.ask(asked)[-1], tee)
+    status = tee.status()["enclave"]
+    failed = tee.runs("failed")
+    with tee.stream(question(request_of("tee", engine, ENDLESS))) as answer:
+        lines = answer.iter_lines()
+        assert json.loads(next(lines))["event"] == "token"
+        os.kill(status["pid"], signal.SIGKILL)
+        *_, last = [json.loads(line) for line in lines]
+    assert (last["event"], last["code"]) == ("error", "enclave.died")
+    assert tee.process.poll() is None
+    assert tee.runs("failed") == failed + 1
+    wait_for(lambda: ready_again(tee, status["pid"]), "another enclave runs")
+    after = evidence_of(tee.ask(asked)[-1], tee)
+    assert tee.status()["enclave"]["starts"] == status["starts"] + 1
+    assert after.boot.enclave_key != before.boot.enclave_key
+    assert after.boot.measurement == before.boot.measurement
+    assert (after.answer.sequence, after.answer.previous) == (1, b"")
+
+
+def test_while_no_enclave_runs_a_question_is_told_to_come_back(tee: Worker, engine: Engine) -> None:
+    asked = question(request_of("tee", engine))
+    pid = tee.status()["enclave"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid), "it is dead")
+    seen = []
+
+    def answered() -> bool:
+        answer = tee.post(asked)
+        if answer.status_code == 200:
+            return True
+        seen.append(answer.json()["error"])
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        return False
+
+    wait_for(answered, "the next enclave answers")
+    assert set(seen) <= {"enclave.starting", "enclave.died"}
+
+
+def test_the_enclaves_socket_is_the_hosts_alone(tee: Worker) -> None:
+    directory = tee.process.log_path.parent
+    sockets = list(directory.glob("aos-enclave-*/*.sock"))
+    assert sockets
+    for path in sockets:
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_an_enclave_never_outlives_its_worker(how: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    worker = start_tee(tmp_path_factory.mktemp(how))
+    pid = worker.status()["enclave"]["pid"]
+    getattr(worker.process, how)()
+    wait_for(lambda: not alive(pid), "the enclave ends with its host")
+    if how == "stop":
+        assert worker.process.poll() == 0
+        assert not list(worker.process.log_path.parent.glob("aos-enclave-*"))
