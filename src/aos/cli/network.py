@@ -67,6 +67,7 @@ def up(
         tee_operators=tee,
         model=model or DEMO_MODEL,
         say=voice.say,
+        until=until,
     )
     voice.say("starting a local network; TEE enclaves are SIMULATED")
     with network.running() as running:

@@ -20,7 +20,7 @@ import yaml
 
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.embedded.redis import EmbeddedRedis
-from aos.adapters.processes import Crash, Process, Supervisor, free_port, http_ok, port_is_free
+from aos.adapters.processes import Crash, Process, Ready, Supervisor, free_port, http_ok, port_is_free
 from aos.client import Client
 from aos.core.codec import encode
 from aos.core.statements import Registration, Signed
@@ -85,6 +85,7 @@ class LocalNetwork:
     """Starts and ends a network in one state directory.
 
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
+    Where ``until`` is set before the network is up, the start is given up.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class LocalNetwork:
         model: Path = DEMO_MODEL,
         say: Say = lambda _: None,
         restart: bool = True,
+        until: threading.Event | None = None,
     ) -> None:
         self._layout = Layout(state_dir.resolve())
         self._found = found
@@ -106,6 +108,7 @@ class LocalNetwork:
         self._model = model.resolve()
         self._say = say
         self._restart = restart
+        self._until = until or threading.Event()
         self._processes: dict[str, Process] = {}
         self._ready: dict[str, str] = {}
 
@@ -113,7 +116,7 @@ class LocalNetwork:
     def running(self) -> Iterator[RunningNetwork]:
         """Start everything, yield the running network, end everything.
 
-        Raises RuleViolation ``local.running`` (this state directory is in use), ConfigError, Unavailable.
+        Raises RuleViolation ``local.running`` (this state directory is in use) or ``local.interrupted``, ConfigError, Unavailable.
         """
         if not self._model.is_file():
             raise ConfigError(
@@ -160,6 +163,7 @@ class LocalNetwork:
         supervisor.start(postgres, restart=self._restart)
         supervisor.start(redis, restart=self._restart)
         self._say(f"  PostgreSQL and Redis      {time.monotonic() - began:4.1f} s")
+        self._check_wanted()
         nodes = [layout.node(name, kind) for name, kind in self._kinds]
         model_id = self._model_id()
         url = f"http://127.0.0.1:{self._port('dispatcher')}"
@@ -173,7 +177,7 @@ class LocalNetwork:
         for process in self._processes.values():
             supervisor.start(process, restart=self._restart)
         for name, process in self._processes.items():
-            process.wait_until(http_ok(self._ready[name]), READY_TIMEOUT_S)
+            process.wait_until(self._wanted_and(http_ok(self._ready[name])), READY_TIMEOUT_S)
         self._say(f"  dispatcher, {len(nodes)} operators  {time.monotonic() - began:4.1f} s")
         return RunningNetwork(
             network_id=layout.network_id(),
@@ -189,6 +193,17 @@ class LocalNetwork:
             redis=redis,
             supervisor=supervisor,
         )
+
+    def _check_wanted(self) -> None:
+        if self._until.is_set():
+            raise RuleViolation("local.interrupted", "stopped before the network was up")
+
+    def _wanted_and(self, ready: Ready) -> Ready:
+        def check(process: Process) -> bool:
+            self._check_wanted()
+            return ready(process)
+
+        return check
 
     def _port(self, name: str) -> int:
         """A port for ``name``, the same over restarts while it is free."""

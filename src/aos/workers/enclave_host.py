@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -86,7 +85,6 @@ class EnclaveHost:
         self._engine = engine
         self._platform_key = platform_key
         self._lifetime_ms = lifetime_ms
-        self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: FrameStream | None = None
         self._inbox: asyncio.Queue[FromEnclave | Unavailable] = asyncio.Queue()
@@ -109,7 +107,6 @@ class EnclaveHost:
 
     async def start(self) -> None:
         """Start the enclave and give it its model. Raises what stands in the way of the first start."""
-        self._directory = Path(tempfile.mkdtemp(prefix="aos-enclave-"))  # mode 0700
         self._first_start = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep())
         await self._first_start
@@ -124,8 +121,6 @@ class EnclaveHost:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
 
     async def boot(self, binding: Binding) -> Booted:
         """Make the enclave boot for ``binding``. Raises Unavailable where it is not running."""
@@ -239,14 +234,15 @@ class EnclaveHost:
                 log_event("enclave.died", label="SIMULATED, NO HARDWARE")
 
     async def _start_once(self) -> FrameStream:
-        assert self._directory is not None  # noqa: S101 - start() made it
-        socket_path = self._directory / f"enclave-{self.starts}.sock"
         self.starts += 1
-        argv: list[str | Path] = [sys.executable, "-m", "aos.workers.enclave", "--socket", socket_path]
-        argv += ["--platform-key", self._platform_key, "--engine", self._engine]
-        environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-        self._process = await asyncio.to_thread(spawn, argv, env=environment, output=sys.stderr.fileno())
-        stream = await self._connect(self._process, socket_path)
+        # The socket's directory (mode 0700) is gone once we are connected: nothing is left behind, however we end.
+        with tempfile.TemporaryDirectory(prefix="aos-enclave-") as directory:
+            socket_path = Path(directory) / "enclave.sock"
+            argv: list[str | Path] = [sys.executable, "-m", "aos.workers.enclave", "--socket", socket_path]
+            argv += ["--platform-key", self._platform_key, "--engine", self._engine]
+            environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+            self._process = await asyncio.to_thread(spawn, argv, env=environment, output=sys.stderr.fileno())
+            stream = await self._connect(self._process, socket_path)
         try:
             await self._load(stream)
         except BaseException:

@@ -300,8 +300,9 @@ async def listen(enclave: Enclave, socket_path: str) -> None:
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await enclave.serve(FrameStream(reader, writer, max_frame=MAX_FRAME_BYTES))
 
+    mask = os.umask(0o177)  # the host removes the socket as soon as it is connected: too late for a chmod
     server = await asyncio.start_unix_server(accept, socket_path, limit=1024 * 1024)
-    os.chmod(socket_path, 0o600)
+    os.umask(mask)
     async with server:
         await enclave.ended.wait()
 
