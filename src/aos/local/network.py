@@ -30,6 +30,8 @@ from aos.local.layout import Layout, Node, NodeKind, read_or_make, registration,
 DEMO_MODEL = Path("models") / "aos-demo.Q8_0.gguf"
 EPOCH_MS = 600_000
 READY_TIMEOUT_S = 60.0
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Several workers share the machine; the engines' products are too small for BLAS to gain from threads (docs/log.md)."""
 
 Say = Callable[[str], None]
 
@@ -353,7 +355,8 @@ class LocalNetwork:
             argv += ["--platform-key", str(self._layout.platform_file)]
         token = read_or_make(node.directory / "worker.token", lambda: os.urandom(32).hex())
         name = f"{node.name}-worker"
-        self._add(name, argv, f"http://127.0.0.1:{port}/health", {"AOS_WORKER_TOKEN": token})
+        environment = ONE_THREAD | {"AOS_WORKER_TOKEN": token}
+        self._add(name, argv, f"http://127.0.0.1:{port}/health", environment)
 
     def _add_operator(
         self, node: Node, postgres: EmbeddedPostgres, redis: EmbeddedRedis, founded: Founded, url: str
