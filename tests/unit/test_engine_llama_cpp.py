@@ -2,6 +2,7 @@
 
 import math
 import random
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_the_same_seed_gives_the_same_run_whatever_ran_before(engine: LlamaCppEn
         for s in (5, 6, 2**64 - 1)
     }
     assert len({*others, first.tokens}) == 4
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_costs_nothing(engine: LlamaCppEngine) -> None:
+    params = SamplingParams(max_tokens=4)
+    before = engine.generate(PROMPT, params, salt=SALT)
+    kept = engine._server._connection
+    assert kept is not None
+    assert kept.sock is not None
+    kept.sock.shutdown(socket.SHUT_RDWR)
+    assert engine.generate(PROMPT, params, salt=SALT) == before
+    assert engine._server._connection is not kept
 
 
 def test_greedy_text_and_the_repetition_penalty_agree_with_the_reference(

@@ -238,6 +238,25 @@ class _Server:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One request. Raises Unavailable ``engine.failed``."""
+        kept = self._connection is not None
+        try:
+            status, answer = self._exchange(path, body)
+        except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected) as error:
+            # The server closes a connection that was idle for some seconds; a request has no effect of its own.
+            if not kept:
+                raise _silent(error) from error
+            try:
+                status, answer = self._exchange(path, body)
+            except (OSError, http.client.HTTPException, ValueError) as again:
+                raise _silent(again) from again
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _silent(error) from error
+        if status != http.client.OK or not isinstance(answer, dict):
+            raise Unavailable("engine.failed", f"llama.cpp refused a request with status {status}")
+        return answer
+
+    def _exchange(self, path: str, body: dict[str, Any]) -> tuple[int, object]:
+        """Status and answer of one request, over the connection that is kept, or a new one."""
         if self._connection is None:
             self._connection = http.client.HTTPConnection(
                 self._address.hostname or "127.0.0.1", self._address.port, timeout=REQUEST_TIMEOUT_S
@@ -246,13 +265,14 @@ class _Server:
         try:
             self._connection.request("POST", path, json.dumps(body), headers)
             response = self._connection.getresponse()
-            status, answer = response.status, json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            return response.status, json.loads(response.read())
+        except BaseException:
             self.close()
-            raise Unavailable("engine.failed", f"llama.cpp does not answer: {error}") from error
-        if status != http.client.OK or not isinstance(answer, dict):
-            raise Unavailable("engine.failed", f"llama.cpp refused a request with status {status}")
-        return answer
+            raise
+
+
+def _silent(error: Exception) -> Unavailable:
+    return Unavailable("engine.failed", f"llama.cpp does not answer: {error}")
 
 
 def _spm(file: GGUF) -> Tokenizer | None:
