@@ -201,7 +201,13 @@ def _replay_with(path: Path) -> Replay:
             ),
             salt=answer.nonce,
         )
-        return Replayed(state_root=generation.state_root, tokens=generation.tokens)
+        return Replayed(
+            prompt_tokens=generation.prompt_tokens,
+            tokens=generation.tokens,
+            text=generation.text,
+            finish_reason=generation.finish_reason,
+            state_root=generation.state_root,
+        )
 
     return replay
 

@@ -95,7 +95,7 @@ def snapshot_root(network: str, max_range: int, entries: Sequence[SnapshotEntry]
     """Root of a registry snapshot, 32 bytes.
 
     Raises VerificationError ``draw.snapshot_order`` (entries not ascending by node_id),
-    ``draw.snapshot_range``.
+    ``draw.snapshot_key``, ``draw.snapshot_range``.
     """
     check_snapshot(max_range, entries)
     tree = merkle.tree_root([snapshot_leaf(entry) for entry in entries])
@@ -110,13 +110,16 @@ def snapshot_root_of_tree(network: str, max_range: int, count: int, tree: bytes)
 
 
 def check_snapshot(max_range: int, entries: Sequence[SnapshotEntry]) -> None:
-    """Raises VerificationError ``draw.snapshot_order`` or ``draw.snapshot_range``."""
+    """Raises VerificationError ``draw.snapshot_order``, ``draw.snapshot_key`` or ``draw.snapshot_range``."""
     names = [entry.node_id for entry in entries]
     if any(a >= b for a, b in pairwise(names)):
         raise VerificationError("draw.snapshot_order", "snapshot entries are not in ascending node_id order")
     nodes = {entry.node for entry in entries}
     if len(nodes) != len(entries):
         raise VerificationError("draw.snapshot_order", "two snapshot entries share a node number")
+    # One key has one output in a draw: its owner would sit twice as often as two independent draws allow.
+    if len({entry.vrf_key for entry in entries}) != len(entries):
+        raise VerificationError("draw.snapshot_key", "two snapshot entries share a VRF key")
     try:
         sortition.validate_ranges(
             [sortition.OperatorRange(node_id=e.node_id, start=e.start, end=e.end) for e in entries], max_range
@@ -400,7 +403,14 @@ def check_seats(
 
 
 def check_seat_order(call: DrawCall, record: DrawRecord) -> None:
-    """Check that whoever sits, sits in the public order. Raises VerificationError ``draw.seats``."""
+    """Check that as many sit as the record's counts give, in the public order. Needs no entry.
+
+    Raises VerificationError ``draw.seats``.
+    """
+    counts = record.counts
+    filled = min(max(0, record.min_operators - counts.selected), counts.not_selected)
+    if (record.filled, len(record.seats)) != (filled, counts.selected + filled):
+        raise VerificationError("draw.seats", "the number of seats is not what the record's counts give")
     if len(set(record.seats)) != len(record.seats) or list(record.seats) != sortition.seat_order(
         call.draw_seed, call.attempt, record.seats
     ):
