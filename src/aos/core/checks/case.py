@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from aos.core import draw, hashes, merkle
+from aos.core import draw, draw_check, hashes, merkle
 from aos.core.answer import Answer, DrawnOperator
 from aos.core.codec import decode
 from aos.core.encoding import parse_canonical
@@ -79,7 +79,7 @@ class Case:
             raise Skip("no trust file (--trust FILE)")
         return self.trust
 
-    def seat_of(self, operator: str) -> draw.VerifiedSeat:
+    def seat_of(self, operator: str) -> draw_check.VerifiedSeat:
         """The verified seat of ``operator``. Raises VerificationError ``draw.*``."""
         part = self.answer.draw
         entry = self.drawn.get(operator)
@@ -93,7 +93,7 @@ class Case:
                 tuple(merkle.inclusion_path(leaves, entry.index)),
                 tuple(merkle.inclusion_path(entries, entry.index)),
             )
-        return draw.verify_seat(
+        return draw_check.verify_seat(
             call=self.call,
             record=self.record.statement,
             max_range=part.max_range,

@@ -1,6 +1,6 @@
 """Who was drawn, and with which seed: beacon-1, registry-1, draw-1, vrf-1, seed-1."""
 
-from aos.core import draw, hashes
+from aos.core import draw, draw_check, hashes
 from aos.core.answer import Receipt
 from aos.core.beacon import epoch_of, verify_beacon
 from aos.core.checks.case import Case, Skip, refuse, same, short
@@ -46,7 +46,7 @@ def draw_1(case: Case) -> str:
         raise Skip("only the seated operators' entries are in the file")
     if case.vrf_key is None:
         raise Skip("the dispatcher's VRF key is not known without a trust file")
-    draw.verify_draw(
+    draw_check.verify_draw(
         call=case.call,
         record=case.record,
         max_range=part.max_range,
@@ -83,7 +83,7 @@ def vrf_1(case: Case) -> str:
         min_operators=(case.record.statement.min_operators, case.request.min_operators),
     )
     proven = seat(case, case.answer.receipt)
-    draw.check_seat_order(call, case.record.statement)
+    draw_check.check_seat_order(call, case.record.statement)
     how = "below threshold"
     if not proven:
         raise Skip("a filled seat: its rule needs every entry, and the file holds only the seated ones")
@@ -91,7 +91,7 @@ def vrf_1(case: Case) -> str:
         how = "filled by the public rule"
         operators = [entry.operator for entry in case.answer.draw.entries]
         entries = [entry.entry for entry in case.answer.draw.entries]
-        draw.check_seats(call, case.record.statement, operators, entries)
+        draw_check.check_seats(call, case.record.statement, operators, entries)
     return f"operator drawn by VRF, proof valid, {how}"
 
 
