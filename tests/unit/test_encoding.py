@@ -271,3 +271,39 @@ def test_every_member_is_required(name: str) -> None:
 @pytest.mark.parametrize("value", [None, [], "x", 1])
 def test_only_an_object_has_fields(value: object) -> None:
     assert refused(lambda: read(value)) == "field.type"
+
+
+JSON_PIECES = (
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b'"a"', b'"\\ud800"', b'"\\u0061"', b"\\", b" ", b"\x00"),
+    *(b"-0", b"1e9", b"1.5", b"9007199254740992", b"NaN", b"Infinity", b"true", b"null"),
+    *(b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\xaf"),
+)
+
+
+@given(st.lists(st.sampled_from(JSON_PIECES), max_size=12).map(b"".join) | st.binary(max_size=40))
+def test_any_bytes_are_one_value_or_refused_by_name(data: bytes) -> None:
+    for floats in (False, True):
+        try:
+            value = parse_json_strict(data, max_bytes=200, max_depth=8, allow_floats=floats)
+        except InvalidMessage:
+            continue
+        # What is accepted is what every reader takes it for: Python's own parser agrees.
+        assert value == json.loads(data, parse_float=Decimal)
+        if not floats:
+            assert parse_canonical(canonical_json(value), max_bytes=2000) == value
+
+
+@given(st.text(max_size=20).filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text)))
+def test_text_has_exactly_one_canonical_form(text: str) -> None:
+    data = canonical_json(text)
+    escaped = json.dumps(text).encode()
+    if escaped != data:
+        assert refused(lambda: parse_canonical(escaped, max_bytes=1000)) == "encoding.not_canonical"
+    assert refused(lambda: parse_canonical(data + b" ", max_bytes=1000)) == "encoding.not_canonical"
+
+
+def test_normal_forms_are_different_texts_and_neither_is_changed() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert canonical_json({composed: 1, decomposed: 2}).count(b":") == 2
+    assert parse_canonical(canonical_json(decomposed), max_bytes=100) == decomposed
+    assert canonical_json(composed) != canonical_json(decomposed)
