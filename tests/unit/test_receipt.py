@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 from simulated_run import PROMPT_TOKENS, STATE_ROOT, TEXT, TOKENS, Network, Operator, Result, params
 
-from aos.core.answer import Answer, receipt_bytes, seated_only, write_answer
+from aos.core.answer import (
+    MAX_FULL_DRAW,
+    Answer,
+    bundle_bytes,
+    read_answer,
+    receipt_bytes,
+    seated_only,
+    write_answer,
+)
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json
 from aos.core.receipt import CHECKS, Replayed, verify_answer
@@ -150,6 +158,23 @@ def test_many_operators_are_written_shortened() -> None:
     assert len(data) < 20_000
 
 
+@pytest.mark.parametrize(("operators", "seats"), [(4, 2), (4, 3), (8, 8), (32, 2), (33, 8)])
+def test_a_file_grows_with_seats_and_entries_and_no_further(operators: int, seats: int) -> None:
+    crowd = Network(
+        operators=tuple(
+            Operator(name=f"o{n}", job_type="opml", width=1_000_000 // operators) for n in range(operators)
+        )
+    )
+    answer = crowd.run(min_operators=seats)
+    written = read_answer(write_answer(answer))
+    seated, kept = 1 + len(written.peers), len(written.draw.entries)
+    assert seated >= seats
+    assert kept == (operators if operators <= MAX_FULL_DRAW else seated)
+    assert bundle_bytes(written) <= 4096 + 5 * 1024 * seated + 1126 * kept
+    if (operators, seats) == (4, 3):
+        assert bundle_bytes(written) <= 16 * 1024
+
+
 def test_core_and_signatures_stay_below_2_kb_for_any_length_of_answer() -> None:
     result = Result(text="word " * 50_000, tokens=tuple(range(60_000)))
     answer = NETWORK.run(sampling=params(max_tokens=100_000), results={f"opml-{n}": result for n in range(4)})
@@ -229,3 +254,18 @@ def test_a_trust_file_that_names_a_dispatcher_twice_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         read_trust(canonical_json(encode(replace(trust, dispatchers=(other, dispatcher)))))
     assert (caught.value.code, caught.value.field) == ("trust.invalid", "dispatchers")
+
+
+# --- what is missing hides nothing
+
+
+def test_a_file_without_its_openings_is_evidence_missing_and_with_any_lie_not_verified() -> None:
+    answer = NETWORK.run()
+    bare = replace(answer, commit=replace(answer.commit, openings=()))
+    report = judged(bare)
+    assert (report.verdict, report.exit_code, report.levels) == ("EVIDENCE MISSING", 12, ())
+    lying = judged(replace(bare, text="another text"))
+    assert (lying.verdict, lying.exit_code, lying.levels) == ("NOT VERIFIED", 10, ())
+    stripped = replace(NETWORK.run(job_type="tee"), evidence=None)
+    assert judged(stripped).exit_code == 12
+    assert judged(replace(stripped, text="another text")).exit_code == 10

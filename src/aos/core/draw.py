@@ -42,6 +42,7 @@ class OpenedTag:
     position: Position
 
     def commitment(self) -> bytes:
+        """What the draw call must hold for it (32 bytes)."""
         return hashes.tag_commitment(self.salt, self.tag, self.position)
 
 
@@ -55,6 +56,7 @@ class VerifiedClaim:
 
     @property
     def declined(self) -> bool:
+        """True where the operator refused to be drawn."""
         return not self.beta
 
 

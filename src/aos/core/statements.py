@@ -418,6 +418,7 @@ class Signed(Generic[S]):
         return signing.statement_hash(encode(self.statement))
 
     def to_json(self) -> dict[str, Any]:
+        """``{"statement", "signature"}`` as it is sent and stored."""
         return {"statement": encode(self.statement), "signature": encode(self.signature)}
 
 

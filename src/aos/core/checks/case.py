@@ -56,11 +56,13 @@ class Case:
 
     @cached_property
     def request(self) -> Request:
+        """The saved request, decoded. Raises InvalidMessage ``encoding.*``, ``field.*``."""
         data = parse_canonical(self.answer.request.encode("utf-8"), max_bytes=hashes.MAX_REQUEST_BYTES)
         return decode(Request, data, where="request")
 
     @cached_property
     def opened(self) -> draw.OpenedTag:
+        """The run's tag as the countersign opens it; the draw call's commitment is compared with the seat."""
         sign = self.answer.receipt.countersign
         return draw.OpenedTag(salt=sign.tag_salt, tag=sign.tag, position=sign.position)
 
@@ -72,9 +74,11 @@ class Case:
 
     @cached_property
     def drawn(self) -> dict[str, DrawnOperator]:
+        """The draw's entries that are in the file, by node_id."""
         return {entry.operator.node_id: entry for entry in self.answer.draw.entries}
 
     def trusted(self) -> Trust:
+        """The trust file. Raises Skip where there is none."""
         if self.trust is None:
             raise Skip("no trust file (--trust FILE)")
         return self.trust

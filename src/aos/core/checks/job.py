@@ -20,6 +20,7 @@ def io_1(case: Case) -> str:
 
 
 def io_2(case: Case) -> str:
+    """The saved text and tokens are the signed ones."""
     answer, core = case.answer, case.core
     if hashes.response_hash(answer.nonce, answer.text) != core.response_hash:
         raise refuse("io.response_hash", "the response hash is not that of the saved text")

@@ -56,6 +56,7 @@ def operator_signature(receipt: Receipt) -> None:
 
 
 def receipt_2(case: Case) -> str:
+    """D's countersign is of this core, signature, draw and commit set."""
     countersign(case.answer.receipt)
     return "dispatcher's countersign: this receipt, draw and commit set"
 
