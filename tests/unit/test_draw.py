@@ -108,6 +108,20 @@ def resigned(statement: VrfClaim, **changes: Any) -> Signed[VrfClaim]:
     return sign(operator.key, replace(statement, **changes))
 
 
+def opening() -> draw.OpenedTag:
+    assert HONEST.opened is not None
+    return HONEST.opened
+
+
+DECLINE = resigned(HONEST.claims[CLAIMANT].statement, answer="decline", reason="draining", pi=b"")
+
+
+def called(**changes: Any) -> Draw:
+    """The draw with another call, signed by D, and a record about it."""
+    call = sign(NETWORK.key, replace(HONEST.call.statement, **changes))
+    return replace(replace(HONEST, call=call).recorded(draw_call=call.hash), call=call)
+
+
 def own_claim(**changes: Any) -> Draw:
     return HONEST.claimed(CLAIMANT, resigned(HONEST.claims[CLAIMANT].statement, **changes))
 
@@ -156,6 +170,9 @@ def reused_proof() -> Draw:
     ("make", "code"),
     [
         (lambda: of(Network(name="elsewhere").run()), "draw.foreign_call"),
+        (lambda: called(network="other"), "draw.foreign_call"),
+        (lambda: called(dispatcher=CLAIMANT), "draw.foreign_call"),
+        (lambda: replace(HONEST, claims={**HONEST.claims, CLAIMANT: DECLINE}), "draw.claim_unexpected"),
         (lambda: replace(HONEST, call=sign(secret("x"), HONEST.call.statement)), "draw.call_signature"),
         (lambda: replace(HONEST, call=of(NETWORK.run(job="job 2")).call), "draw.foreign_record"),
         (lambda: HONEST.recorded(attempt=2), "draw.foreign_record"),
@@ -260,7 +277,7 @@ def test_a_draw_seed_is_the_only_output_of_the_dispatchers_key() -> None:
 
 
 def test_a_decline_is_listed_and_passed_over() -> None:
-    decline = resigned(HONEST.claims[CLAIMANT].statement, answer="decline", reason="draining", pi=b"")
+    decline = DECLINE
     claims = {
         name: draw.verify_claim(
             claim if name != CLAIMANT else decline,
@@ -269,13 +286,12 @@ def test_a_decline_is_listed_and_passed_over() -> None:
         )
         for name, claim in HONEST.claims.items()
     }
-    assert HONEST.opened is not None
     record, entries = draw.build_draw_record(
         call=HONEST.call,
         max_range=MAX_RANGE,
         operators=HONEST.operators,
         claims=claims,
-        opened=HONEST.opened,
+        opened=opening(),
         min_operators=3,
         clock={"1": "9"},
     )
@@ -306,6 +322,48 @@ def test_nobody_answered_is_no_draw() -> None:
     assert caught.value.code == "draw.no_operator"
 
 
+def test_a_claim_of_who_is_not_eligible_is_left_aside() -> None:
+    operator = next(o for o in HONEST.operators if o.node_id == INELIGIBLE)
+    signer = NETWORK.by_id(INELIGIBLE)
+    claim = sign(signer.key, draw.make_claim(HONEST.call, node_id=INELIGIBLE, vrf_seed=signer.vrf_seed))
+    given = {INELIGIBLE: draw.verify_claim(claim, call=HONEST.call, operator=operator)}
+    for name, held in HONEST.claims.items():
+        of_it = next(o for o in HONEST.operators if o.node_id == name)
+        given[name] = draw.verify_claim(held, call=HONEST.call, operator=of_it)
+    record, entries = draw.build_draw_record(
+        call=HONEST.call,
+        max_range=MAX_RANGE,
+        operators=HONEST.operators,
+        claims=given,
+        opened=opening(),
+        min_operators=2,
+        clock=HONEST.record.statement.clock,
+    )
+    assert entries == HONEST.entries
+    assert record == HONEST.record.statement
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seats": HONEST.record.statement.seats[:1]},
+        {"seats": HONEST.record.statement.seats[::-1]},
+        {"seats": (HONEST.record.statement.seats[0],) * 2},
+        {"seats": (*HONEST.record.statement.seats, SILENT)},
+        {"filled": HONEST.record.statement.filled + 1},
+        {"min_operators": 9},
+    ],
+)
+def test_seats_that_do_not_follow_from_the_counts_are_refused_without_any_entry(
+    changes: dict[str, Any],
+) -> None:
+    call, record = HONEST.call.statement, HONEST.record.statement
+    draw_check.check_seat_order(call, record)
+    with pytest.raises(VerificationError) as caught:
+        draw_check.check_seat_order(call, replace(record, **changes))
+    assert caught.value.code == "draw.seats"
+
+
 def test_one_operator_with_the_whole_range_is_always_selected() -> None:
     alone = Network(operators=(Operator(name="opml-0", job_type="opml", width=MAX_RANGE),))
     for number in range(5):
@@ -315,13 +373,15 @@ def test_one_operator_with_the_whole_range_is_always_selected() -> None:
 
 def test_a_key_counts_two_epochs_after_it_was_registered() -> None:
     young = NETWORK.operators[0].name
-    for since, eligible in ((0, True), (1, True), (2, False), (3, False)):
+    for since, epoch, eligible in (
+        (0, 0, True), (0, 1, True), (1, 1, False), (1, 2, False), (1, 3, True), (2, 3, False), (3, 3, False),
+    ):  # fmt: skip
         entry = next(
             e
             for e in replace(NETWORK, since={young: since}).snapshot()
             if e.node_id == NETWORK.operators[0].node_id
         )
-        assert draw.eligible(entry, job_type="opml", model_id=MODEL, epoch=3) is eligible
+        assert draw.eligible(entry, job_type="opml", model_id=MODEL, epoch=epoch) is eligible
         assert not draw.eligible(entry, job_type="tee", model_id=MODEL, epoch=3)
         assert not draw.eligible(entry, job_type="opml", model_id=OTHER, epoch=3)
 
@@ -371,6 +431,43 @@ def test_a_wrong_seat_is_refused_by_name() -> None:
         with pytest.raises(AOSError) as caught:
             seat(**changes)
         assert caught.value.code == code, changes
+
+
+@pytest.mark.parametrize("declines", [False, True])
+def test_who_did_not_answer_or_declined_cannot_sit(declines: bool) -> None:
+    seated = HONEST.claimed(CLAIMANT, DECLINE) if declines else HONEST
+    if declines:
+        seated = seated.listed(
+            tuple(replace(e, status="declined") if e.node_id == CLAIMANT else e for e in seated.entries)
+        )
+    name = CLAIMANT if declines else SILENT
+    index = next(i for i, entry in enumerate(seated.entries) if entry.node_id == name)
+    operators = [draw.snapshot_leaf(o) for o in seated.operators]
+    entries = [draw.entry_leaf(e) for e in seated.entries]
+    with pytest.raises(VerificationError) as caught:
+        draw_check.verify_seat(
+            call=seated.call,
+            record=replace(seated.record.statement, seats=(name,)),
+            max_range=MAX_RANGE,
+            operator=seated.operators[index],
+            entry=seated.entries[index],
+            claim=seated.claims.get(name),
+            index=index,
+            operator_path=inclusion_path(operators, index),
+            entry_path=inclusion_path(entries, index),
+            opened=opening(),
+        )
+    assert caught.value.code == "draw.status"
+
+
+def test_a_seat_below_the_threshold_needs_no_filling() -> None:
+    answer = next(
+        a for a in (NETWORK.run(job=f"job {n}") for n in range(20)) if a.receipt.core.vrf.status == "selected"
+    )
+    part = seated_only(answer.draw)
+    drawn = next(e for e in part.entries if e.operator.node_id == answer.receipt.core.operator)
+    record = replace(part.draw_record.statement, filled=0)
+    assert seat(drawn, call=part.draw_call, record=record, opened=of(answer).opened).filled_checked
 
 
 def test_a_seat_beyond_the_threshold_needs_a_draw_that_filled_seats() -> None:

@@ -316,10 +316,8 @@ def _entry(
     status = status_of(
         call, operator, claim, max_range, sortition.widening_percent(opened.tag, opened.position)
     )
-    keep = claim is not None and status != "ineligible"
-    return DrawEntry(
-        node_id=operator.node_id, status=status, claim=claim.claim.hash if claim is not None and keep else b""
-    )
+    named = claim.claim.hash if claim is not None and status != "ineligible" else b""
+    return DrawEntry(node_id=operator.node_id, status=status, claim=named)
 
 
 def status_of(
