@@ -20,6 +20,7 @@ from aos.core.beacon import beacon_anchor, beacon_at
 from aos.core.clock import VectorClock
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json
+from aos.core.merkle import tree_root
 from aos.core.signing import address_of
 from aos.core.statements import (
     Acceptance,
@@ -92,6 +93,7 @@ class Result:
 
     text: str = TEXT
     tokens: tuple[int, ...] = TOKENS
+    prompt_tokens: tuple[int, ...] = PROMPT_TOKENS
     state_root: bytes = STATE_ROOT
     finish_reason: FinishReason = "stop"
 
@@ -167,7 +169,9 @@ class Network:
 
     @property
     def root(self) -> bytes:
-        return draw.snapshot_root(self.name, MAX_RANGE, self.snapshot())
+        """What D signs as the snapshot's root, whether or not the rules allow that snapshot."""
+        leaves = [draw.snapshot_leaf(entry) for entry in self.snapshot()]
+        return draw.snapshot_root_of_tree(self.name, MAX_RANGE, len(leaves), tree_root(leaves))
 
     def trust(self, policy: str = "dev") -> Trust:
         return Trust(
@@ -413,13 +417,13 @@ class _Run:
                 request_hash=request_hash,
                 response_hash=hashes.response_hash(nonce, result.text),
                 tokens_hash=hashes.tokens_hash(nonce, result.tokens),
-                prompt_tokens_hash=hashes.prompt_tokens_hash(nonce, PROMPT_TOKENS),
+                prompt_tokens_hash=hashes.prompt_tokens_hash(nonce, result.prompt_tokens),
                 model_id=network.model_id,
                 params_hash=hashes.params_hash(nonce, request.job.params),
                 sampling_seed=sampling_seed,
                 seed_source="draw" if sampling.seed is None else "request",
                 engine="simulated-engine/1" if enclave else "aos-canonical/1",
-                n_prompt=len(PROMPT_TOKENS),
+                n_prompt=len(result.prompt_tokens),
                 n_out=len(result.tokens),
                 finish_reason=result.finish_reason,
                 state_root=b"" if enclave else result.state_root,
@@ -586,12 +590,12 @@ class _Run:
                 request_hash=hashes.request_hash(nonce, request_bytes),
                 response_hash=hashes.response_hash(nonce, result.text),
                 tokens_hash=hashes.tokens_hash(nonce, result.tokens),
-                prompt_tokens_hash=hashes.prompt_tokens_hash(nonce, PROMPT_TOKENS),
+                prompt_tokens_hash=hashes.prompt_tokens_hash(nonce, result.prompt_tokens),
                 model_id=network.model_id,
                 params_hash=hashes.params_hash(nonce, request.job.params),
                 sampling_seed=sampling_seed,
                 engine="simulated-engine/1",
-                n_prompt=len(PROMPT_TOKENS),
+                n_prompt=len(result.prompt_tokens),
                 n_out=len(result.tokens),
                 finish_reason=result.finish_reason,
                 time=request.issued_at + 8_000,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from simulated_run import (
     MODEL,
+    PROMPT_TOKENS,
     STATE_ROOT,
     TEXT,
     TOKENS,
@@ -26,13 +27,15 @@ from simulated_run import (
 )
 
 from aos.core import draw, receipt
-from aos.core.answer import Answer, write_answer
+from aos.core.answer import Answer, seated_only, write_answer
 from aos.core.hashes import sampling_seed_from_draw
 from aos.core.receipt import Replay, Replayed, verify_answer
 from aos.core.report import Check, Report
 from aos.core.signing import CURVE_ORDER
-from aos.core.statements import CommitSetEntry, DrawCall, sign
+from aos.core.sortition import seat_order
+from aos.core.statements import CommitSetEntry, DrawCall, DrawRecord, sign
 from aos.core.trust import Policy, Trust, TrustedTeeRoot, load_policy
+from aos.errors import InvalidMessage
 
 NETWORK = Network()
 STRANGER = secret("a stranger's key")
@@ -292,7 +295,9 @@ def colluding() -> Answer:
 
 
 def honest_engine(_answer: Answer, _request: Any) -> Replayed:
-    return Replayed(state_root=STATE_ROOT, tokens=TOKENS)
+    return Replayed(
+        prompt_tokens=PROMPT_TOKENS, tokens=TOKENS, text=TEXT, finish_reason="stop", state_root=STATE_ROOT
+    )
 
 
 def same_beacon_elsewhere() -> Trust:
@@ -345,6 +350,100 @@ def tampered_signature() -> Answer:
     return replace(answer, receipt=replace(answer.receipt, signature=high))
 
 
+def shortened(make: Callable[[], Answer]) -> Callable[[], Answer]:
+    """The same file with only the seated operators' entries, which nobody can be kept from making."""
+
+    def short() -> Answer:
+        answer = make()
+        return replace(answer, draw=seated_only(answer.draw))
+
+    return short
+
+
+def seats_held_back(record: DrawRecord) -> DrawRecord:
+    """D seats one operator where the rule gives three."""
+    return replace(record, seats=record.seats[:1])
+
+
+def friends_seated(call: dict[str, DrawCall]) -> dict[str, Callable[[Any], Any]]:
+    """D fills the open seats with whom it likes; the order of the seats is the public one."""
+
+    def keep(statement: DrawCall) -> DrawCall:
+        call["call"] = statement
+        return statement
+
+    def fill(record: DrawRecord) -> DrawRecord:
+        opml = [o.node_id for o in NETWORK.operators if o.job_type == "opml"]
+        drawn = NETWORK.run().draw
+        selected = [e.operator.node_id for e in drawn.entries if e.entry.status == "selected"]
+        others = [o for o in opml if o not in record.seats] + [o for o in record.seats if o not in selected]
+        chosen = [*selected, *others][:3]
+        assert set(chosen) != set(record.seats)
+        seed, attempt = call["call"].draw_seed, call["call"].attempt
+        return replace(record, seats=tuple(seat_order(seed, attempt, chosen)))
+
+    return {"draw_call": keep, "draw_record": fill}
+
+
+def friends_in_the_open_seats() -> Answer:
+    answer = NETWORK.run(edit=friends_seated({}))
+    return replace(answer, draw=seated_only(answer.draw))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin(Operator):
+    """An operator that registered another one's VRF key: both are drawn at once, or neither."""
+
+    @property
+    def vrf_seed(self) -> bytes:
+        return secret("one key for two operators")
+
+
+TWINS = Network(
+    operators=(
+        Twin(name="twin-0", job_type="opml"),
+        Twin(name="twin-1", job_type="opml"),
+        Operator(name="third", job_type="opml"),
+    )
+)
+
+
+def unseated_peer() -> Answer:
+    """An operator that nobody drew signs a receipt like its peers', and D countersigns it."""
+    answer = NETWORK.run()
+    seats = answer.draw.draw_record.statement.seats
+    friend = next(o for o in NETWORK.operators if o.job_type == "opml" and o.node_id not in seats)
+    entry = next(e for e in NETWORK.snapshot() if e.node_id == friend.node_id)
+    as_first = replace(answer, receipt=answer.peers[-1])
+    signed = resign_core(as_first, NETWORK, friend.key, operator=friend.node_id, node=entry.node)
+    gone = answer.peers[-1].core.operator
+    kept = tuple(o for o in answer.commit.openings if o.commit.statement.node_id != gone)
+    return replace(
+        answer,
+        peers=(*answer.peers[:-1], signed.receipt),
+        commit=replace(answer.commit, openings=kept),
+    )
+
+
+def stated_by_all(**changes: Any) -> Callable[[], Answer]:
+    """Every seat signs the same lie about an honest run."""
+
+    def lie(core: Any) -> Any:
+        return replace(core, **changes)
+
+    return run(edit={"core": lie, "peer_core": lie})
+
+
+def other_words_by_all() -> Answer:
+    """Honest tokens and state root; the text that all seats sign is not what the tokens spell."""
+    lie = Result(text="No.")
+    return NETWORK.run(results={f"opml-{n}": lie for n in range(4)})
+
+
+def engine_that_knows_no_such_token(_answer: Answer, _request: Any) -> Replayed:
+    raise InvalidMessage("engine.token", "a claimed token is not in the vocabulary", field="tokens")
+
+
 ATTACKS = [
     Attack(
         name="an opening without its receipt", check="file-1", code="file.openings", answer=left_over_opening
@@ -355,6 +454,13 @@ ATTACKS = [
         code="trust.network",
         answer=run(),
         trust=same_beacon_elsewhere,
+    ),
+    Attack(
+        name="another network of the same dispatcher",
+        check="trust-1",
+        code="trust.network",
+        answer=run(),
+        trust=lambda: replace(NETWORK.trust(), network="elsewhere"),
     ),
     Attack(
         name="signed by a stranger",
@@ -608,6 +714,127 @@ ATTACKS = [
         answer=colluding,
         replay=honest_engine,
     ),
+    Attack(
+        name="draw seed of D's choice in a shortened draw",
+        check="draw-1",
+        code="draw.seed_proof",
+        answer=shortened(single(draw_call=shopped_seed)),
+    ),
+    Attack(
+        name="sampling seed by a draw seed of D's choice",
+        check="seed-1",
+        code="draw.seed_proof",
+        answer=shortened(single(draw_call=shopped_seed)),
+    ),
+    Attack(
+        name="seats held back in a shortened draw",
+        check="vrf-1",
+        code="draw.seats",
+        answer=shortened(run(edit={"draw_record": seats_held_back})),
+    ),
+    Attack(
+        name="two operators with one VRF key",
+        check="draw-1",
+        code="draw.snapshot_key",
+        answer=lambda: TWINS.run(min_operators=2),
+        trust=TWINS.trust,
+    ),
+    Attack(
+        name="an operator that was not seated as a peer",
+        check="agree-1",
+        code="agree.order",
+        answer=unseated_peer,
+    ),
+    Attack(
+        name="agreement of one commitment",
+        check="agree-1",
+        code="agree.outcome",
+        answer=single(countersign=lambda c: replace(c, outcome="agreed")),
+    ),
+    Attack(
+        name="agreement of enclaves that nobody compared",
+        check="agree-1",
+        code="agree.outcome",
+        answer=run(job_type="tee", edit={"countersign": lambda c: replace(c, outcome="agreed")}),
+    ),
+    Attack(
+        name="a checker with a stream",
+        check="agree-1",
+        code="vrf.stream",
+        answer=run(edit={"peer_core": lambda c: replace(c, stream_head=secret("a stream"))}),
+    ),
+    Attack(
+        name="an executor without its stream",
+        check="vrf-1",
+        code="vrf.stream",
+        answer=with_core(stream_head=b""),
+    ),
+    Attack(
+        name="run before it was asked for",
+        check="clock-1",
+        code="clock.times",
+        answer=with_core(started_at=0),
+    ),
+    Attack(
+        name="finished after it was received",
+        check="clock-1",
+        code="clock.times",
+        answer=with_core(finished_at=2**52),
+    ),
+    Attack(
+        name="received before it was asked for",
+        check="clock-1",
+        code="clock.times",
+        answer=single(
+            core=lambda c: replace(c, started_at=c.started_at - 60_000, finished_at=c.started_at - 60_000),
+            countersign=lambda c: replace(c, received_at=c.received_at - 120_000),
+        ),
+    ),
+    Attack(
+        name="another trusted dispatcher's acceptance",
+        check="accept-1",
+        code="accept.foreign",
+        answer=single(acceptance=lambda a: replace(a, dispatcher=Network(name="elsewhere").dispatcher)),
+        trust=lambda: replace(
+            NETWORK.trust(),
+            dispatchers=(*NETWORK.trust().dispatchers, *Network(name="elsewhere").trust().dispatchers),
+        ),
+    ),
+    Attack(
+        name="everybody signs another text for the same tokens",
+        check="local-1",
+        code="local.text",
+        answer=other_words_by_all,
+        replay=honest_engine,
+    ),
+    Attack(
+        name="everybody signs another end",
+        check="local-1",
+        code="local.finish_reason",
+        answer=stated_by_all(finish_reason="length"),
+        replay=honest_engine,
+    ),
+    Attack(
+        name="everybody signs another prompt's tokens",
+        check="local-1",
+        code="local.prompt_tokens",
+        answer=stated_by_all(prompt_tokens_hash=secret("another prompt")),
+        replay=honest_engine,
+    ),
+    Attack(
+        name="everybody signs a shorter prompt",
+        check="local-1",
+        code="local.prompt_tokens",
+        answer=stated_by_all(n_prompt=1),
+        replay=honest_engine,
+    ),
+    Attack(
+        name="everybody signs a token that the model does not have",
+        check="local-1",
+        code="local.tokens",
+        answer=run(),
+        replay=engine_that_knows_no_such_token,
+    ),
 ]
 BY_NAME = {attack.name: attack for attack in ATTACKS}
 
@@ -652,3 +879,23 @@ def test_without_any_one_check_an_attack_gets_through(left_out: str, monkeypatch
             if judged(attack, without).verdict == "VERIFIED":
                 through.append(attack.name)
     assert through, f"no attack needs {left_out}"
+
+
+def test_a_filled_seat_that_the_file_does_not_prove_is_not_counted() -> None:
+    """In a shortened draw D can seat friends where the rule would seat others: they agree, and count for nothing."""
+    friends = verify_answer(
+        write_answer(friends_in_the_open_seats()), trust=NETWORK.trust(), policy=load_policy("dev")
+    )
+    whole = verify_answer(
+        write_answer(NETWORK.run(edit=friends_seated({}))), trust=NETWORK.trust(), policy=load_policy("dev")
+    )
+    honest = verify_answer(write_answer(NETWORK.run()), trust=NETWORK.trust(), policy=load_policy("dev"))
+    selected = sum(
+        1
+        for receipt in (NETWORK.run().receipt, *NETWORK.run().peers)
+        if receipt.core.vrf.status == "selected"
+    )
+    assert honest.levels == ("signed", "redundant:3")
+    assert "draw.seats" in {check.code for check in whole.checks}
+    assert selected < 3
+    assert friends.levels == (("signed", f"redundant:{selected}") if selected > 1 else ("signed",))

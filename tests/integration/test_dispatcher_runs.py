@@ -46,6 +46,8 @@ async def test_an_honest_job_ends_agreed_and_its_answer_file_verifies(open_case:
     report = await case.report(job)
     assert report.verdict == "VERIFIED", report.headline
     assert any(level.startswith("redundant:") for level in report.levels)
+    (drawn,) = await case.rechecked_draws(job)
+    assert drawn.complete
 
 
 async def test_a_tee_job_ends_single_with_evidence(open_case: Open) -> None:
@@ -104,6 +106,11 @@ async def test_an_executor_that_reports_failure_is_drawn_around_with_the_same_sa
     )
     assert failures[0]["failure"] == "run.no_result"
     assert failures[-1]["failure"] == ""
+    draws = await case.rechecked_draws(job)
+    assert [drawn.draw.record.attempt for drawn in draws] == list(range(1, len(failures) + 1))
+    assert [drawn.complete for drawn in draws] == [False] * (len(draws) - 1) + [
+        True
+    ]  # its tag is still hidden
 
 
 async def test_a_run_is_given_up_after_three_executions_and_says_why(open_case: Open) -> None:

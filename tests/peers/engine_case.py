@@ -15,8 +15,11 @@ from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool
 from aos.core.clock import DISPATCHER, ClockState
 from aos.core.codec import encode
+from aos.core.draw_document import RecheckedDraw, read_draw_document, recheck_draws
 from aos.core.encoding import b64u_decode
-from aos.core.receipt import Report, verify_answer
+from aos.core.hashes import job_ref
+from aos.core.receipt import verify_answer
+from aos.core.report import Report
 from aos.core.signing import address_of
 from aos.core.statements import JobType, Params, Tag
 from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, TrustedTeeRoot, load_policy
@@ -232,3 +235,8 @@ class EngineCase:
         """The offline verdict over the job's answer file."""
         data = await self.dispatcher.jobs.answer(job_id, attempt)
         return verify_answer(data, trust=self.trust(), policy=load_policy("dev"))
+
+    async def rechecked_draws(self, job_id: str) -> tuple[RecheckedDraw, ...]:
+        """The job's public draw document, recomputed offline."""
+        document = await self.dispatcher.jobs.draw(job_ref(job_id))
+        return recheck_draws(read_draw_document(json.dumps(document).encode()), trust=self.trust())

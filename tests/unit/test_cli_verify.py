@@ -206,6 +206,7 @@ def test_replay_recomputes_the_run_with_the_model_file(
     result = Result(
         text=generation.text,
         tokens=generation.tokens,
+        prompt_tokens=generation.prompt_tokens,
         state_root=generation.state_root if honest else secret("made up"),
         finish_reason=generation.finish_reason,
     )
@@ -216,7 +217,7 @@ def test_replay_recomputes_the_run_with_the_model_file(
     assert verify_command(arguments) == (0 if honest else 10)
     out = capsys.readouterr().out
     if honest:
-        assert "PASS local-1     re-executed here: the same 12 tokens and state root" in out
+        assert "PASS local-1     re-executed here: the same 12 tokens, text and state root" in out
         assert 'levels "redundant:3" and "replayed"' in out
     else:
         assert "FAIL local-1     re-execution gave another state root [local.state_root]" in out

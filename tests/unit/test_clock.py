@@ -1,11 +1,13 @@
 """Vector clocks, the causal state of a node, and what is evidence."""
 
 import json
+from collections import deque
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aos.core.clock import MAX_NODES, ClockState, MessageFacts, VectorClock, equivocation
@@ -156,6 +158,7 @@ def test_facts_without_digest_or_incarnation_are_refused(change: dict[str, Any])
         ("incarnation", "1"),
         ("clock", {"1": 1}),
         ("own_signed", 1),
+        ("own_named", None),
         ("seen", {"02": {}}),
         ("seen", {"2": {}}),
     ],
@@ -164,3 +167,91 @@ def test_a_bent_stored_state_is_refused(name: str, value: Any) -> None:
     stored = {**ClockState(node=1, incarnation=1).to_json(), name: value}
     with pytest.raises(AOSError):
         ClockState.decode(stored)
+
+
+def test_a_node_begins_again_only_in_a_higher_incarnation() -> None:
+    state = replace(ClockState(node=2, incarnation=4).sign(), own_named=True)
+    again = state.reopened(5)
+    assert (again.clock[2], again.own_signed, again.own_named) == (1, True, False)
+    for incarnation in (0, 3, 4, 2**31 + 1):
+        with pytest.raises(InvalidMessage) as caught:
+            state.reopened(incarnation)
+        assert caught.value.code == "clock.range"
+
+
+def test_the_last_number_is_not_used_twice() -> None:
+    state = ClockState(node=2, incarnation=1, clock=VectorClock({2: 2**53 - 2})).sign()
+    assert state.clock[2] == 2**53 - 1
+    with pytest.raises(InvalidMessage) as caught:
+        state.sign()
+    assert caught.value.code == "clock.range"
+
+
+@dataclass
+class Party:
+    """A node of the model below: its state, what is stored of it, and its links, first in first out."""
+
+    state: ClockState
+    stored: ClockState
+    inbox: deque[MessageFacts]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["say", "hear", "restart", "lose"]), st.integers(1, 3)), max_size=60)
+)
+def test_honest_nodes_never_refuse_each_other(moves: list[tuple[str, int]]) -> None:
+    """Operators and the dispatcher talk in any interleaving, restart, and lose their state; nobody lies, nobody is refused."""
+    parties = {
+        n: Party(ClockState(node=n, incarnation=1), ClockState(node=n, incarnation=1), deque())
+        for n in (1, 2, 3, 4)
+    }
+    numbers: set[tuple[int, int, int]] = set()
+    digest = 0
+
+    def say(sender: int, receiver: int) -> None:
+        nonlocal digest
+        party = parties[sender]
+        party.state = party.state.sign()
+        party.stored = party.state
+        digest += 1
+        facts = MessageFacts.of(
+            sender=sender,
+            incarnation=party.state.incarnation,
+            digest=digest.to_bytes(32, "big"),
+            clock=party.state.clock,
+        )
+        number = (facts.sender, facts.incarnation, facts.counter)
+        assert number not in numbers
+        numbers.add(number)
+        parties[receiver].inbox.append(facts)
+
+    def hear(receiver: int) -> None:
+        party = parties[receiver]
+        if party.inbox:
+            facts = party.inbox.popleft()
+            party.state = party.state.observe(facts, gapless=False, relayed=facts.sender == 1)
+            assert not party.state.clock.happens_before(VectorClock({facts.sender: facts.counter}))
+            assert party.state.clock[facts.sender] >= facts.counter
+
+    for move, number in moves:
+        operator = number + 1
+        if move == "say":
+            say(operator, 1)
+            say(1, operator)
+        elif move == "hear":
+            hear(1)
+            hear(operator)
+        else:
+            # A broken session: what was under way on this operator's link is lost on both sides.
+            party = parties[operator]
+            party.inbox.clear()
+            parties[1].inbox = deque(f for f in parties[1].inbox if f.sender != operator)
+            incarnation = party.state.incarnation + 1
+            if move == "restart":
+                party.state = party.stored.reopened(incarnation)
+            else:
+                party.state = ClockState(node=operator, incarnation=incarnation)
+    for receiver, party in parties.items():
+        while party.inbox:
+            hear(receiver)

@@ -199,7 +199,7 @@ def test_a_tag_name_is_plain(name: str) -> None:
 
 
 GOOD: dict[str, Any] = {
-    "t": "abc", "n": 7, "u": "18446744073709551615", "b": True, "k": "AAA", "h": "0x00ff", "e": "tee", "l":
+    "t": "abc", "n": 7, "b": True, "k": "AAA", "h": "0x00ff", "e": "tee", "l":
     [1], "o": {"x": 1},
 }  # fmt: skip
 
@@ -208,7 +208,7 @@ def read(value: Any) -> tuple[object, ...]:
     f = Fields(value, tuple(GOOD), optional=("opt",))
     inner = f.fields("o", ("x",))
     return (
-        f.text("t", 3, min_chars=1), f.uint("n", 9, min_value=1), f.uint_text("u"), f.boolean("b"),
+        f.text("t", 3, min_chars=1), f.uint("n", 9, min_value=1), f.boolean("b"),
         f.b64u("k", 2), f.hex("h", 2, prefix="0x"), f.enum("e", ("opml", "tee")), f.array("l", 1,
         min_items=1), inner.uint("x"), f.has("opt"), f.mapping("o"), f.raw("n"),
     )  # fmt: skip
@@ -216,7 +216,7 @@ def read(value: Any) -> tuple[object, ...]:
 
 def test_fields_reads_every_kind() -> None:
     assert read(GOOD) == (
-        "abc", 7, 2**64 - 1, True, b"\0\0", b"\0\xff", "tee", [1], 1, False, {"x": 1}, 7,
+        "abc", 7, True, b"\0\0", b"\0\xff", "tee", [1], 1, False, {"x": 1}, 7,
     )  # fmt: skip
 
 
@@ -231,12 +231,6 @@ def test_fields_reads_every_kind() -> None:
         ({"n": Decimal(7)}, "field.type", "n"),
         ({"n": 0}, "field.range", "n"),
         ({"n": 10}, "field.range", "n"),
-        ({"u": 5}, "field.type", "u"),
-        ({"u": "18446744073709551616"}, "field.range", "u"),
-        ({"u": "05"}, "field.range", "u"),
-        ({"u": "-1"}, "field.range", "u"),
-        ({"u": "\u0665"}, "field.range", "u"),
-        ({"u": "5\n"}, "field.range", "u"),
         ({"b": 1}, "field.type", "b"),
         ({"k": "AAB"}, "field.range", "k"),
         ({"k": "AA"}, "field.range", "k"),
@@ -271,3 +265,39 @@ def test_every_member_is_required(name: str) -> None:
 @pytest.mark.parametrize("value", [None, [], "x", 1])
 def test_only_an_object_has_fields(value: object) -> None:
     assert refused(lambda: read(value)) == "field.type"
+
+
+JSON_PIECES = (
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b'"a"', b'"\\ud800"', b'"\\u0061"', b"\\", b" ", b"\x00"),
+    *(b"-0", b"1e9", b"1.5", b"9007199254740992", b"NaN", b"Infinity", b"true", b"null"),
+    *(b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\xaf"),
+)
+
+
+@given(st.lists(st.sampled_from(JSON_PIECES), max_size=12).map(b"".join) | st.binary(max_size=40))
+def test_any_bytes_are_one_value_or_refused_by_name(data: bytes) -> None:
+    for floats in (False, True):
+        try:
+            value = parse_json_strict(data, max_bytes=200, max_depth=8, allow_floats=floats)
+        except InvalidMessage:
+            continue
+        # What is accepted is what every reader takes it for: Python's own parser agrees.
+        assert value == json.loads(data, parse_float=Decimal)
+        if not floats:
+            assert parse_canonical(canonical_json(value), max_bytes=2000) == value
+
+
+@given(st.text(max_size=20).filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text)))
+def test_text_has_exactly_one_canonical_form(text: str) -> None:
+    data = canonical_json(text)
+    escaped = json.dumps(text).encode()
+    if escaped != data:
+        assert refused(lambda: parse_canonical(escaped, max_bytes=1000)) == "encoding.not_canonical"
+    assert refused(lambda: parse_canonical(data + b" ", max_bytes=1000)) == "encoding.not_canonical"
+
+
+def test_normal_forms_are_different_texts_and_neither_is_changed() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert canonical_json({composed: 1, decomposed: 2}).count(b":") == 2
+    assert parse_canonical(canonical_json(decomposed), max_bytes=100) == decomposed
+    assert canonical_json(composed) != canonical_json(decomposed)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aos.core.clock import VectorClock
 from aos.core.envelope import (
@@ -195,3 +197,35 @@ def test_every_header_member_is_required(name: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
         LinkHeader.decode({k: v for k, v in GOOD.items() if k != name})
     assert caught.value.code == "field.missing"
+
+
+SEALED = seal(
+    O_KEY, id="7", method="heartbeat", params=[{"x": [1, "caf\u00e9", None]}, {"deep": {"deeper": True}}]
+).encode()
+
+
+@settings(max_examples=300, deadline=None)
+@given(position=st.integers(0, len(SEALED) - 1), change=st.integers(1, 255))
+def test_any_changed_byte_is_refused_or_another_signers(position: int, change: int) -> None:
+    data = bytearray(SEALED)
+    data[position] ^= change
+    with pytest.raises(AOSError):
+        open_envelope(bytes(data), expected_address=O)
+    with pytest.raises(AOSError):  # a recovered stranger is not the address that is named
+        open_envelope(bytes(data), expected_address=None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [SEALED[:40], SEALED[40:], b'"signature":"', b'","signature":""}', b"{", b"}", b'\\"']
+        ),
+        max_size=6,
+    )
+)
+def test_any_pieces_of_an_envelope_are_refused_by_name(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    if data != SEALED:
+        with pytest.raises(AOSError):
+            open_envelope(data, expected_address=O)

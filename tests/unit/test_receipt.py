@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from simulated_run import STATE_ROOT, TOKENS, Network, Operator, Result, params
+from simulated_run import PROMPT_TOKENS, STATE_ROOT, TEXT, TOKENS, Network, Operator, Result, params
 
-from aos.core.answer import Answer, receipt_bytes, seated_only, write_answer
+from aos.core.answer import (
+    MAX_FULL_DRAW,
+    Answer,
+    bundle_bytes,
+    read_answer,
+    receipt_bytes,
+    seated_only,
+    write_answer,
+)
+from aos.core.codec import encode
+from aos.core.encoding import canonical_json
 from aos.core.receipt import CHECKS, Replayed, verify_answer
 from aos.core.report import Report
 from aos.core.statements import Request
-from aos.core.trust import load_policy
+from aos.core.trust import load_policy, read_trust
 from aos.errors import ConfigError
 
 NETWORK = Network()
@@ -110,7 +120,20 @@ def test_a_shortened_draw_shows_the_seats_and_skips_completeness() -> None:
     # seat 0 was below its threshold, so its seat needs nobody else's entry
     assert answer.receipt.core.vrf.status == "selected"
     assert status(report)["vrf-1"] == "PASS"
-    assert status(report)["agree-1"] == "PASS"
+
+
+def test_a_shortened_draw_counts_the_operators_below_their_threshold() -> None:
+    def selected(answer: Answer) -> int:
+        return sum(r.core.vrf.status == "selected" for r in (answer.receipt, *answer.peers))
+
+    runs = [NETWORK.run(job=f"job {n}", tag="suspicion") for n in range(12)]
+    two = next(answer for answer in runs if selected(answer) == 2)
+    report = judged(replace(two, draw=seated_only(two.draw)))
+    assert (status(report)["agree-1"], report.levels) == ("PASS", ("signed", "redundant:2")), status(report)
+    assert "2 of 3 operators" in next(check.text for check in report.checks if check.id == "agree-1")
+    one = next(answer for answer in runs if selected(answer) == 1)
+    report = judged(replace(one, draw=seated_only(one.draw)))
+    assert (status(report)["agree-1"], report.levels) == ("SKIP", ("signed",))
 
 
 def test_a_filled_seat_in_a_shortened_draw_is_skipped_and_never_passed() -> None:
@@ -135,6 +158,23 @@ def test_many_operators_are_written_shortened() -> None:
     assert len(data) < 20_000
 
 
+@pytest.mark.parametrize(("operators", "seats"), [(4, 2), (4, 3), (8, 8), (32, 2), (33, 8)])
+def test_a_file_grows_with_seats_and_entries_and_no_further(operators: int, seats: int) -> None:
+    crowd = Network(
+        operators=tuple(
+            Operator(name=f"o{n}", job_type="opml", width=1_000_000 // operators) for n in range(operators)
+        )
+    )
+    answer = crowd.run(min_operators=seats)
+    written = read_answer(write_answer(answer))
+    seated, kept = 1 + len(written.peers), len(written.draw.entries)
+    assert seated >= seats
+    assert kept == (operators if operators <= MAX_FULL_DRAW else seated)
+    assert bundle_bytes(written) <= 4096 + 5 * 1024 * seated + 1126 * kept
+    if (operators, seats) == (4, 3):
+        assert bundle_bytes(written) <= 16 * 1024
+
+
 def test_core_and_signatures_stay_below_2_kb_for_any_length_of_answer() -> None:
     result = Result(text="word " * 50_000, tokens=tuple(range(60_000)))
     answer = NETWORK.run(sampling=params(max_tokens=100_000), results={f"opml-{n}": result for n in range(4)})
@@ -154,6 +194,11 @@ def test_disagreeing_operators_are_not_verified() -> None:
 # --- re-execution
 
 
+HONEST = Replayed(
+    prompt_tokens=PROMPT_TOKENS, tokens=TOKENS, text=TEXT, finish_reason="stop", state_root=STATE_ROOT
+)
+
+
 def replaying(answer: Answer, replayed: Replayed) -> Report:
     def replay(_answer: Answer, _request: Request) -> Replayed:
         return replayed
@@ -164,7 +209,7 @@ def replaying(answer: Answer, replayed: Replayed) -> Report:
 
 
 def test_a_replay_of_the_same_bits_adds_the_level_replayed() -> None:
-    report = replaying(NETWORK.run(), Replayed(state_root=STATE_ROOT, tokens=TOKENS))
+    report = replaying(NETWORK.run(), HONEST)
     assert report.levels == ("signed", "redundant:3", "replayed")
     assert 'levels "redundant:3" and "replayed"' in report.headline
 
@@ -172,9 +217,12 @@ def test_a_replay_of_the_same_bits_adds_the_level_replayed() -> None:
 @pytest.mark.parametrize(
     ("replayed", "code"),
     [
-        (Replayed(state_root=bytes(32), tokens=TOKENS), "local.state_root"),
-        (Replayed(state_root=None, tokens=TOKENS), "local.state_root"),
-        (Replayed(state_root=STATE_ROOT, tokens=TOKENS[:-1]), "local.tokens"),
+        (replace(HONEST, state_root=bytes(32)), "local.state_root"),
+        (replace(HONEST, state_root=None), "local.state_root"),
+        (replace(HONEST, tokens=TOKENS[:-1]), "local.tokens"),
+        (replace(HONEST, text=TEXT.strip()), "local.text"),
+        (replace(HONEST, finish_reason="length"), "local.finish_reason"),
+        (replace(HONEST, prompt_tokens=PROMPT_TOKENS[:-1]), "local.prompt_tokens"),
     ],
 )
 def test_a_replay_that_differs_overrules_any_number_of_signatures(replayed: Replayed, code: str) -> None:
@@ -192,3 +240,32 @@ def test_a_replay_that_could_not_be_made_is_skipped_and_never_passed() -> None:
     )
     assert status(report)["local-1"] == "SKIP"
     assert "replayed" not in report.levels
+
+
+# --- trust files
+
+
+def test_a_trust_file_that_names_a_dispatcher_twice_is_refused() -> None:
+    trust = NETWORK.trust()
+    (dispatcher,) = trust.dispatchers
+    other = replace(dispatcher, vrf_key=bytes(32))
+    honest = replace(dispatcher, address="0x" + "12" * 20)
+    assert read_trust(canonical_json(encode(replace(trust, dispatchers=(dispatcher, honest)))))
+    with pytest.raises(ConfigError) as caught:
+        read_trust(canonical_json(encode(replace(trust, dispatchers=(other, dispatcher)))))
+    assert (caught.value.code, caught.value.field) == ("trust.invalid", "dispatchers")
+
+
+# --- what is missing hides nothing
+
+
+def test_a_file_without_its_openings_is_evidence_missing_and_with_any_lie_not_verified() -> None:
+    answer = NETWORK.run()
+    bare = replace(answer, commit=replace(answer.commit, openings=()))
+    report = judged(bare)
+    assert (report.verdict, report.exit_code, report.levels) == ("EVIDENCE MISSING", 12, ())
+    lying = judged(replace(bare, text="another text"))
+    assert (lying.verdict, lying.exit_code, lying.levels) == ("NOT VERIFIED", 10, ())
+    stripped = replace(NETWORK.run(job_type="tee"), evidence=None)
+    assert judged(stripped).exit_code == 12
+    assert judged(replace(stripped, text="another text")).exit_code == 10

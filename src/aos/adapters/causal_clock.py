@@ -59,7 +59,7 @@ class CausalClock:
                 "clock.range", f"the stored clock is node {stored.node}'s, not node {node}'s"
             )
         else:
-            state = replace(stored, incarnation=incarnation)
+            state = stored.reopened(incarnation)
         clock = cls(state, save)
         await clock.flush()
         return clock

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from aos.cli.ask import ask, job_app
+from aos.cli.draw import draw
 from aos.cli.keys import keys_app
 from aos.cli.models import model_app
 from aos.cli.network import demo, doctor, project_app, up
@@ -30,6 +31,7 @@ def verify(
     raise AssertionError(f"aos.cli.main runs verify itself ({file})")
 
 
+app.command()(draw)
 app.command()(up)
 app.command()(demo)
 app.command()(doctor)

@@ -69,7 +69,7 @@ def _verify(options: argparse.Namespace) -> int:
         )
         voice.complain(missing, as_json=options.json)
         return _EVIDENCE_MISSING
-    trust = _trust(options.trust)
+    trust = find_trust(options.trust)
     policy = load_policy(options.policy or (trust.policy if trust is not None else "default"))
     replay: Replay | None = None
     if options.replay:
@@ -159,7 +159,11 @@ def _read(name: str) -> bytes:
         return file.read(MAX_ANSWER_BYTES + 1)
 
 
-def _trust(named: str | None) -> Trust | None:
+def find_trust(named: str | None) -> Trust | None:
+    """The trust file that is named, else $AOS_TRUST, else that of the state directory; None where there is none.
+
+    Raises ConfigError ``trust.unreadable``, ``trust.invalid``.
+    """
     path = named or os.environ.get("AOS_TRUST") or ""
     if not path:
         found = Path(os.environ.get("AOS_STATE_DIR") or ".aos") / "trust.json"
@@ -201,7 +205,13 @@ def _replay_with(path: Path) -> Replay:
             ),
             salt=answer.nonce,
         )
-        return Replayed(state_root=generation.state_root, tokens=generation.tokens)
+        return Replayed(
+            prompt_tokens=generation.prompt_tokens,
+            tokens=generation.tokens,
+            text=generation.text,
+            finish_reason=generation.finish_reason,
+            state_root=generation.state_root,
+        )
 
     return replay
 

@@ -17,6 +17,8 @@ from aos.errors import InvalidMessage, VerificationError
 MAX_NODES = 4096
 MAX_NODE = 2**31
 DISPATCHER = 1
+MAX_LEARNED = 2**52
+"""A count that a node takes from others leaves it as many of its own."""
 
 _COUNT = re.compile(r"[1-9][0-9]{0,15}\Z", re.ASCII)
 
@@ -131,18 +133,32 @@ class Seen:
 class ClockState:
     """A node's causal knowledge. Immutable; ``sign`` and ``observe`` return the next state.
 
-    ``own_signed`` is False until this incarnation has signed its first message.
+    ``own_signed`` is False until this node has signed a message; ``own_named`` until, in this incarnation, a
+    message has named it in its clock.
     """
 
     node: int
     incarnation: int
     clock: VectorClock = field(default_factory=VectorClock)
     own_signed: bool = False
+    own_named: bool = False
     seen: Mapping[int, Seen] = field(default_factory=dict)
+
+    def reopened(self, incarnation: int) -> "ClockState":
+        """The stored state, in a higher incarnation: its count may be an old one, so it may be told once
+        more.
+
+        Raises InvalidMessage ``clock.range``.
+        """
+        if not self.incarnation < incarnation <= MAX_NODE:
+            raise InvalidMessage(
+                "clock.range", "a node begins again in a higher incarnation", field="incarnation"
+            )
+        return replace(self, incarnation=incarnation, own_named=False)
 
     def sign(self) -> "ClockState":
         """The state with one more message of this node: persist it, then sign with its ``clock``, then
-        send."""
+        send. Raises InvalidMessage ``clock.range`` where 2^53-1 messages were signed."""
         return replace(self, clock=self.clock.tick(self.node), own_signed=True)
 
     def observe(self, facts: MessageFacts, *, gapless: bool = True, relayed: bool = False) -> "ClockState":
@@ -153,8 +169,9 @@ class ClockState:
         others that this node does not (the dispatcher); entries about them beyond what is held are then
         neither refused nor merged.
 
-        A first message in a higher incarnation may start at any counter. A node that has not signed yet in
-        its incarnation learns its own count from the first message that names it.
+        A first message in a higher incarnation may start at any counter. A node that lost its state learns its
+        own count, at most 2^52: until it has signed, from whoever names it; afterwards once in an incarnation,
+        from a relaying sender (the dispatcher).
 
         Raises InvalidMessage ``clock.range``; VerificationError, checked in this order:
         ``clock.own_message``, ``clock.own_entry_mismatch``, ``clock.equivocation``, ``clock.rolled_back``,
@@ -174,12 +191,13 @@ class ClockState:
         if last is not None and facts.incarnation <= last.incarnation:
             self._check_order(facts, last, gapless=gapless)
         own = self.clock[self.node]
+        learns = not self.own_signed or (relayed and not self.own_named)
         merged = dict(self.clock.items())
         for node, count in facts.clock.items():
             if node == facts.sender:
                 held = count
             elif node == self.node:
-                held = own if self.own_signed else max(own, count)
+                held = max(own, min(count, MAX_LEARNED)) if learns else own
             else:
                 held = self.seen[node].peak if node in self.seen else 0
             if count > held and not (relayed and node != self.node):
@@ -196,7 +214,12 @@ class ClockState:
             digest=facts.digest,
             peak=max(facts.counter, last.peak if last else 0),
         )
-        return replace(self, clock=VectorClock(merged), seen={**self.seen, facts.sender: seen})
+        return replace(
+            self,
+            clock=VectorClock(merged),
+            own_named=self.own_named or facts.clock[self.node] > 0,
+            seen={**self.seen, facts.sender: seen},
+        )
 
     @staticmethod
     def _check_order(facts: MessageFacts, last: Seen, *, gapless: bool) -> None:
@@ -223,6 +246,7 @@ class ClockState:
             "incarnation": self.incarnation,
             "clock": self.clock.to_json(),
             "own_signed": self.own_signed,
+            "own_named": self.own_named,
             "seen": {
                 str(node): {
                     "incarnation": s.incarnation,
@@ -237,7 +261,9 @@ class ClockState:
     @staticmethod
     def decode(value: object) -> "ClockState":
         """Read a stored state. Raises InvalidMessage ``field.*``, ``clock.*``."""
-        fields = Fields(value, ("node", "incarnation", "clock", "own_signed", "seen"), path="clock_state")
+        fields = Fields(
+            value, ("node", "incarnation", "clock", "own_signed", "own_named", "seen"), path="clock_state"
+        )
         seen: dict[int, Seen] = {}
         for name, entry in fields.mapping("seen").items():
             if not _COUNT.match(name):
@@ -255,6 +281,7 @@ class ClockState:
             incarnation=fields.uint("incarnation", 2**31, min_value=1),
             clock=VectorClock.decode(fields.raw("clock")),
             own_signed=fields.boolean("own_signed"),
+            own_named=fields.boolean("own_named"),
             seen=seen,
         )
 

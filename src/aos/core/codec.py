@@ -143,7 +143,8 @@ def _cached_reader(cls: Any, arguments: tuple[Any, ...]) -> Reader:
         for name in sorted(expected - value.keys()):
             raise _refuse("field.missing", prefix + name, "is missing")
         for name in sorted(map(str, value.keys() - expected)):
-            raise _refuse("field.unknown", prefix + name, "is not a member of this object")
+            # The sender chose it: shown short and escaped, so that it cannot write on a reader's screen.
+            raise _refuse("field.unknown", prefix + ascii(name)[1:-1][:64], "is not a member of this object")
         if kind is not None:
             if value["type"] != kind:
                 raise _refuse("statement.type", prefix + "type", f"must be {kind!r}")

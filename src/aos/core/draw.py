@@ -1,8 +1,8 @@
 """One draw: from draw call, registry snapshot and claims to the draw record, and back.
 
 Implements docs/spec/04-sortition.md, "Registry snapshot" and "Draw". ``build_draw_record`` is what the
-dispatcher signs, ``verify_draw`` recomputes all of it for a stranger, ``verify_seat`` as much of it as one
-entry with its paths allows. Arithmetic of thresholds and seats is ``sortition``'s. Nothing here knows whether
+dispatcher signs; ``draw_check`` recomputes it for a stranger. Arithmetic of thresholds and seats is
+``sortition``'s. Nothing here knows whether
 the beacon or the snapshot is to be trusted, nor whether an unanswered operator was asked.
 """
 
@@ -31,7 +31,6 @@ from aos.core.statements import (
 from aos.errors import AOSError, RuleViolation, VerificationError
 
 KEY_AGE_EPOCHS = 2
-MAX_WIDENING = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +42,7 @@ class OpenedTag:
     position: Position
 
     def commitment(self) -> bytes:
+        """What the draw call must hold for it (32 bytes)."""
         return hashes.tag_commitment(self.salt, self.tag, self.position)
 
 
@@ -56,31 +56,8 @@ class VerifiedClaim:
 
     @property
     def declined(self) -> bool:
+        """True where the operator refused to be drawn."""
         return not self.beta
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedDraw:
-    """A draw of which everything was recomputed; ``claims`` by node_id. Without the opened tag
-    ``split_checked`` is False: an output between the narrowest and the widest threshold passed either way."""
-
-    call: DrawCall
-    record: DrawRecord
-    entries: tuple[DrawEntry, ...]
-    claims: Mapping[str, VerifiedClaim]
-    split_checked: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedSeat:
-    """One operator's place in a draw. ``filled_checked`` is False where it sits by filling and that was not
-    recomputed."""
-
-    operator: SnapshotEntry
-    entry: DrawEntry
-    claim: VerifiedClaim
-    seat: int
-    filled_checked: bool
 
 
 # --- registry snapshot
@@ -95,7 +72,7 @@ def snapshot_root(network: str, max_range: int, entries: Sequence[SnapshotEntry]
     """Root of a registry snapshot, 32 bytes.
 
     Raises VerificationError ``draw.snapshot_order`` (entries not ascending by node_id),
-    ``draw.snapshot_range``.
+    ``draw.snapshot_key``, ``draw.snapshot_range``.
     """
     check_snapshot(max_range, entries)
     tree = merkle.tree_root([snapshot_leaf(entry) for entry in entries])
@@ -110,13 +87,16 @@ def snapshot_root_of_tree(network: str, max_range: int, count: int, tree: bytes)
 
 
 def check_snapshot(max_range: int, entries: Sequence[SnapshotEntry]) -> None:
-    """Raises VerificationError ``draw.snapshot_order`` or ``draw.snapshot_range``."""
+    """Raises VerificationError ``draw.snapshot_order``, ``draw.snapshot_key`` or ``draw.snapshot_range``."""
     names = [entry.node_id for entry in entries]
     if any(a >= b for a, b in pairwise(names)):
         raise VerificationError("draw.snapshot_order", "snapshot entries are not in ascending node_id order")
     nodes = {entry.node for entry in entries}
     if len(nodes) != len(entries):
         raise VerificationError("draw.snapshot_order", "two snapshot entries share a node number")
+    # One key has one output in a draw: its owner would sit twice as often as two independent draws allow.
+    if len({entry.vrf_key for entry in entries}) != len(entries):
+        raise VerificationError("draw.snapshot_key", "two snapshot entries share a VRF key")
     try:
         sortition.validate_ranges(
             [sortition.OperatorRange(node_id=e.node_id, start=e.start, end=e.end) for e in entries], max_range
@@ -260,7 +240,7 @@ def build_draw_record(
     entries = tuple(
         _entry(of, operator, claims.get(operator.node_id), max_range, opened) for operator in operators
     )
-    seats, filled = _seats(of, operators, entries, min_operators)
+    seats, filled = seats_of(of, operators, entries, min_operators)
     if not seats:
         raise RuleViolation("draw.no_operator", "no eligible operator answered the draw")
     record = DrawRecord(
@@ -326,180 +306,6 @@ def verify_record_link(record: Signed[DrawRecord], *, call: Signed[DrawCall]) ->
     return statement
 
 
-def verify_draw(
-    *,
-    call: Signed[DrawCall],
-    record: Signed[DrawRecord],
-    max_range: int,
-    operators: Sequence[SnapshotEntry],
-    entries: Sequence[DrawEntry],
-    claims: Mapping[str, Signed[VrfClaim]],
-    network: str,
-    dispatcher: str,
-    vrf_key: bytes,
-    opened: OpenedTag | None,
-) -> VerifiedDraw:
-    """Recompute a whole draw. ``operators`` and ``entries`` are all of the snapshot, in its order.
-
-    ``vrf_key`` is D's registered VRF key. Raises VerificationError ``draw.*``.
-    """
-    # 1. Call and seed.
-    of = verify_draw_call(call, network=network, dispatcher=dispatcher, vrf_key=vrf_key)
-    # 2. Record belongs to call.
-    stated = verify_record_link(record, call=call)
-    # 3. The snapshot is the one that the call names.
-    if snapshot_root(network, max_range, operators) != of.snapshot_root:
-        raise VerificationError("draw.snapshot_root", "the operators are not those of the snapshot root")
-    # 4. Every operator of the snapshot once, in its order.
-    if len(entries) != len(operators):
-        raise VerificationError("draw.entry_missing", "the draw does not list every operator of the snapshot")
-    for operator, entry in zip(operators, entries, strict=True):
-        if entry.node_id != operator.node_id:
-            raise VerificationError(
-                "draw.entry_order", f"{operator.node_id} is not where the snapshot has it"
-            )
-    if entries_root(entries) != stated.entries_root:
-        raise VerificationError("draw.entries_root", "the entries are not those of the draw record")
-    if count_entries(entries) != stated.counts:
-        raise VerificationError("draw.counts", "the record's counts are not those of its entries")
-    # 5. The opened tag is the one that was hidden in the call.
-    check_opening(of, opened)
-    # 6. Every claim, and the status that follows from it.
-    verified: dict[str, VerifiedClaim] = {}
-    if claims.keys() - {operator.node_id for operator in operators}:
-        raise VerificationError("draw.claim_unexpected", "a claim is of no operator in the snapshot")
-    for operator, entry in zip(operators, entries, strict=True):
-        claim = verify_entry(
-            operator, entry, claims.get(operator.node_id), call=call, max_range=max_range, opened=opened
-        )
-        if claim is not None:
-            verified[operator.node_id] = claim
-    # 7. The seats that follow from the statuses.
-    check_seats(of, stated, operators, entries)
-    return VerifiedDraw(
-        call=of,
-        record=stated,
-        entries=tuple(entries),
-        claims=verified,
-        split_checked=opened is not None,
-    )
-
-
-def check_seats(
-    call: DrawCall, record: DrawRecord, operators: Sequence[SnapshotEntry], entries: Sequence[DrawEntry]
-) -> None:
-    """Check that the record's seats are those that the rule gives for these statuses.
-
-    Raises VerificationError ``draw.seats``, ``draw.filled``.
-    """
-    seats, filled = _seats(call, operators, entries, record.min_operators)
-    if record.seats != seats:
-        raise VerificationError("draw.seats", "the seats are not those that the rule gives")
-    if record.filled != filled:
-        raise VerificationError("draw.filled", "the number of filled seats is not what the rule gives")
-
-
-def check_seat_order(call: DrawCall, record: DrawRecord) -> None:
-    """Check that whoever sits, sits in the public order. Raises VerificationError ``draw.seats``."""
-    if len(set(record.seats)) != len(record.seats) or list(record.seats) != sortition.seat_order(
-        call.draw_seed, call.attempt, record.seats
-    ):
-        raise VerificationError("draw.seats", "the seats are not in the order that the rule gives")
-
-
-def check_opening(call: DrawCall, opened: OpenedTag | None) -> None:
-    """Raises VerificationError ``draw.tag`` where the opening is not of the call's commitment."""
-    if opened is not None and opened.commitment() != call.tag_commitment:
-        raise VerificationError("draw.tag", "the opened tag is not the one that the draw call hides")
-
-
-def verify_entry(
-    operator: SnapshotEntry,
-    entry: DrawEntry,
-    claim: Signed[VrfClaim] | None,
-    *,
-    call: Signed[DrawCall],
-    max_range: int,
-    opened: OpenedTag | None,
-) -> VerifiedClaim | None:
-    """Check one operator's status against its claim; returns the claim, None where there is none.
-
-    Raises VerificationError ``draw.claim_missing``, ``draw.claim_unexpected``, ``draw.status`` and as
-    ``verify_claim``.
-    """
-    of = call.statement
-    # 1. The claim that the entry names, and no other.
-    if claim is None:
-        if entry.claim:
-            raise VerificationError("draw.claim_missing", f"{entry.node_id}: its claim is not there")
-    elif claim.hash != entry.claim:
-        raise VerificationError("draw.claim_unexpected", f"{entry.node_id}: the entry names another claim")
-    # 2. What the claim says.
-    verified = None if claim is None else verify_claim(claim, call=call, operator=operator)
-    # 3. The status that follows.
-    allowed = {_status(of, operator, verified, max_range, c) for c in _percents(opened)}
-    if entry.status not in allowed:
-        wanted = " or ".join(sorted(allowed))
-        raise VerificationError("draw.status", f"{entry.node_id} is {entry.status}, not {wanted}")
-    if entry.status == "ineligible" and claim is not None:
-        raise VerificationError("draw.claim_unexpected", f"{entry.node_id}: ineligible, and has a claim")
-    return verified
-
-
-def verify_seat(
-    *,
-    call: Signed[DrawCall],
-    record: DrawRecord,
-    max_range: int,
-    operator: SnapshotEntry,
-    entry: DrawEntry,
-    claim: Signed[VrfClaim] | None,
-    index: int,
-    operator_path: Sequence[bytes],
-    entry_path: Sequence[bytes],
-    opened: OpenedTag,
-) -> VerifiedSeat:
-    """Check one seated operator from its own entry and two inclusion paths: who it is, that it is in the
-    draw, that its proof is valid, and that it is below the threshold.
-
-    ``record`` must be verified. A seat that was filled by the public rule is checked for being open to it;
-    whether the rule gives this operator needs every entry (``verify_draw``). Raises VerificationError
-    ``draw.not_seated``, ``draw.snapshot_root``, ``draw.entries_root``, ``draw.entry_order``, ``draw.status``
-    and as ``verify_entry``.
-    """
-    of, count = call.statement, total(record.counts)
-    # 1. It has a seat.
-    if operator.node_id not in record.seats:
-        raise VerificationError("draw.not_seated", f"{operator.node_id} has no seat in the draw record")
-    # 2. Its registration is in the snapshot, its entry in the record.
-    if entry.node_id != operator.node_id:
-        raise VerificationError("draw.entry_order", f"{operator.node_id} has another operator's entry")
-    try:
-        tree = merkle.inclusion_root(snapshot_leaf(operator), index, count, operator_path)
-    except AOSError as error:
-        raise VerificationError("draw.snapshot_root", f"{operator.node_id}: {error.message}") from error
-    if snapshot_root_of_tree(of.network, max_range, count, tree) != of.snapshot_root:
-        raise VerificationError("draw.snapshot_root", f"{operator.node_id} is not in the snapshot")
-    try:
-        merkle.verify_inclusion(entry_leaf(entry), index, count, entry_path, record.entries_root)
-    except AOSError as error:
-        raise VerificationError("draw.entries_root", f"{operator.node_id}: {error.message}") from error
-    # 3. Its claim and status.
-    check_opening(of, opened)
-    verified = verify_entry(operator, entry, claim, call=call, max_range=max_range, opened=opened)
-    if verified is None or entry.status not in ("selected", "not_selected"):
-        raise VerificationError("draw.status", f"{operator.node_id} sits, and is {entry.status}")
-    if entry.status == "not_selected" and not record.filled:
-        raise VerificationError("draw.status", f"{operator.node_id} sits, and no seat was filled")
-    return VerifiedSeat(
-        operator=operator,
-        entry=entry,
-        claim=verified,
-        seat=record.seats.index(operator.node_id),
-        filled_checked=entry.status == "selected",
-    )
-
-
 def _entry(
     call: DrawCall,
     operator: SnapshotEntry,
@@ -507,18 +313,17 @@ def _entry(
     max_range: int,
     opened: OpenedTag,
 ) -> DrawEntry:
-    status = _status(
+    status = status_of(
         call, operator, claim, max_range, sortition.widening_percent(opened.tag, opened.position)
     )
-    keep = claim is not None and status != "ineligible"
-    return DrawEntry(
-        node_id=operator.node_id, status=status, claim=claim.claim.hash if claim is not None and keep else b""
-    )
+    named = claim.claim.hash if claim is not None and status != "ineligible" else b""
+    return DrawEntry(node_id=operator.node_id, status=status, claim=named)
 
 
-def _status(
+def status_of(
     call: DrawCall, operator: SnapshotEntry, claim: VerifiedClaim | None, max_range: int, percent: int
 ) -> DrawStatus:
+    """An operator's status: what its entry, its verified claim and the widening ``percent`` give."""
     if not eligible(operator, job_type=call.job_type, model_id=call.model_id, epoch=call.epoch):
         return "ineligible"
     if claim is None:
@@ -529,18 +334,13 @@ def _status(
     return "selected" if sortition.is_selected(claim.beta, threshold, max_range) else "not_selected"
 
 
-def _percents(opened: OpenedTag | None) -> tuple[int, ...]:
-    """The widenings that may apply. The narrowest and the widest bound all others."""
-    return (0, MAX_WIDENING) if opened is None else (sortition.widening_percent(opened.tag, opened.position),)
-
-
-def _seats(
+def seats_of(
     call: DrawCall,
     operators: Sequence[SnapshotEntry],
     entries: Sequence[DrawEntry],
     min_operators: int,
 ) -> tuple[tuple[str, ...], int]:
-    """(seats in their order, how many of them were filled)."""
+    """(seats in their order, how many of them were filled) that follow from the statuses."""
     selected = [entry.node_id for entry in entries if entry.status == "selected"]
     open_to_filling = {entry.node_id for entry in entries if entry.status == "not_selected"}
     # The spans are those of all eligible operators; who cannot be seated is passed over, not taken out.

@@ -30,7 +30,6 @@ _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _B64U = re.compile(r"[A-Za-z0-9_-]*\Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]*\Z", re.ASCII)
-_COUNT = re.compile(r"(?:0|[1-9][0-9]*)\Z", re.ASCII)
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?\Z", re.ASCII)
 _TAG_NAME = re.compile(r"[a-z0-9]+(?:[-/][a-z0-9]+)*\Z", re.ASCII)
 
@@ -326,13 +325,6 @@ class Fields:
         if not min_value <= value <= max_value:
             self._fail("field.range", name, f"must be {min_value} to {max_value}")
         return value
-
-    def uint_text(self, name: str, max_value: int = 2**64 - 1) -> int:
-        """An integer written as decimal text without leading zeros (for what may exceed 2^53)."""
-        value = self._typed(name, str)
-        if len(value) > 78 or not _COUNT.match(value) or int(value) > max_value:
-            self._fail("field.range", name, f"must be decimal digits for 0 to {max_value}")
-        return int(value)
 
     def boolean(self, name: str) -> bool:
         """true or false."""

@@ -34,9 +34,11 @@ class Report:
 
     @property
     def exit_code(self) -> int:
+        """0, 10, 11 or 12, as the verdict says."""
         return EXIT_CODES[self.verdict]
 
     def count(self, status: Status) -> int:
+        """How many checks ended so."""
         return sum(check.status == status for check in self.checks)
 
     @property

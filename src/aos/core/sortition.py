@@ -38,6 +38,7 @@ class OperatorRange:
 
     @property
     def width(self) -> int:
+        """``end`` - ``start``."""
         return self.end - self.start
 
 

@@ -1,5 +1,5 @@
-"""Everything that a party signs, as values (docs/spec/06-network.md and 08-receipts.md list the members and
-who signs).
+"""Everything that a party signs, as values (docs/spec/06-network.md, "Statements", lists the members and who
+signs).
 
 A statement is canonical JSON with ``type`` and ``v``; its signature is ``signing.sign_statement``'s, its hash
 ``signing.statement_hash``. This module declares the members and makes ``Signed`` pairs; it decides nothing.
@@ -57,6 +57,8 @@ class Params:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestJob:
+    """What is asked: a raw prompt, a model by name and id, and how to sample."""
+
     tag: JobType
     prompt: Annotated[str, MaxLength(1_000_000)]
     model: Annotated[str, MaxLength(256)]
@@ -185,6 +187,8 @@ class DrawEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawCounts:
+    """How many operators of the snapshot ended in each status."""
+
     selected: UInt
     not_selected: UInt
     declined: UInt
@@ -266,6 +270,8 @@ class CommitAck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitSetEntry:
+    """One operator's ``aos.commit``, by its hash."""
+
     node_id: Address
     commit: Bytes32
 
@@ -289,7 +295,7 @@ class CommitSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptVrf:
-    """``alpha_hash`` = SHA-256(alpha_string). Half-open range of the operator at the draw."""
+    """The operator's own proof in the draw; ``alpha_hash`` = SHA-256(alpha_string)."""
 
     key: Bytes32
     alpha_hash: Bytes32
@@ -412,6 +418,7 @@ class Signed(Generic[S]):
         return signing.statement_hash(encode(self.statement))
 
     def to_json(self) -> dict[str, Any]:
+        """``{"statement", "signature"}`` as it is sent and stored."""
         return {"statement": encode(self.statement), "signature": encode(self.signature)}
 
 

@@ -17,6 +17,8 @@ MAX_TRUST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedDispatcher:
+    """A dispatcher by its address, and the VRF key that its draw seeds are proven with."""
+
     address: Address
     vrf_key: Bytes32
 
@@ -31,6 +33,8 @@ class TrustedBeacon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedTeeRoot:
+    """A key that vouches for enclaves of one kind."""
+
     tee: Literal["simulated"]
     key: Bytes32
 
@@ -62,11 +66,14 @@ class Policy:
 
 
 def read_trust(data: bytes) -> Trust:
-    """Strictly decode a trust file. Raises ConfigError ``trust.invalid``."""
+    """Strictly decode a trust file. Raises ConfigError ``trust.invalid``, also where a dispatcher is named twice."""
     try:
-        return decode(Trust, parse_json_strict(data, max_bytes=MAX_TRUST_BYTES))
+        trust = decode(Trust, parse_json_strict(data, max_bytes=MAX_TRUST_BYTES))
     except InvalidMessage as error:
         raise ConfigError("trust.invalid", f"the trust file: {error.message}", field=error.field) from error
+    if len({dispatcher.address for dispatcher in trust.dispatchers}) != len(trust.dispatchers):
+        raise ConfigError("trust.invalid", "the trust file names a dispatcher twice", field="dispatchers")
+    return trust
 
 
 def load_policy(name: str) -> Policy:

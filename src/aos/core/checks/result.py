@@ -1,0 +1,262 @@
+"""What was committed, agreed, attested and re-executed: commit-1, agree-1, clock-1, tee-1, local-1."""
+
+from itertools import pairwise
+
+from aos.core import hashes
+from aos.core.answer import Receipt
+from aos.core.checks.case import Case, Skip, refuse, same, short
+from aos.core.checks.drawn import seat
+from aos.core.checks.signed import countersign, operator_signature
+from aos.core.clock import DISPATCHER, VectorClock
+from aos.core.envelope import MAX_SKEW_MS
+from aos.core.statements import check_signed, hash_of
+from aos.core.tee import TeeAnswer, verify_simulated
+from aos.errors import AOSError, VerificationError
+
+OUT_OF_VOCABULARY = "engine.token"
+
+
+def commit_1(case: Case) -> str:
+    """The commit set accounts for every seat, holds this commit, and the commit opens to this result."""
+    core, commit_set = case.core, case.answer.commit.commit_set
+    check_signed(commit_set, address=core.dispatcher)
+    statement = commit_set.statement
+    same(
+        "commit.foreign_set",
+        "the commit set is of another run",
+        network=(statement.network, core.network),
+        dispatcher=(statement.dispatcher, core.dispatcher),
+        job_ref=(statement.job_ref, core.job_ref),
+        attempt=(statement.attempt, core.attempt),
+        draw_record=(statement.draw_record, core.draw_record),
+        commit_set=(commit_set.hash, core.commit_set),
+    )
+    committed = [entry.node_id for entry in statement.commits]
+    if committed != sorted(set(committed)):
+        raise refuse("commit.order", "the commit set is not ascending by node_id, each once")
+    if sorted(committed + list(statement.missing)) != sorted(case.record.statement.seats):
+        raise refuse("commit.seats", "the commit set does not account for every seat once")
+    _opening(case, case.answer.receipt)
+    return f"{len(committed)} of {len(case.record.statement.seats)} seats committed before any reveal; this one opens"
+
+
+def _opening(case: Case, receipt: Receipt) -> None:
+    core = receipt.core
+    found = [o for o in case.answer.commit.openings if o.commit.statement.node_id == core.operator]
+    if not found:
+        raise refuse("commit.missing", f"there is no opening for {core.operator}")
+    commit, salt = found[0].commit, found[0].salt
+    check_signed(commit, address=core.operator)
+    held = {entry.node_id: entry.commit for entry in case.answer.commit.commit_set.statement.commits}
+    if held.get(core.operator) != commit.hash:
+        raise refuse("commit.not_in_set", f"the commit of {core.operator} is not in the commit set")
+    expected = hashes.commitment(
+        job_ref=core.job_ref,
+        attempt=core.attempt,
+        node_id=core.operator,
+        draw_record=core.draw_record,
+        result=core.state_root or core.answer_statement,
+        tokens_hash=core.tokens_hash,
+        salt=salt,
+    )
+    statement = commit.statement
+    same(
+        "commit.opening",
+        "the commitment does not open to this result",
+        network=(statement.network, core.network),
+        job_ref=(statement.job_ref, core.job_ref),
+        attempt=(statement.attempt, core.attempt),
+        draw_record=(statement.draw_record, core.draw_record),
+        commitment=(statement.commitment, expected),
+    )
+
+
+def agree_1(case: Case) -> tuple[str, str]:
+    """The other receipts are of this run, in proven seats, and of the same result."""
+    core, peers = case.core, case.answer.peers
+    outcome = case.answer.receipt.countersign.outcome
+    if outcome == "disputed":
+        raise refuse("agree.disputed", "the dispatcher's countersign says that results differ")
+    committed = len(case.answer.commit.commit_set.statement.commits)
+    if outcome == "agreed" and (core.tee != "" or committed < 2):
+        raise refuse(
+            "agree.outcome", "the dispatcher's countersign says agreed, and there was nothing to compare"
+        )
+    if not peers:
+        raise Skip("no other operator's receipt is in the file")
+    seats = case.record.statement.seats
+    names = [core.operator, *(peer.core.operator for peer in peers)]
+    if len(set(names)) != len(names):
+        raise refuse("agree.twice", "one operator appears twice")
+    order = [seats.index(name) if name in seats else -1 for name in names]
+    if order != sorted(order):
+        raise refuse("agree.order", "the other receipts are not in seat order")
+    proven = int(seat(case, case.answer.receipt))
+    for peer in peers:
+        operator_signature(peer)
+        countersign(peer)
+        other = peer.core
+        same(
+            "agree.foreign",
+            f"the receipt of {other.operator} is of another run",
+            network=(other.network, core.network),
+            dispatcher=(other.dispatcher, core.dispatcher),
+            job_ref=(other.job_ref, core.job_ref),
+            attempt=(other.attempt, core.attempt),
+            request_hash=(other.request_hash, core.request_hash),
+            params_hash=(other.params_hash, core.params_hash),
+            model_id=(other.model_id, core.model_id),
+            sampling_seed=(other.sampling_seed, core.sampling_seed),
+            draw_record=(other.draw_record, core.draw_record),
+            draw_counts=(other.draw_counts, core.draw_counts),
+            commit_set=(other.commit_set, core.commit_set),
+        )
+        theirs, ours = peer.countersign, case.answer.receipt.countersign
+        same(
+            "agree.countersign",
+            f"the countersign of {other.operator} says otherwise",
+            tag=(theirs.tag, ours.tag),
+            position=(theirs.position, ours.position),
+            tag_salt=(theirs.tag_salt, ours.tag_salt),
+            outcome=(theirs.outcome, outcome),
+        )
+        proven += seat(case, peer)
+        _opening(case, peer)
+        if core.tee == "" and other.state_root != core.state_root:
+            raise refuse("agree.state_root", f"{other.operator} committed another state root")
+    if core.tee != "":
+        raise Skip("enclave answers are not compared bit by bit")
+    for peer in peers:
+        same(
+            "agree.result",
+            f"{peer.core.operator} signed another result under the same state root",
+            response_hash=(peer.core.response_hash, core.response_hash),
+            tokens_hash=(peer.core.tokens_hash, core.tokens_hash),
+            prompt_tokens_hash=(peer.core.prompt_tokens_hash, core.prompt_tokens_hash),
+            n_prompt=(peer.core.n_prompt, core.n_prompt),
+            n_out=(peer.core.n_out, core.n_out),
+            finish_reason=(peer.core.finish_reason, core.finish_reason),
+            engine=(peer.core.engine, core.engine),
+        )
+    if outcome != "agreed":
+        raise refuse("agree.outcome", f"the dispatcher's countersign says {outcome}")
+    if proven < 2:
+        raise Skip("the same result, but filled seats: only a whole draw proves that the rule gave them")
+    case.agreeing = proven
+    who = f"{proven} operators" if proven == committed else f"{proven} of {committed} operators that"
+    return f"{who} committed the same state root", short(core.state_root)
+
+
+def clock_1(case: Case) -> str:
+    """An event precedes another iff the later clock has counted it: entry of its sender, not less."""
+    answer = case.answer
+    commits = {o.commit.statement.node_id: o.commit.statement for o in answer.commit.openings}
+    for receipt in case.receipts:
+        core = receipt.core
+        commit = commits.get(core.operator)
+        if commit is None:
+            raise refuse("commit.missing", f"there is no opening for {core.operator}")
+        chain = (
+            ("acceptance", DISPATCHER, answer.acceptance.statement.clock),
+            *(("draw call", DISPATCHER, call.statement.clock) for call in case.calls),
+            ("draw record", DISPATCHER, case.record.statement.clock),
+            ("commit", core.node, commit.clock),
+            ("commit set", DISPATCHER, answer.commit.commit_set.statement.clock),
+            ("receipt", core.node, core.clock),
+            ("countersign", DISPATCHER, receipt.countersign.clock),
+        )
+        events = [(name, node, VectorClock.decode(clock)) for name, node, clock in chain]
+        for (before, sender, earlier), (after, receiver, later) in pairwise(events):
+            ahead = 1 if sender == receiver else 0
+            if earlier[sender] < 1 or later[sender] < earlier[sender] + ahead:
+                raise refuse("clock.order", f"the {after} of {core.operator} has not counted the {before}")
+        # Wall clocks prove nothing; two that contradict each other beyond what the link allows were not both read.
+        issued, received = answer.acceptance.statement.issued_at, receipt.countersign.received_at
+        order = (
+            (issued - MAX_SKEW_MS, core.started_at),
+            (core.started_at, core.finished_at),
+            (core.finished_at, received + MAX_SKEW_MS),
+            (issued, received + MAX_SKEW_MS),
+        )
+        if any(earlier_time > later_time for earlier_time, later_time in order):
+            raise refuse(
+                "clock.times", f"the times of {core.operator} do not follow acceptance and precede receipt"
+            )
+    return "acceptance → draw → commit → reveal → receipt are causally ordered"
+
+
+def tee_1(case: Case) -> tuple[str, str]:
+    """The evidence is bound to this answer, of an accepted kind, and believed."""
+    core, evidence = case.core, case.answer.evidence
+    if core.tee == "":
+        if evidence is not None:
+            raise refuse("tee.unexpected", "an opML answer carries no enclave evidence")
+        raise Skip("no enclave: an opML answer")
+    if evidence is None:
+        raise refuse("tee.no_evidence", "the receipt names an enclave and the file holds no evidence")
+    _bound(core.operator, evidence.answer, case)
+    same(
+        "tee.not_bound",
+        "the enclave's boot statement is of another network or kind",
+        network=(evidence.boot.network, core.network),
+        tee=(evidence.boot.tee, core.tee),
+    )
+    if core.tee not in case.policy.accept_tee:
+        raise refuse("tee.policy", f'policy "{case.policy.name}" does not accept a TEE of kind {core.tee}')
+    verify_simulated(
+        evidence, roots=frozenset(root.key for root in case.trusted().tee_roots if root.tee == core.tee)
+    )
+    return "SIMULATED enclave: evidence bound to this answer", short(evidence.boot.measurement)
+
+
+def _bound(operator: str, statement: TeeAnswer, case: Case) -> None:
+    core = case.core
+    same(
+        "tee.not_bound",
+        "the enclave's answer statement is of another answer",
+        answer_statement=(hash_of(statement), core.answer_statement),
+        operator=(statement.operator, operator),
+        job_ref=(statement.job_ref, core.job_ref),
+        attempt=(statement.attempt, core.attempt),
+        request_hash=(statement.request_hash, core.request_hash),
+        response_hash=(statement.response_hash, core.response_hash),
+        tokens_hash=(statement.tokens_hash, core.tokens_hash),
+        prompt_tokens_hash=(statement.prompt_tokens_hash, core.prompt_tokens_hash),
+        model_id=(statement.model_id, core.model_id),
+        params_hash=(statement.params_hash, core.params_hash),
+        sampling_seed=(statement.sampling_seed, core.sampling_seed),
+        engine=(statement.engine, core.engine),
+        n_prompt=(statement.n_prompt, core.n_prompt),
+        n_out=(statement.n_out, core.n_out),
+        finish_reason=(statement.finish_reason, core.finish_reason),
+    )
+
+
+def local_1(case: Case) -> str:
+    """What was re-executed here is what was signed."""
+    if case.replay is None:
+        raise Skip("not re-executed here (use --replay --model PATH)")
+    if case.core.tee != "":
+        raise Skip("this enclave's engine is not the canonical one; nothing to compare bit by bit")
+    try:
+        replayed = case.replay(case.answer, case.request)
+    except VerificationError:
+        raise
+    except AOSError as error:
+        if error.code == OUT_OF_VOCABULARY:  # the operator's fault
+            raise refuse("local.tokens", "the answer holds a token that the model does not have") from error
+        # This verifier's own lack: another model, no file.
+        raise Skip(f"could not be re-executed here: {error.message}") from error
+    answer, core = case.answer, case.core
+    prompt = hashes.prompt_tokens_hash(answer.nonce, replayed.prompt_tokens)
+    if (prompt, len(replayed.prompt_tokens)) != (core.prompt_tokens_hash, core.n_prompt):
+        raise refuse("local.prompt_tokens", "the prompt has other tokens here")
+    if replayed.tokens != answer.tokens:
+        raise refuse("local.tokens", "re-execution chose other tokens")
+    if replayed.text != answer.text:
+        raise refuse("local.text", "the tokens spell another text")
+    if replayed.finish_reason != core.finish_reason:
+        raise refuse("local.finish_reason", "re-execution ended for another reason")
+    if replayed.state_root != core.state_root:
+        raise refuse("local.state_root", "re-execution gave another state root")
+    return f"re-executed here: the same {len(replayed.tokens)} tokens, text and state root"
