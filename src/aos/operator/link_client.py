@@ -11,13 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import structlog
 
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.link import ClientWire, Link, open_link, origin_of
 from aos.core.clock import ClockState
-from aos.core.encoding import parse_json_strict
 from aos.core.statements import Snapshot, verify_signed
 from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 from aos.operator.assignments import Assignments
@@ -25,7 +23,14 @@ from aos.operator.config import OperatorConfig
 from aos.operator.draws import Draws, Readiness
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
-from aos.operator.network import Network, Registry, check_pinned, read_network
+from aos.operator.network import (
+    Network,
+    Registry,
+    check_pinned,
+    get_document,
+    public_client,
+    read_network,
+)
 from aos.operator.outbox import Outbox
 from aos.operator.rows import NodeState
 from aos.operator.runner import Board, Reconciler
@@ -243,19 +248,11 @@ class LinkClient:
 
     async def _ask_network(self) -> str:
         """The network's id where nobody has named it yet; believed only once the dispatcher has signed it."""
-        try:
-            async with httpx.AsyncClient(
-                base_url=self._config.dispatcher_http, timeout=10.0, trust_env=False
-            ) as http:
-                answer = await http.get("/v1/aos/network")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unavailable(
-                "link.unreachable",
-                f"no dispatcher at {self._config.dispatcher_http}: {type(error).__name__}",
-            ) from error
-        if answer.status_code != 200:
-            raise Unavailable("link.unreachable", f"the dispatcher answers with {answer.status_code}")
-        name = read_network(parse_json_strict(answer.content, max_bytes=MAX_NETWORK_FILE_BYTES)).name
+        async with public_client(self._config.dispatcher_http) as http:
+            document = await get_document(
+                http, "/v1/aos/network", code="link.unreachable", max_bytes=MAX_NETWORK_FILE_BYTES
+            )
+        name = read_network(document).name
         log.warning("network.learnt", network=name, hint="set network.id to be sure of it")
         return name
 

@@ -128,7 +128,9 @@ class OperatorNode:
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
-        self._reconciler = Reconciler(store, queue, board)
+        self._reconciler = Reconciler(
+            store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
+        )
         self._link = LinkClient(
             self._config,
             self._identity,

@@ -376,6 +376,12 @@ class Store:
             commit_hash,
         )
 
+    async def put_off(self, job_ref: bytes, attempt: int, deadline: int) -> bool:
+        """Take a later deadline (ms). False where no worker is wanted any more."""
+        return await self._update(
+            "deadline = greatest(deadline, $3)", job_ref, attempt, "state = 'stored'", deadline
+        )
+
     async def committed(self, job_ref: bytes, attempt: int, ack: Json) -> bool:
         return await self._update(
             "state = 'committed', commit_ack = $3", job_ref, attempt, "state = 'executed'", to_text(ack)
@@ -451,13 +457,15 @@ class Store:
     async def add_evidence(
         self, kind: str, *, job_ref: bytes | None, attempt: int | None, held: Json, received: Json
     ) -> None:
-        """Keep two statements that contradict each other; the same pair once."""
+        """Keep two statements that contradict each other. One pair of a kind convicts: more of them are not kept."""
         texts = (to_text(held), to_text(received))
         digest = hashlib.sha256("\0".join((kind, *texts)).encode()).digest()
         async with self._connection() as connection:
             await connection.execute(
                 "INSERT INTO evidence (kind, job_ref, attempt, held, received, digest)"
-                " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (digest) DO NOTHING",
+                " SELECT $1::text, $2::bytea, $3::integer, $4, $5, $6::bytea WHERE NOT EXISTS (SELECT 1 FROM evidence"
+                " WHERE (kind, job_ref, attempt) IS NOT DISTINCT FROM ($1, $2, $3))"
+                " ON CONFLICT (digest) DO NOTHING",
                 kind,
                 job_ref,
                 attempt,
