@@ -43,6 +43,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 STEADY_AFTER_S = 10.0
 CLOSE_WITHIN_S = 5.0
+REGISTRY_EVERY_S = 20.0
 MAX_NETWORK_FILE_BYTES = 1 << 16
 
 Load = Callable[[], Awaitable[dict[str, Any]]]
@@ -199,6 +200,7 @@ class LinkClient:
             asyncio.create_task(link.run()),
             asyncio.create_task(self._outbox.run(link, network)),
             asyncio.create_task(self._beat(link)),
+            asyncio.create_task(self._watch_registry(network)),
         ]
         self._link = link
         self._opened_s = asyncio.get_running_loop().time()
@@ -225,6 +227,20 @@ class LinkClient:
             except RuleViolation as error:
                 log.warning("dispatcher.refused", method="heartbeat", code=error.code)
             await asyncio.sleep(self._config.heartbeat_interval_s)
+
+    async def _watch_registry(self, network: Network) -> None:
+        """See every epoch's snapshot, also where no draw names it: it may be the one that lets this operator in."""
+        seen = network.epoch_at(self._now_ms())
+        while True:
+            await asyncio.sleep(REGISTRY_EVERY_S)
+            epoch = network.epoch_at(self._now_ms())
+            if epoch == seen:
+                continue
+            try:
+                await self._registry.look(network)
+                seen = epoch
+            except AOSError as error:
+                log.warning("registry.unavailable", code=error.code, message=error.message)
 
     async def _handle(self, method: str, body: object) -> dict[str, Any]:
         handler = self._handlers.get(method)

@@ -14,7 +14,7 @@ import httpx
 from aos.core import beacon, draw
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
-from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, verify_signed
+from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, read_signed, verify_signed
 from aos.errors import InvalidMessage, Unavailable, VerificationError
 from aos.operator.rows import StoredSnapshot
 from aos.operator.store import Store
@@ -125,6 +125,18 @@ class Registry:
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def look(self, network: Network) -> None:
+        """Fetch the snapshot in force, so that a person sees it before the first draw names it. Raises as ``snapshot``."""
+        path = "/v1/aos/registry"
+        value = await get_document(
+            self._http, path, code="registry.unavailable", max_bytes=MAX_REGISTRY_BYTES
+        )
+        signed = read_signed(
+            Snapshot, value.get("snapshot") if isinstance(value, dict) else None, where="registry.snapshot"
+        )
+        snapshot, entry = verify_registry(value, network, signed.statement.root, self._node_id)
+        await self._store.save_snapshot(snapshot, None if entry is None else encode(entry))
 
     async def snapshot(self, network: Network, root: bytes) -> StoredSnapshot:
         """The snapshot with this root.

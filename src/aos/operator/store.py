@@ -213,17 +213,17 @@ class Store:
                 "UPDATE draw SET sent = false WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
             )
 
-    async def last_draw(self) -> Draw | None:
+    async def recent_draws(self, *, within_s: int | None, limit: int) -> list[tuple[Draw, bool]]:
+        """The newest draws (of the last ``within_s`` seconds), and whether this operator got a seat; newest first."""
         async with self._connection() as connection:
-            row = await connection.fetchrow("SELECT * FROM draw ORDER BY stored_at DESC LIMIT 1")
-        return None if row is None else read_draw(row)
-
-    async def was_seated(self, job_ref: bytes, attempt: int) -> bool:
-        async with self._connection() as connection:
-            found = await connection.fetchval(
-                "SELECT 1 FROM assignment WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
+            rows = await connection.fetch(
+                "SELECT d.*, a.job_ref IS NOT NULL AS seated FROM draw d LEFT JOIN assignment a USING (job_ref, attempt)"
+                " WHERE $1::double precision IS NULL OR d.stored_at > now() - make_interval(secs => $1)"
+                " ORDER BY d.stored_at DESC LIMIT $2",
+                None if within_s is None else float(within_s),
+                limit,
             )
-        return found is not None
+        return [(read_draw(row), row["seated"]) for row in rows]
 
     # --- assignments
 
@@ -276,6 +276,12 @@ class Store:
                 " WHERE state = 'failed' AND NOT failure_sent ORDER BY stored_at"
             )
         return [read_assignment(row) for row in rows]
+
+    async def count_jobs(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        async with self._connection() as connection:
+            rows = await connection.fetch("SELECT state, count(*) AS count FROM assignment GROUP BY state")
+        return {row["state"]: row["count"] for row in rows}
 
     async def count_unfinished(self) -> int:
         async with self._connection() as connection:
