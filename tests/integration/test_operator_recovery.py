@@ -123,7 +123,7 @@ async def test_a_job_that_takes_its_worker_down_every_time_is_given_up(
         assert len(found.worker.questions) == 5
 
 
-@pytest.mark.parametrize("code", ["enclave.died", "enclave.silent"])
+@pytest.mark.parametrize("code", ["enclave.died", "enclave.silent", "engine.failed"])
 async def test_a_question_whose_enclave_dies_is_asked_again(
     tmp_path: Path, pg_url: str, redis_url: str, code: str
 ) -> None:

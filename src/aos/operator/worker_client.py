@@ -29,7 +29,7 @@ Tokens = Annotated[tuple[UInt32, ...], MaxLength(65_536)]
 
 
 _NOT_NOW = ("worker.stopping", "enclave.starting")
-_DIED = ("enclave.died", "enclave.silent")
+_DIED = ("enclave.died", "enclave.silent", "engine.failed")
 
 
 class WorkerBusy(Unavailable):
