@@ -41,6 +41,7 @@ log = structlog.get_logger("aos.operator")
 GROUP = "operator"
 START_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 ERASE_EVERY_S = 60.0
+SILENT_HOURS = 24
 
 
 class OperatorNode:
@@ -187,6 +188,9 @@ class OperatorNode:
     async def _erase(self) -> None:
         while True:
             try:
+                silent = await self._store.give_up_silent(SILENT_HOURS)
+                if silent:
+                    log.warning("dispatcher.silent", jobs=silent)
                 erased = await self._store.erase_content(self._config.retention_hours)
                 if erased:
                     log.info("content.erased", jobs=erased)

@@ -284,11 +284,26 @@ class Store:
         return {row["state"]: row["count"] for row in rows}
 
     async def count_unfinished(self) -> int:
+        """Jobs that wait for a worker or for the dispatcher; one whose dispatcher is silent for an hour holds no place."""
         async with self._connection() as connection:
             count = await connection.fetchval(
-                f"SELECT count(*) FROM assignment WHERE state IN {_UNFINISHED}"  # noqa: S608
+                f"SELECT count(*) FROM assignment WHERE state = 'stored' OR state IN {_UNFINISHED}"  # noqa: S608
+                " AND changed_at > now() - interval '1 hour'"
             )
         return int(count)
+
+    async def give_up_silent(self, older_than_hours: int) -> int:
+        """End what was sent, and to which the dispatcher has not come back for so long; how many. Its run went on
+        without this seat, or ended while the link was down."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                "UPDATE assignment SET state = 'failed', failure_code = 'dispatcher.silent', failure_sent = true,"
+                " failure_message = 'the dispatcher did not come back to this run', changed_at = now()"
+                " WHERE state IN ('executed', 'committed', 'revealing')"
+                " AND changed_at <= now() - make_interval(hours => $1) RETURNING 1",
+                older_than_hours,
+            )
+        return len(rows)
 
     async def recent(self, limit: int) -> list[Assignment]:
         async with self._connection() as connection:
