@@ -1,64 +1,19 @@
-"""The demo's network as real processes: answers, receipts, and each process killed in the middle of its work."""
+"""The demo's network as real processes: answers, receipts, refusals. What is killed: ``test_kills.py``."""
 
 import json
-import os
-import signal
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+from peers.running_network import PARAMS, follow, judge, rows_of, submit, wait_until
 
-from aos.client import Accepted, Client, Submission
-from aos.core.receipt import Report, verify_answer
+from aos.client import Client, Submission
+from aos.core.receipt import verify_answer
 from aos.core.trust import load_policy, read_trust
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 from aos.local.network import LocalNetwork, RunningNetwork
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
-
-PARAMS = {"temperature": 1.0, "top_p": 0.5, "max_tokens": 200}
-QUESTIONS = ("What is AI?", "What is a receipt?", "Explain VRF sortition", "What is a TEE?")
-
-
-def submit(network: RunningNetwork, prompt: str, job_type: str = "opml", **more: Any) -> Accepted:
-    seats = more.pop("min_operators", 3 if job_type == "opml" else None)
-    submission = Submission(
-        prompt=prompt,
-        model=network.model_name,
-        job_type=job_type,
-        params=PARAMS | more.pop("params", {}),
-        min_operators=seats,
-        **more,
-    )
-    with network.client() as client:
-        return client.submit(submission)
-
-
-def follow(network: RunningNetwork, job_id: str, *, first_text: threading.Event | None = None) -> str:
-    """The job's last status; ``first_text`` is set when the first text arrives."""
-    with network.client() as client:
-        for event in client.events(job_id):
-            if event.kind == "text" and first_text is not None:
-                first_text.set()
-            if event.kind == "done":
-                return str(event.data["status"])
-    raise AssertionError("the events ended without `done`")
-
-
-def judge(network: RunningNetwork, job_id: str) -> Report:
-    with network.client() as client:
-        answer = client.answer(job_id)
-    trust = read_trust(network.trust_path.read_bytes())
-    return verify_answer(answer, trust=trust, policy=load_policy(trust.policy))
-
-
-def rows_of(network: RunningNetwork, job_id: str) -> list[dict[str, Any]]:
-    with network.client() as client:
-        rows: list[dict[str, Any]] = client.result(job_id)
-    return rows
 
 
 def assert_one_result_set(network: RunningNetwork, job_id: str, *, seats: int) -> None:
@@ -156,15 +111,6 @@ def test_a_flagged_job_sends_the_users_earlier_jobs_out_again(network: RunningNe
     assert {row["attempt"] for row in again} != {before[0]["attempt"]}
 
 
-def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
-    ticker = threading.Event()
-    for _ in range(int(timeout_s / 0.2)):
-        if condition():
-            return
-        ticker.wait(0.2)
-    raise AssertionError("the condition did not come true")
-
-
 def test_a_wrong_token_and_an_unknown_model_are_refused_by_name(network: RunningNetwork) -> None:
     stranger = Client(network.url, project=network.project, token="x" * 43, dispatcher=network.dispatcher)
     submission = Submission(prompt="x", model=network.model_name, params=PARAMS)
@@ -174,45 +120,6 @@ def test_a_wrong_token_and_an_unknown_model_are_refused_by_name(network: Running
     with network.client() as client, pytest.raises(InvalidMessage) as unknown:
         client.submit(Submission(prompt="x", model="no-such.gguf", params=PARAMS))
     assert unknown.value.field == "job.model"
-
-
-VICTIMS = (
-    "dispatcher",
-    "operator-1",
-    "operator-2-worker",
-    "operator-tee-1",
-    "operator-tee-1-worker",
-    "redis",
-    "postgres",
-)
-
-
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_killed_in_the_middle_of_its_work_nothing_is_lost_and_nothing_comes_twice(
-    network: RunningNetwork, victim: str
-) -> None:
-    jobs = [submit(network, QUESTIONS[i % len(QUESTIONS)], "tee" if i % 3 == 2 else "opml") for i in range(6)]
-    started = threading.Event()
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        ends = [pool.submit(follow, network, job.job_id, first_text=started) for job in jobs]
-        assert started.wait(60)
-        kill(network, victim)
-        assert [end.result() for end in ends] == ["verified"] * len(jobs)
-    for index, job in enumerate(jobs):
-        assert_one_result_set(network, job.job_id, seats=1 if index % 3 == 2 else 3)
-        assert judge(network, job.job_id).verdict == "VERIFIED"
-
-
-def kill(network: RunningNetwork, victim: str) -> None:
-    """SIGKILL, as a crash would end it; the supervisor starts it again."""
-    if victim == "redis":
-        network.redis.kill()
-    elif victim == "postgres":
-        network.postgres.kill()
-    else:
-        pid = network.processes[victim].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_second_network_in_the_same_directory_is_refused_by_name(network: RunningNetwork) -> None:

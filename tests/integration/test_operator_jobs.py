@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from peers.operator_under_test import OPERATOR, Scene, rest, running, scene
+from peers.dispatcher_peer import MAX_RANGE, now_ms
+from peers.operator_under_test import OPERATOR, Scene, eventually, rest, running, scene
 
-from aos.core import hashes, vrf
+from aos.core import hashes, sortition, vrf
 from aos.core.codec import decode, encode
 from aos.core.draw import claim_alpha_of
 from aos.core.encoding import b64u_decode
 from aos.core.signing import verify_statement
 from aos.core.statements import Chunk, DrawCall, ReceiptCore, hash_of, verify_signed
+from aos.core.vrf import ecvrf_proof_to_hash
+from aos.operator import link_client
 from aos.operator.store import Store
 
 
@@ -227,6 +231,78 @@ async def test_status_says_connected_eligible_drawn(operator: Scene) -> None:
     assert [w["ok"] for w in status["workers"]] == [True]
     metrics = (await rest(operator.content, "GET", "/metrics")).text
     assert 'aos_operator_executed_total{role="executor"} 1.0' in metrics
+
+
+async def test_status_counts_draws_seats_and_receipts(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    status = await operator.status()
+    assert status["state"] == "eligible; no draws seen in the last hour"
+    await dispatcher.draw(dispatcher.new_job(job_type="tee"))
+    state = (await operator.status())["state"]
+    assert state == "eligible; 1 draws seen in the last hour, all declined (job_type 1)"
+    seated = await dispatcher.seated()
+    await dispatcher.commit(seated)
+    await dispatcher.reveal(seated)
+    await operator.job_state(seated, "done")
+    for _ in range(3):
+        await dispatcher.draw(dispatcher.new_job())
+    status = await operator.status()
+    draws = status["draws"]
+    selected = sum(
+        sortition.is_selected(ecvrf_proof_to_hash(claim.statement.pi), MAX_RANGE // 2, MAX_RANGE)
+        for claim in dispatcher.claims.values()
+        if claim.statement.pi
+    )
+    assert draws == {"seen": 5, "claimed": 4, "declined": {"job_type": 1}, "selected": selected, "seated": 1}
+    assert status["jobs"] == {"done": 1}
+    chosen = f"selected in {selected}" if selected else "not selected in any"
+    assert status["state"] == (
+        f"eligible; 5 draws seen in the last hour, {chosen} of 4, 1 declined, seated in 1;"
+        " 1 receipts in the dispatcher's hands"
+    )
+
+
+async def test_status_says_until_when_a_key_is_too_young(tmp_path: Path, pg_url: str, redis_url: str) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found:
+        found.dispatcher.since_epoch = 1
+        async with running(found.path):
+            await found.ready()
+            status = await found.status()
+            assert not status["eligible"]
+            assert re.fullmatch(
+                r"not eligible: key too young until epoch 3 \(now 0; about 1[45]\d minutes\)", status["state"]
+            )
+
+
+async def test_status_says_that_the_model_is_missing(tmp_path: Path, pg_url: str, redis_url: str) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found:
+        found.worker.model_id = b"\x08" * 32
+        async with running(found.path):
+            await found.ready()
+            state = (await found.status())["state"]
+            assert state.startswith(
+                "not eligible: model missing: no worker has a model that the registry lists"
+            )
+
+
+async def test_the_snapshot_that_lets_an_operator_in_is_seen_without_a_draw(
+    tmp_path: Path, pg_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_client, "REGISTRY_EVERY_S", 0.1)
+    async with scene(tmp_path, pg_url, redis_url) as found:
+        dispatcher = found.dispatcher
+        dispatcher.listed = False
+        dispatcher.genesis, dispatcher.epoch_ms = now_ms(), 1_000
+        async with running(found.path):
+            await found.ready()
+            assert "not in the registry" in (await found.status())["state"]
+            dispatcher.listed, dispatcher.snapshot_epoch = True, 1
+
+            async def eligible() -> bool:
+                return bool((await found.status())["eligible"])
+
+            await eventually(eligible)
+            assert not dispatcher.claims
 
 
 async def test_a_model_that_no_worker_has_is_declined(operator: Scene) -> None:

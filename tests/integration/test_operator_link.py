@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peers.dispatcher_peer import DispatcherPeer, Keys, now_ms
+from peers.dispatcher_peer import DispatcherPeer, Job, Keys, now_ms
 from peers.operator_under_test import OPERATOR, Scene, eventually, rest, running, scene
+from websockets.exceptions import ConnectionClosed
 
 from aos.core.codec import encode
 from aos.core.encoding import b64u_encode
@@ -127,6 +129,61 @@ async def test_a_replayed_message_closes_the_link(operator: Scene) -> None:
     await dispatcher.connected(times=2)
 
 
+async def test_a_flood_of_requests_closes_the_link_and_the_next_one_serves(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    body = {"job_ref": "A" * 43, "attempt": 1}
+    async with asyncio.timeout(60):
+        while "link.flood" not in dispatcher.closes:
+            for _ in range(400):
+                await dispatcher.push("cancel_job", body)
+    await dispatcher.connected(times=2)
+    await dispatcher.commit(await dispatcher.seated())
+
+
+@pytest.mark.parametrize("frame", ["x" * (3 << 20), b"binary", '{"id":' * 1000, ""])
+async def test_a_frame_that_is_no_envelope_ends_the_link_and_the_next_one_serves(
+    operator: Scene, frame: str | bytes
+) -> None:
+    dispatcher = operator.dispatcher
+    assert dispatcher.connection is not None
+    await dispatcher.connection.socket.send(frame)
+    await dispatcher.connected(times=2)
+    await dispatcher.commit(await dispatcher.seated())
+
+
+async def test_a_frame_that_never_ends_is_no_business_of_the_jobs(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    dispatcher.mute.add("job_commit")
+    job = await dispatcher.seated()
+    await dispatcher.until(lambda: any(method == "job_commit" for method, _ in dispatcher.received))
+    assert dispatcher.connection is not None
+    release = asyncio.Event()
+
+    async def drip() -> Any:
+        yield "{"
+        await release.wait()
+
+    dripping = asyncio.create_task(dispatcher.connection.socket.send(drip()))
+    assert (await operator.status())["connected"]
+    await dispatcher.drop()
+    release.set()
+    with contextlib.suppress(ConnectionClosed):
+        await dripping
+    dispatcher.mute.clear()
+    await dispatcher.connected(times=2)
+    await operator.job_state(job, "committed")
+
+
+async def test_pings_are_answered_and_disturb_no_job(operator: Scene) -> None:
+    dispatcher = operator.dispatcher
+    assert dispatcher.connection is not None
+    pongs = [await dispatcher.connection.socket.ping() for _ in range(2_000)]
+    job = await dispatcher.seated()
+    await dispatcher.commit(job)
+    await asyncio.wait_for(pongs[-1], 20)
+    assert len(dispatcher.connects) == 1
+
+
 async def test_an_unknown_method_is_refused_and_the_link_stays(operator: Scene) -> None:
     assert code_of(await operator.dispatcher.request("format_disk", {})) == "link.unknown_method"
     assert len(operator.dispatcher.connects) == 1
@@ -210,6 +267,16 @@ async def test_a_key_that_is_too_young_is_not_drawn(operator: Scene) -> None:
 async def test_a_draw_call_past_its_deadline_is_declined(operator: Scene) -> None:
     claim = await operator.dispatcher.draw(operator.dispatcher.new_job(deadline=now_ms() - 1))
     assert (claim.statement.answer, claim.statement.reason) == ("decline", "stale")
+
+
+async def test_many_contradictions_fill_no_disk(operator: Scene, pg_url: str) -> None:
+    dispatcher = operator.dispatcher
+    job = dispatcher.new_job()
+    await dispatcher.draw(job)
+    for number in range(20):
+        other = replace(job, call=dispatcher.draw_call(job.job_ref, deadline=now_ms() + 99_000 + number))
+        assert code_of(await dispatcher.call(other)) == "equivocation.draw_call"
+    assert await evidence(pg_url) == ["equivocation.draw_call"]
 
 
 async def test_a_second_draw_call_is_evidence(operator: Scene, pg_url: str) -> None:
@@ -301,6 +368,39 @@ async def test_a_second_draw_record_is_evidence(operator: Scene, pg_url: str) ->
     job.record = dispatcher.make_record(job, filled=dispatcher.make_record(job).statement.filled + 1)
     assert code_of(await dispatcher.dispatch(job)) == "equivocation.draw_record"
     assert await evidence(pg_url) == ["equivocation.draw_record"]
+
+
+async def second_attempt(operator: Scene, *, first_is_held: bool) -> tuple[Job, Job]:
+    """A job whose second attempt is drawn; with or without this operator in its first."""
+    dispatcher = operator.dispatcher
+    first = dispatcher.new_job()
+    if first_is_held:
+        await dispatcher.draw(first)
+    again = replace(first, attempt=2, call=dispatcher.draw_call(first.job_ref, attempt=2))
+    await dispatcher.draw(again)
+    return first, again
+
+
+async def test_a_first_draw_that_differs_from_the_held_one_is_evidence(operator: Scene, pg_url: str) -> None:
+    first, again = await second_attempt(operator, first_is_held=True)
+    again.first_call = operator.dispatcher.draw_call(first.job_ref, deadline=now_ms() + 99_000)
+    assert code_of(await operator.dispatcher.dispatch(again)) == "equivocation.draw_call"
+    assert await evidence(pg_url) == ["equivocation.draw_call"]
+    again.first_call = first.call
+    assert await operator.dispatcher.dispatch(again) == {"ok": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"draw_seed": b"\1" * 64}, "draw.seed_proof"), ({"beacon": b"\1" * 32}, "beacon.mismatch")],
+)
+async def test_a_sampling_seed_of_the_dispatchers_choice_is_refused(
+    operator: Scene, changes: dict[str, Any], code: str
+) -> None:
+    first, again = await second_attempt(operator, first_is_held=False)
+    again.first_call = operator.dispatcher.draw_call(first.job_ref, **changes)
+    assert code_of(await operator.dispatcher.dispatch(again)) == code
+    assert (await rest(operator.content, "GET", "/api/v1/operator/jobs")).json()["result"] == []
 
 
 async def test_a_dispatch_with_another_request_is_refused(operator: Scene) -> None:

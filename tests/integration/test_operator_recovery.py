@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from peers.dispatcher_peer import Job
+from peers.dispatcher_peer import Job, now_ms
 from peers.operator_under_test import (
     OperatorProcess,
     Scene,
@@ -121,6 +121,141 @@ async def test_a_job_that_takes_its_worker_down_every_time_is_given_up(
         await eventually(given_up, timeout_s=40)
         assert found.dispatcher.failures[0]["code"] == "worker.crashed"
         assert len(found.worker.questions) == 5
+
+
+@pytest.mark.parametrize("code", ["enclave.died", "enclave.silent", "engine.failed"])
+async def test_a_question_whose_enclave_dies_is_asked_again(
+    tmp_path: Path, pg_url: str, redis_url: str, code: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        found.worker.error = (code, "the enclave ended while it was needed")
+        job = await found.dispatcher.seated()
+        await eventually(lambda: asked(found, 1))
+        found.worker.error = None
+        await finish(found, job)
+        assert found.dispatcher.failures == []
+
+
+async def test_an_enclave_that_is_long_in_starting_costs_no_job(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        found.worker.error = ("enclave.starting", "the enclave is starting")
+        job = await found.dispatcher.seated()
+        await eventually(lambda: asked(found, 7), timeout_s=60)  # more often than a job may kill its worker
+        found.worker.error = None
+        await finish(found, job)
+        assert found.dispatcher.failures == []
+
+
+async def asked(found: Scene, times: int) -> bool:
+    return questions(found) >= times
+
+
+async def test_a_job_for_a_worker_that_is_away_does_not_hold_up_the_others(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    other = b"\x08" * 32
+    async with scene(tmp_path, pg_url, redis_url, workers=2) as found:
+        found.workers[1].model_id = other
+        found.dispatcher.model_ids = (*found.dispatcher.model_ids, other)
+        async with running(found.path):
+            await found.ready()
+            await eventually(lambda: both_known(found))
+            await found.workers[1].stop()
+            waiting = [
+                await found.dispatcher.seated(request=found.dispatcher.request_bytes(model_id=other))
+                for _ in range(3)
+            ]
+            await finish(found, await found.dispatcher.seated())
+            await found.workers[1].start()
+            for job in waiting:
+                await finish(found, job)
+
+
+async def both_known(found: Scene) -> bool:
+    return all(worker["ok"] for worker in (await found.status())["workers"])
+
+
+async def test_a_job_that_no_worker_takes_before_its_deadline_fails_by_name(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        job = found.dispatcher.new_job()
+        await found.dispatcher.draw(job)
+        await found.worker.stop()
+        assert await found.dispatcher.dispatch(job, deadline=now_ms() + 3_000) == {"ok": {}}
+        await found.dispatcher.until(lambda: found.dispatcher.failures)
+        assert [failure["code"] for failure in found.dispatcher.failures] == ["run.deadline"]
+
+
+async def test_a_run_that_outlasts_its_deadline_is_stopped_and_fails_by_name(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        found.worker.hold(at_token=5)
+        job = found.dispatcher.new_job()
+        await found.dispatcher.draw(job)
+        assert await found.dispatcher.dispatch(job, deadline=now_ms() + 3_000) == {"ok": {}}
+        await found.dispatcher.until(lambda: found.dispatcher.failures)
+        assert [failure["code"] for failure in found.dispatcher.failures] == ["run.deadline"]
+        await eventually(lambda: was_cancelled(found))
+        found.worker.gate.set()
+        await finish(found, await found.dispatcher.seated())
+
+
+async def was_cancelled(found: Scene) -> bool:
+    return found.worker.cancelled == 1
+
+
+async def test_a_deadline_that_is_put_off_is_the_one_that_counts(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        found.worker.hold(at_token=5)
+        job = found.dispatcher.new_job()
+        await found.dispatcher.draw(job)
+        first = now_ms() + 2_000
+        for deadline in (first, first + 60_000):
+            assert await found.dispatcher.dispatch(job, deadline=deadline) == {"ok": {}}
+
+        async def past_the_first() -> bool:
+            return now_ms() > first + 500
+
+        await eventually(past_the_first)
+        found.worker.gate.set()
+        await finish(found, job)
+        assert len(found.worker.questions) == 1
+        assert found.dispatcher.failures == []
+
+
+async def test_an_answer_that_fits_into_no_message_fails_by_name(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        found.worker.change_result = {"text": "\u0001" * 600_000}
+        job = await found.dispatcher.seated(executor=False)
+        await found.dispatcher.until(lambda: found.dispatcher.failures)
+        assert found.dispatcher.failures[0]["code"] == "result.too_large"
+        assert job.key not in found.dispatcher.commits
+        assert len(found.dispatcher.connects) == 1
+
+
+async def test_a_workers_message_of_odd_characters_takes_nothing_down(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found, running(found.path):
+        await found.ready()
+        found.worker.error = ("worker.odd", "a \x00 and a \ud800")
+        await found.dispatcher.seated()
+        await found.dispatcher.until(lambda: found.dispatcher.failures)
+        assert found.dispatcher.failures[0]["code"] == "worker.odd"
 
 
 # --- Redis

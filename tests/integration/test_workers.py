@@ -5,11 +5,14 @@ Started as ``aos up`` starts them, with the demo model. The enclave's own socket
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +33,7 @@ from aos.core.tee import TeeEvidence, read_evidence, verify_simulated
 from aos.engine import load_engine
 from aos.errors import ConfigError
 from aos.ports import Engine, SamplingParams
+from aos.workers.enclave_host import EnclaveHost
 from aos.workers.question import MAX_BODY_BYTES
 
 MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
@@ -719,13 +723,109 @@ def test_while_no_enclave_runs_a_question_is_told_to_come_back(tee: Worker, engi
     assert set(seen) <= {"enclave.starting", "enclave.died"}
 
 
+def inodes(pid: int) -> set[str]:
+    """What the open descriptors of a process are, without those that name a file."""
+    found = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return {name for name in found if not name.startswith("/")}
+
+
 def test_the_enclaves_socket_is_the_hosts_alone(tee: Worker) -> None:
-    directory = tee.process.log_path.parent
-    sockets = list(directory.glob("aos-enclave-*/*.sock"))
-    assert sockets
-    for path in sockets:
-        assert path.parent.stat().st_mode & 0o777 == 0o700
-        assert path.stat().st_mode & 0o777 == 0o600
+    beginning = str(tee.process.log_path.parent / "aos-enclave-")
+    if len(beginning) > 80:  # too long for a socket's path
+        beginning = "/tmp/aos-enclave-"
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    bound = {Path(row[7]) for row in rows if len(row) > 7 and row[7].startswith(beginning)}
+    assert bound, "the enclave listens"
+    assert [path for path in bound if path.parent.exists()] == [], "nobody finds the way to it any more"
+
+
+def test_until_the_host_is_connected_its_directory_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    create_simulated_platform(tmp_path / "platform.key")
+    host = EnclaveHost(model=MODEL, engine="reference", platform_key=tmp_path / "platform.key")
+    modes: set[tuple[str, int]] = set()
+
+    def look() -> list[Path]:
+        made = list(tmp_path.glob("aos-enclave-*"))
+        for path in made:
+            with contextlib.suppress(FileNotFoundError):
+                modes.update((p.name[:7], p.stat().st_mode & 0o777) for p in (path, *path.iterdir()))
+        return made
+
+    async def run() -> None:
+        starting = asyncio.create_task(host.start())
+        while not starting.done():
+            look()
+            await asyncio.sleep(0)
+        await starting
+        assert look() == []
+        await host.stop()
+
+    asyncio.run(run())
+    assert ("aos-enc", 0o700) in modes
+    assert modes <= {("aos-enc", 0o700), ("enclave", 0o600)}
+
+
+def test_a_temporary_directory_with_a_long_path_is_no_hindrance(
+    tmp_path_factory: pytest.TempPathFactory, engine: Engine
+) -> None:
+    directory = tmp_path_factory.mktemp("long") / ("d" * 120)
+    directory.mkdir()
+    worker = start_tee(directory)
+    try:
+        assert worker.ask(question(request_of("tee", engine)))[-1]["event"] == "result"
+    finally:
+        worker.process.stop()
+    assert not list(directory.glob("aos-enclave-*"))
+
+
+def test_the_enclave_inherits_neither_descriptors_nor_secrets(tee: Worker) -> None:
+    pid, host = tee.status()["enclave"]["pid"], tee.process.pid
+    assert host is not None
+    if os.geteuid() != 0:  # its own user sees nothing of it, so there is no more to be checked from here
+        with pytest.raises(PermissionError):
+            inodes(pid)
+        return
+    assert inodes(pid) & inodes(host) <= {"anon_inode:[eventpoll]", "anon_inode:[eventfd]"}
+    files = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    named = {name for name in files if name.startswith("/") and not name.startswith("/memfd:model")}
+    assert named <= {"/dev/null", "/dev/urandom", str(tee.process.log_path)}
+    given = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    names = {entry.partition("=")[0] for entry in given if entry}
+    assert names <= {
+        "PATH",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "TMPDIR",
+        "VIRTUAL_ENV",
+        "PYTHONPATH",
+        "LD_LIBRARY_PATH",
+    }
+    assert TOKEN not in "".join(given)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert status["NoNewPrivs"] == "1"
+    assert "Max core file size        0                    0" in Path(f"/proc/{pid}/limits").read_text()
+    assert Path(f"/proc/{pid}/mem").stat().st_uid == 0, "no process of the same user reads its memory"
+
+
+def test_a_directory_that_the_worker_is_started_in_brings_nothing_into_the_enclave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aos").mkdir()
+    (tmp_path / "aos" / "__init__.py").write_text("raise SystemExit('the wrong code')")
+    create_simulated_platform(tmp_path / "platform.key")
+    monkeypatch.chdir(tmp_path)
+    host = EnclaveHost(model=MODEL, engine="reference", platform_key=tmp_path / "platform.key")
+
+    async def run() -> None:
+        await asyncio.wait_for(host.start(), PATIENCE_S)
+        await host.stop()
+
+    asyncio.run(run())
+    assert host.loaded is not None
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

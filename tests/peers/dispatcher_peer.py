@@ -128,6 +128,7 @@ class DispatcherPeer:
         self.other = Keys.of("other operator")
         self.operator = operator
         self.port = port
+        self.epoch_ms = EPOCH_MS
         self.genesis = now_ms() - EPOCH_MS // 2
         self.beacon_seed = b"\1" * 32
         self.node = 2
@@ -150,6 +151,8 @@ class DispatcherPeer:
         self.model_ids: tuple[bytes, ...] = (MODEL_ID,)
         self.operator_vrf_key = operator.vrf_key
         self.since_epoch = 0
+        self.listed = True
+        self.snapshot_epoch = 0
         self._changed = asyncio.Condition()
         self._answers: dict[str, asyncio.Future[Any]] = {}
         self._server: Server | None = None
@@ -169,7 +172,7 @@ class DispatcherPeer:
             "dispatcher": self.keys.address,
             "vrf_key": b64u_encode(self.keys.vrf_key),
             "genesis": self.genesis,
-            "epoch_ms": EPOCH_MS,
+            "epoch_ms": self.epoch_ms,
             "beacon": {"anchor": b64u_encode(anchor), "length": BEACON_LENGTH},
             "max_range": MAX_RANGE,
         }
@@ -192,7 +195,7 @@ class DispatcherPeer:
             entry(self.operator.address, self.operator_vrf_key, self.node, 0),
             entry(self.other.address, self.other.vrf_key, self.node + 1, MAX_RANGE // 2),
         ]
-        return sorted(listed, key=lambda e: e.node_id)
+        return sorted(listed if self.listed else listed[1:], key=lambda e: e.node_id)
 
     def snapshot(self) -> Signed[Snapshot]:
         entries = self.entries()
@@ -201,7 +204,7 @@ class DispatcherPeer:
             Snapshot(
                 network=NETWORK,
                 dispatcher=self.keys.address,
-                epoch=0,
+                epoch=self.snapshot_epoch,
                 max_range=MAX_RANGE,
                 count=len(entries),
                 root=draw.snapshot_root(NETWORK, MAX_RANGE, entries),
@@ -421,6 +424,11 @@ class DispatcherPeer:
         async with asyncio.timeout(timeout_s):
             return await future
 
+    async def push(self, method: str, body: Any) -> None:
+        """Send a request and wait for nothing."""
+        if self.connection is not None:
+            await self._send(secrets.token_hex(8), method, [body], None)
+
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
@@ -451,7 +459,7 @@ class DispatcherPeer:
             tag=changes.pop("job_type", "opml"),
             prompt=changes.pop("prompt", "What is AI?"),
             model=MODEL,
-            model_id=MODEL_ID,
+            model_id=changes.pop("model_id", MODEL_ID),
             params=params,
         )
         members: dict[str, Any] = {
@@ -470,15 +478,17 @@ class DispatcherPeer:
     def new_job(self, *, request: str | None = None, **call: Any) -> Job:
         """A job with its draw call; nothing is sent."""
         job_id = secrets.token_hex(32)
+        request = self.request_bytes() if request is None else request
+        call.setdefault("model_id", b64u_decode(json.loads(request)["job"]["model_id"]))
         return Job(
             job_id=job_id,
-            request=request if request is not None else self.request_bytes(),
+            request=request,
             nonce=secrets.token_bytes(32),
             call=self.draw_call(hashes.job_ref(job_id), **call),
         )
 
     def draw_call(self, job_ref: bytes, *, attempt: int = 1, **changes: Any) -> Signed[DrawCall]:
-        epoch = changes.get("epoch", beacon.epoch_of(now_ms(), self.genesis, EPOCH_MS))
+        epoch = changes.get("epoch", beacon.epoch_of(now_ms(), self.genesis, self.epoch_ms))
         root = self.snapshot().statement.root
         value = beacon.beacon_at(self.beacon_seed, BEACON_LENGTH, epoch)
         seed, proof = draw.make_draw_seed(

@@ -19,6 +19,7 @@ from aos.operator.settings import KEYS
 SIGNER = bytes(range(1, 33))
 VRF_SEED = bytes(range(33, 65))
 PUBLISHED = "77f4b2fbf3f32687f03d84d323bd5cb443f53b0fc338b51c24e319a520c87217"
+DEVELOPMENT = {"AOS_NETWORK_DEVELOPMENT": "true"}
 GUIDE_NAMES = (
     "pg_db_url",
     "dispatcher_url",
@@ -231,6 +232,8 @@ def test_plain_and_equal_keys_warn(tmp_path: Path) -> None:
         ("dispatcher_url", "ftp://h"),
         ("dispatcher_url", "ws://user@h"),
         ("dispatcher_url", "ws://[h"),
+        ("dispatcher_url", "127.0.0.1:port"),
+        ("dispatcher_url", "wss://h:99999"),
         ("dispatcher_address", "0x12"),
         ("node_id", "02a5592a6de1568f6efdc536da3ef887f98414cb"),
         ("signer_key", ""),
@@ -245,6 +248,8 @@ def test_plain_and_equal_keys_warn(tmp_path: Path) -> None:
         ("queue_url", "amqp://h"),
         ("topic", "a b"),
         ("outer_url", "ftp://h"),
+        ("outer_url", "http://h:x"),
+        ("workers", "http://h:1, h:1/"),
         ("development", "perhaps"),
         ("id", "Not_A_Network"),
         ("dispatcher_vrf_key", "abc"),
@@ -299,6 +304,35 @@ def test_the_originals_published_keys_are_refused_off_a_development_network(shar
     assert PUBLISHED not in str(caught.value)
 
 
+def test_a_plain_key_is_refused_off_a_development_network(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, minimal()), environment={})
+    with pytest.raises(ConfigError) as caught:
+        load_identity(config, environment={})
+    assert (caught.value.code, caught.value.field) == ("key.plain", "node.signer_key")
+    assert SIGNER.hex() not in f"{caught.value} {caught.value.hint}"
+    key = tmp_path / "s.key"
+    key.write_text(SIGNER.hex())
+    key.chmod(0o600)
+    path = written(tmp_path, minimal(signer_key="file:s.key"))
+    with pytest.raises(ConfigError) as caught:
+        load_identity(load_config(path, environment={}), environment={})
+    assert (caught.value.code, caught.value.field) == ("key.plain", "node.vrf_key")
+    config = load_config(path, environment=DEVELOPMENT)
+    assert load_identity(config, environment={})[0].vrf_seed == VRF_SEED
+    assert "node.vrf_key" in {warning.key for warning in config.warnings}
+
+
+@pytest.mark.parametrize("network", ["devotion", "device-net", "aos-localhost", "aos-main"])
+def test_a_name_that_only_begins_like_a_development_networks_is_none(
+    shared_fixtures: Path, network: str
+) -> None:
+    path = shared_fixtures / "legacy-config" / "config-operator.yaml"
+    config = load_config(path, environment={"AOS_NETWORK_ID": network})
+    with pytest.raises(ConfigError) as caught:
+        load_identity(config, environment={})
+    assert caught.value.code == "key.published"
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -317,7 +351,7 @@ def test_published_keys_work_and_warn_on_a_development_network(
 
 
 def test_a_node_id_of_another_key_is_refused(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, minimal(node_id="0x" + "1" * 40)), environment={})
+    config = load_config(written(tmp_path, minimal(node_id="0x" + "1" * 40)), environment=DEVELOPMENT)
     with pytest.raises(ConfigError) as caught:
         load_identity(config, environment={})
     assert caught.value.code == "key.mismatch"
@@ -347,7 +381,7 @@ def test_a_key_file_with_hex_must_be_private(tmp_path: Path) -> None:
     key = tmp_path / "s.key"
     key.write_text(SIGNER.hex() + "\n")
     key.chmod(0o644)
-    config = load_config(written(tmp_path, minimal(signer_key="file:s.key")), environment={})
+    config = load_config(written(tmp_path, minimal(signer_key="file:s.key")), environment=DEVELOPMENT)
     with pytest.raises(ConfigError) as caught:
         load_identity(config, environment={})
     assert caught.value.code == "keystore.mode"

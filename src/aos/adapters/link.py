@@ -38,6 +38,7 @@ from aos.core.statements import Connect, sign
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_UNHANDLED = 256
+MAX_OUTSTANDING = 128
 REQUEST_TIMEOUT_S = 30.0
 
 JsonObject = dict[str, Any]
@@ -132,7 +133,9 @@ class Link:
         )
         self._outbox: asyncio.Queue[_Outgoing] = asyncio.Queue()
         self._waiting: dict[str, tuple[str, asyncio.Future[JsonObject]]] = {}
+        self._window = asyncio.Semaphore(MAX_OUTSTANDING)
         self._inbox: asyncio.Queue[Envelope] = asyncio.Queue()
+        self._unanswered = 0
         self._closed = False
 
     @property
@@ -142,11 +145,15 @@ class Link:
     async def request(
         self, method: str, body: JsonObject, *, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> JsonObject:
-        """Send a request and return the members of its ``ok``.
+        """Send a request and return the members of its ``ok``. At most ``MAX_OUTSTANDING`` are under way, others wait.
 
         Raises RuleViolation with the peer's own code where it refuses; Unavailable ``link.closed``,
         ``link.timeout``.
         """
+        async with self._window:
+            return await self._request(method, body, timeout_s)
+
+    async def _request(self, method: str, body: JsonObject, timeout_s: float) -> JsonObject:
         if self._closed:
             raise Unavailable("link.closed", "the link is closed")
         request_id = secrets.token_hex(16)
@@ -213,9 +220,10 @@ class Link:
             envelope, _ = self.open(await self._wire.receive())
             if envelope.result is not None:
                 self._resolve(envelope)
-            elif self._inbox.qsize() >= MAX_UNHANDLED:
+            elif self._unanswered >= MAX_UNHANDLED:
                 raise VerificationError("link.flood", "too many requests without waiting for their answers")
             else:
+                self._unanswered += 1
                 self._inbox.put_nowait(envelope)
 
     async def _work(self) -> None:
@@ -262,6 +270,8 @@ class Link:
                 continue
             self._sender = self._sender.sent(text)
             await self._wire.send(text)
+            if item.result is not None:  # a peer that takes no answers may not ask for ever more of them
+                self._unanswered -= 1
 
     def _fail_waiting(self) -> None:
         for _, future in self._waiting.values():

@@ -104,19 +104,26 @@ class RedisQueue:
                 return None
         return _first(_streams(answer))
 
-    async def claim(self, consumer: str, *, idle_ms: int) -> Entry | None:
-        """Take over an entry that was released, or that its consumer has not touched for ``idle_ms``."""
-        async with _unavailable():
-            try:
-                answer = await self._redis.xautoclaim(
-                    self._topic, self._group, consumer, min_idle_time=idle_ms, count=1
-                )
-            except ResponseError as error:
-                if not str(error).startswith("NOGROUP"):
-                    raise
-                await self.prepare()
-                return None
-        return _first(answer[1])
+    async def claim(self, consumer: str, *, idle_ms: int, after: str = "") -> Entry | None:
+        """Take over an entry that was released, or that its consumer has not touched for ``idle_ms``.
+
+        ``after``: look only behind this entry, which the caller has seen and left to others.
+        """
+        start = f"({after}" if after else "0-0"
+        while True:  # one call looks at a few entries only, and says where to go on
+            async with _unavailable():
+                try:
+                    answer = await self._redis.xautoclaim(
+                        self._topic, self._group, consumer, min_idle_time=idle_ms, start_id=start, count=1
+                    )
+                except ResponseError as error:
+                    if not str(error).startswith("NOGROUP"):
+                        raise
+                    await self.prepare()
+                    return None
+            start, entry = str(answer[0]), _first(answer[1])
+            if entry is not None or start == "0-0":
+                return entry
 
     async def touch(self, consumer: str, entry_id: str) -> None:
         """Say that ``consumer`` still works on the entry."""

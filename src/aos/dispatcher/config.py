@@ -1,6 +1,7 @@
 """A dispatcher's configuration: ``AOS_DISPATCHER_…`` variables over a YAML file over defaults, checked once at start."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
     host, _, port = settings.listen.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65_536:
         raise ConfigError("config.value", "listen must be host:port", field="listen")
-    development = settings.network_id.startswith(("aos-local-", "dev"))
+    development = re.fullmatch(r"dev(-.*)?|aos-local-.*", settings.network_id) is not None
     keys = DispatcherKeys(
         signer=_key(settings.signer_key, "signer_key", directory),
         vrf=_key(settings.vrf_key, "vrf_key", directory),

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from aos.adapters.causal_clock import CausalClock
+from aos.core import draw as core_draw
 from aos.core import hashes, merkle
 from aos.core.codec import (
     Bytes32,
@@ -38,7 +39,7 @@ from aos.core.statements import (
 )
 from aos.errors import RuleViolation, VerificationError
 from aos.operator.identity import Identity
-from aos.operator.network import Network
+from aos.operator.network import BeaconCheck, Network
 from aos.operator.results import make_receipt
 from aos.operator.rows import Assignment, Draw, NewAssignment
 from aos.operator.store import Store
@@ -105,19 +106,22 @@ class Assignments:
         self._wake = wake
         self._stop = stop
         self._now_ms = now_ms
+        self._beacon = BeaconCheck(network)
 
     # --- dispatch_job
 
     async def on_dispatch(self, body: object) -> dict[str, Any]:
         """Handle ``dispatch_job``: verify and store; the answer says that it is stored.
 
-        Raises InvalidMessage; VerificationError ``dispatch.*``, ``signature.*``, ``equivocation.draw_record``;
+        Raises InvalidMessage; VerificationError ``dispatch.*``, ``draw.*``, ``beacon.*``, ``signature.*``,
+        ``equivocation.draw_call``, ``equivocation.draw_record``;
         RuleViolation ``dispatch.late``; Unavailable.
         """
         dispatch = decode(_Dispatch, body, where="dispatch")
         job_ref = hashes.job_ref(dispatch.job_id)
         draw = await self._store.draw(job_ref, dispatch.attempt)
         new, record = self._verify_dispatch(dispatch, job_ref, draw)
+        await self._check_first_draw(dispatch, job_ref)
         held = await self._store.assignment(job_ref, dispatch.attempt)
         if held is None and dispatch.deadline <= self._now_ms():
             raise RuleViolation("dispatch.late", "the deadline of this dispatch has passed")
@@ -128,6 +132,8 @@ class Assignments:
         if held is None:
             raise RuleViolation("dispatch.changed", "the dispatch changed while it was stored")
         await self._compare(held, new, record)
+        if new.deadline > held.deadline:  # a dispatcher that was away puts its deadlines off
+            await self._store.put_off(job_ref, dispatch.attempt, new.deadline)
         self._stored()
         self._wake()
         return {}
@@ -206,9 +212,33 @@ class Assignments:
             )
             if (first.statement.job_ref, first.statement.attempt) != (job_ref, 1):
                 raise VerificationError("dispatch.first_draw", "the first draw call is of another job")
+            # Its seed gives the sampling seed: no more the dispatcher's choice than this attempt's own.
+            core_draw.verify_draw_call(
+                first,
+                network=self._network.name,
+                dispatcher=self._network.dispatcher,
+                vrf_key=self._network.vrf_key,
+            )
+            self._beacon.verify(first.statement)
         if request.job.params.seed is not None:
             return request.job.params.seed, "request"
         return hashes.sampling_seed_from_draw(first.statement.draw_seed), "draw"
+
+    async def _check_first_draw(self, dispatch: _Dispatch, job_ref: bytes) -> None:
+        """Attempt 1 had one draw call; where this operator holds it, the dispatch must name that one."""
+        held = None if dispatch.first_draw is None else await self._store.draw(job_ref, 1)
+        if held is None:
+            return
+        first = read_signed(DrawCall, dispatch.first_draw, where="dispatch.first_draw")
+        if first.hash != held.call_hash:
+            await self._store.add_evidence(
+                "equivocation.draw_call",
+                job_ref=job_ref,
+                attempt=1,
+                held=held.draw_call,
+                received=first.to_json(),
+            )
+            raise VerificationError("equivocation.draw_call", "another draw call of attempt 1 is held")
 
     async def _compare(self, held: Assignment, new: NewAssignment, record: Signed[DrawRecord]) -> None:
         """A dispatch that came before must come again unchanged."""

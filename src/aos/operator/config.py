@@ -22,7 +22,7 @@ from aos.operator.settings import KEYS, Key
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _HEX_KEY = re.compile(r"(?:0x)?[0-9a-fA-F]{64}\Z")
-_DEVELOPMENT_PREFIXES = ("aos-local-", "dev")
+_DEVELOPMENT = re.compile(r"dev(-.*)?|aos-local-.*")
 _NO_PASSWORD_IN = ("file:",)
 
 
@@ -344,7 +344,10 @@ def _checked(settings: Mapping[str, Setting], warnings: list[Warned], directory:
         raise _bad("network.dispatcher_vrf_key", "must be 32 bytes as base64url (43 characters)")
     link, http = _dispatcher_urls(values.needed("net.dispatcher_url"))
     host, port = _host_and_port(values.needed("net.rest_url"))
-    workers = values.items("net.workers") or tuple(filter(None, [values.text("net.outer_url")]))
+    named = values.items("net.workers") or tuple(filter(None, [values.text("net.outer_url")]))
+    workers = tuple(_worker_url(url) for url in named)
+    if len(set(workers)) != len(workers):
+        raise _bad("net.workers", "names a worker twice")
     return OperatorConfig(
         pg_url=database_url(values.needed("db.pg_db_url"), values.text("db.pg_db_name")),
         pool_min=pool_min,
@@ -356,7 +359,7 @@ def _checked(settings: Mapping[str, Setting], warnings: list[Warned], directory:
         topic=topic,
         rest_host=host,
         rest_port=port,
-        workers=tuple(_worker_url(url) for url in workers),
+        workers=workers,
         worker_token=_token(values, directory),
         dispatcher_link=link,
         dispatcher_http=http,
@@ -370,7 +373,7 @@ def _checked(settings: Mapping[str, Setting], warnings: list[Warned], directory:
         heartbeat_interval_s=values.integer("node.heartbeat_interval"),
         models=values.items("node.ai_models"),
         network=network,
-        development=values.flag("network.development") or network.startswith(_DEVELOPMENT_PREFIXES),
+        development=values.flag("network.development") or _DEVELOPMENT.fullmatch(network) is not None,
         dispatcher_vrf_key=vrf_public,
         rows_maximum=values.integer("api.read_maximum"),
         directory=directory,
@@ -406,13 +409,9 @@ def _dispatcher_urls(text: str) -> tuple[str, str]:
 
 def _host_and_port(text: str) -> tuple[str, int]:
     parts = _split("net.rest_url", text if "://" in text else f"http://{text}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if not parts.hostname or port is None:
+    if not parts.hostname or parts.port is None:
         raise _bad("net.rest_url", "must be host:port")
-    return str(parts.hostname), port
+    return str(parts.hostname), int(parts.port)
 
 
 def _worker_url(text: str) -> str:
@@ -424,7 +423,9 @@ def _worker_url(text: str) -> str:
 
 def _split(name: str, url: str) -> Any:
     try:
-        return urlsplit(url)
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no port
+        return parts
     except ValueError:
         raise _bad(name, "is not an address") from None
 

@@ -37,8 +37,9 @@ def load_identity(
 ) -> tuple[Identity, tuple[Warned, ...]]:
     """The operator's keys, and what there is to warn about.
 
-    Raises ConfigError ``key.published`` (a key that everybody knows, off a development network), ``key.format``,
-    ``key.mismatch`` (node_id is not signer_key's address), ``keystore.*``.
+    Raises ConfigError ``key.published`` (a key that everybody knows) and ``key.plain`` (a key written where its place
+    belongs), both off a development network only; ``key.format``, ``key.mismatch`` (node_id is not signer_key's
+    address), ``keystore.*``.
     """
     environ = os.environ if environment is None else environment
     signer = _load_key(config, "node.signer_key", config.signer_key, "signer", environ)
@@ -57,6 +58,15 @@ def load_identity(
         warnings.append(
             Warned(key=name, reason="a published test key, accepted on this development network only")
         )
+    for name, value in (("node.signer_key", config.signer_key), ("node.vrf_key", config.vrf_key)):
+        if is_hex_key(value) and not config.development:
+            raise ConfigError(
+                "key.plain",
+                f"{name} is the key itself, readable by whoever reads the configuration",
+                field=name,
+                hint="put it into a file (mode 600) or a keystore of `aos keys new`, and set file:PATH; plain keys are"
+                " for development networks (network.development: true)",
+            )
     address = address_of(signer)
     if address != config.node_id:
         raise ConfigError(

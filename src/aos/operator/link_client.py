@@ -11,13 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import structlog
 
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.link import ClientWire, Link, open_link, origin_of
 from aos.core.clock import ClockState
-from aos.core.encoding import parse_json_strict
 from aos.core.statements import Snapshot, verify_signed
 from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 from aos.operator.assignments import Assignments
@@ -25,7 +23,14 @@ from aos.operator.config import OperatorConfig
 from aos.operator.draws import Draws, Readiness
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
-from aos.operator.network import Network, Registry, check_pinned, read_network
+from aos.operator.network import (
+    Network,
+    Registry,
+    check_pinned,
+    get_document,
+    public_client,
+    read_network,
+)
 from aos.operator.outbox import Outbox
 from aos.operator.rows import NodeState
 from aos.operator.runner import Board, Reconciler
@@ -38,6 +43,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 STEADY_AFTER_S = 10.0
 CLOSE_WITHIN_S = 5.0
+REGISTRY_EVERY_S = 20.0
 MAX_NETWORK_FILE_BYTES = 1 << 16
 
 Load = Callable[[], Awaitable[dict[str, Any]]]
@@ -194,6 +200,7 @@ class LinkClient:
             asyncio.create_task(link.run()),
             asyncio.create_task(self._outbox.run(link, network)),
             asyncio.create_task(self._beat(link)),
+            asyncio.create_task(self._watch_registry(network)),
         ]
         self._link = link
         self._opened_s = asyncio.get_running_loop().time()
@@ -221,6 +228,20 @@ class LinkClient:
                 log.warning("dispatcher.refused", method="heartbeat", code=error.code)
             await asyncio.sleep(self._config.heartbeat_interval_s)
 
+    async def _watch_registry(self, network: Network) -> None:
+        """See every epoch's snapshot, also where no draw names it: it may be the one that lets this operator in."""
+        seen = network.epoch_at(self._now_ms())
+        while True:
+            await asyncio.sleep(REGISTRY_EVERY_S)
+            epoch = network.epoch_at(self._now_ms())
+            if epoch == seen:
+                continue
+            try:
+                await self._registry.look(network)
+                seen = epoch
+            except AOSError as error:
+                log.warning("registry.unavailable", code=error.code, message=error.message)
+
     async def _handle(self, method: str, body: object) -> dict[str, Any]:
         handler = self._handlers.get(method)
         if handler is None:
@@ -243,19 +264,11 @@ class LinkClient:
 
     async def _ask_network(self) -> str:
         """The network's id where nobody has named it yet; believed only once the dispatcher has signed it."""
-        try:
-            async with httpx.AsyncClient(
-                base_url=self._config.dispatcher_http, timeout=10.0, trust_env=False
-            ) as http:
-                answer = await http.get("/v1/aos/network")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unavailable(
-                "link.unreachable",
-                f"no dispatcher at {self._config.dispatcher_http}: {type(error).__name__}",
-            ) from error
-        if answer.status_code != 200:
-            raise Unavailable("link.unreachable", f"the dispatcher answers with {answer.status_code}")
-        name = read_network(parse_json_strict(answer.content, max_bytes=MAX_NETWORK_FILE_BYTES)).name
+        async with public_client(self._config.dispatcher_http) as http:
+            document = await get_document(
+                http, "/v1/aos/network", code="link.unreachable", max_bytes=MAX_NETWORK_FILE_BYTES
+            )
+        name = read_network(document).name
         log.warning("network.learnt", network=name, hint="set network.id to be sure of it")
         return name
 

@@ -5,6 +5,7 @@ VRF key must stay what they were. Registry snapshots are fetched when a draw cal
 dispatcher's signature and the root over all entries are checked before this operator's own entry is kept.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,13 @@ import httpx
 from aos.core import beacon, draw
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
-from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, verify_signed
+from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, read_signed, verify_signed
 from aos.errors import InvalidMessage, Unavailable, VerificationError
 from aos.operator.rows import StoredSnapshot
 from aos.operator.store import Store
 
 MAX_REGISTRY_BYTES = 8 << 20
+DOCUMENT_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +90,53 @@ class BeaconCheck:
         self._known = (call.epoch, call.beacon)
 
 
+def public_client(url: str) -> httpx.AsyncClient:
+    """For what a dispatcher shows to everybody. Not compressed, so that bytes received are bytes held."""
+    headers = {"accept-encoding": "identity"}
+    return httpx.AsyncClient(base_url=url, timeout=10.0, trust_env=False, headers=headers)
+
+
+async def get_document(http: httpx.AsyncClient, path: str, *, code: str, max_bytes: int) -> Any:
+    """A JSON document of at most ``max_bytes``, whole within 30 s.
+
+    Raises Unavailable ``code``; InvalidMessage ``encoding.*``.
+    """
+    data = bytearray()
+    try:
+        async with asyncio.timeout(DOCUMENT_WITHIN_S), http.stream("GET", path) as answer:
+            async for part in answer.aiter_raw():
+                data += part
+                if len(data) > max_bytes:
+                    break
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        raise Unavailable(code, f"{http.base_url} does not answer: {type(error).__name__}") from error
+    if answer.status_code != 200:
+        raise Unavailable(code, f"{http.base_url} answers with {answer.status_code}")
+    return parse_json_strict(bytes(data), max_bytes=max_bytes)
+
+
 class Registry:
     """Verified snapshots, from the database or the dispatcher's HTTP interface."""
 
     def __init__(self, store: Store, *, url: str, node_id: str) -> None:
         self._store = store
         self._node_id = node_id
-        self._http = httpx.AsyncClient(base_url=url, timeout=10.0, trust_env=False)
+        self._http = public_client(url)
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def look(self, network: Network) -> None:
+        """Fetch the snapshot in force, so that a person sees it before the first draw names it. Raises as ``snapshot``."""
+        path = "/v1/aos/registry"
+        value = await get_document(
+            self._http, path, code="registry.unavailable", max_bytes=MAX_REGISTRY_BYTES
+        )
+        signed = read_signed(
+            Snapshot, value.get("snapshot") if isinstance(value, dict) else None, where="registry.snapshot"
+        )
+        snapshot, entry = verify_registry(value, network, signed.statement.root, self._node_id)
+        await self._store.save_snapshot(snapshot, None if entry is None else encode(entry))
 
     async def snapshot(self, network: Network, root: bytes) -> StoredSnapshot:
         """The snapshot with this root.
@@ -113,22 +152,8 @@ class Registry:
         return snapshot
 
     async def _fetch(self, root: bytes) -> Any:
-        try:
-            async with self._http.stream(
-                "GET", "/v1/aos/registry", params={"root": b64u_encode(root)}
-            ) as answer:
-                data = b""
-                async for part in answer.aiter_bytes():
-                    data += part
-                    if len(data) > MAX_REGISTRY_BYTES:
-                        break
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unavailable(
-                "registry.unavailable", f"the registry does not answer: {type(error).__name__}"
-            ) from error
-        if answer.status_code != 200:
-            raise Unavailable("registry.unavailable", f"the registry answers with {answer.status_code}")
-        return parse_json_strict(data, max_bytes=MAX_REGISTRY_BYTES)
+        path = f"/v1/aos/registry?root={b64u_encode(root)}"
+        return await get_document(self._http, path, code="registry.unavailable", max_bytes=MAX_REGISTRY_BYTES)
 
 
 def verify_registry(

@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import chain, repeat
 from typing import Any
 
@@ -18,12 +19,7 @@ import uvicorn
 
 from aos.adapters.link import now_ms
 from aos.adapters.redis_queue import RedisQueue
-from aos.core import draw as core_draw
-from aos.core import sortition
-from aos.core.codec import decode
-from aos.core.encoding import b64u_decode, b64u_encode
-from aos.core.statements import VrfClaim
-from aos.core.vrf import ecvrf_proof_to_hash
+from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.config import OperatorConfig
 from aos.operator.draws import Refusal
@@ -33,8 +29,9 @@ from aos.operator.metrics import Metrics
 from aos.operator.network import Registry
 from aos.operator.outbox import Outbox
 from aos.operator.rest import build_app
-from aos.operator.rows import Assignment, NodeState, StoredSnapshot
+from aos.operator.rows import Assignment, NodeState
 from aos.operator.runner import Board, Reconciler, Runner, describe_worker
+from aos.operator.standing import RecentDraws, describe_last_draw, recent_draws, why_not_eligible
 from aos.operator.store import Store
 from aos.operator.tasks import end_tasks
 from aos.operator.worker_client import WorkerClient
@@ -44,6 +41,7 @@ log = structlog.get_logger("aos.operator")
 GROUP = "operator"
 START_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 ERASE_EVERY_S = 60.0
+SILENT_HOURS = 24
 
 
 class OperatorNode:
@@ -128,7 +126,9 @@ class OperatorNode:
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
-        self._reconciler = Reconciler(store, queue, board)
+        self._reconciler = Reconciler(
+            store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
+        )
         self._link = LinkClient(
             self._config,
             self._identity,
@@ -188,6 +188,9 @@ class OperatorNode:
     async def _erase(self) -> None:
         while True:
             try:
+                silent = await self._store.give_up_silent(SILENT_HOURS)
+                if silent:
+                    log.warning("dispatcher.silent", jobs=silent)
                 erased = await self._store.erase_content(self._config.retention_hours)
                 if erased:
                     log.info("content.erased", jobs=erased)
@@ -252,23 +255,28 @@ class OperatorNode:
     async def status(self) -> dict[str, Any]:
         """Everything that `aos operator status` shows."""
         context = self._link.context()
-        eligible, why = await self._eligibility()
+        why_not = await self._why_not_eligible()
         problems = await self.problems()
-        if not eligible:
-            problems.append(f"not eligible: {why}")
+        if why_not:
+            problems.append(f"not eligible: {why_not}")
         if self._draining:
             problems.append("draining: takes part in no draws")
+        draws, jobs = await recent_draws(self._store), await self._store.count_jobs()
+        connected = self._link.status.connected
         return {
+            "state": _in_one_line(connected, problems, draws, jobs.get("done", 0)),
             "node_id": self._identity.node_id,
             "node": None if context is None else context[1].node,
             "node_type": self._config.node_type,
             "network": None if context is None else context[0].name,
             "dispatcher": self._config.dispatcher_address,
-            "connected": self._link.status.connected,
+            "connected": connected,
             "connected_since_ms": self._link.status.since_ms,
-            "eligible": eligible,
+            "eligible": not why_not,
             "draining": self._draining,
-            "last_draw": await self._last_draw(),
+            "draws": asdict(draws),
+            "last_draw": await describe_last_draw(self._store),
+            "jobs": jobs,
             "unfinished": await self._store.count_unfinished(),
             "workers": [describe_worker(runner) for runner in self._runners],
             "problems": problems,
@@ -287,56 +295,24 @@ class OperatorNode:
             await self._link.send_drain()
         return {"draining": True, "unfinished": await self._store.count_unfinished()}
 
-    async def _eligibility(self) -> tuple[bool, str]:
-        context, snapshot = self._link.context(), await self._store.latest_snapshot()
-        if context is None or snapshot is None:
-            return False, "the registry has not been seen yet"
-        if snapshot.entry is None:
-            return False, "not in the registry; register, and wait for the next epoch"
-        if snapshot.entry.vrf_key != self._identity.vrf_key:
-            return False, "the registry holds another VRF key"
-        if self._config.node_type not in snapshot.entry.job_types:
-            return False, f"not registered for {self._config.node_type} jobs"
-        epoch = context[0].epoch_at(now_ms())
-        models = {r.last_status.model_id for r in self._runners if r.last_status is not None}
-        if not models & set(snapshot.entry.models):
-            return False, "no worker has a model that the registry lists for this operator"
-        if not any(
-            core_draw.eligible(snapshot.entry, job_type=self._config.node_type, model_id=model, epoch=epoch)
-            for model in models
-        ):
-            return False, f"key too young: counts from epoch {snapshot.entry.since_epoch + 2}, now {epoch}"
-        return True, ""
-
-    async def _last_draw(self) -> dict[str, Any] | None:
-        draw = await self._store.last_draw()
-        if draw is None:
-            return None
-        claim = decode(VrfClaim, draw.claim["statement"])
-        selected: bool | None = None
-        if claim.pi:
-            snapshot = await self._store.snapshot(_root_of(draw.draw_call))
-            selected = None if snapshot is None else _selected(snapshot, ecvrf_proof_to_hash(claim.pi))
-        return {
-            "job_ref": b64u_encode(draw.job_ref),
-            "attempt": draw.attempt,
-            "answer": draw.answer,
-            "reason": draw.reason,
-            "selected": selected,
-            "seated": await self._store.was_seated(draw.job_ref, draw.attempt),
-        }
+    async def _why_not_eligible(self) -> str:
+        context = self._link.context()
+        return why_not_eligible(
+            await self._store.latest_snapshot(),
+            network=None if context is None else context[0],
+            identity=self._identity,
+            job_type=self._config.node_type,
+            models={r.last_status.model_id for r in self._runners if r.last_status is not None} - {b""},
+            now_ms=now_ms(),
+        )
 
 
-def _root_of(draw_call: dict[str, Any]) -> bytes:
-    return b64u_decode(draw_call["statement"]["snapshot_root"])
-
-
-def _selected(snapshot: StoredSnapshot, beta: bytes) -> bool | None:
-    """Selected at the width of an unflagged job; a flagged one's wider range is not known to operators."""
-    if snapshot.entry is None:
-        return None
-    width = snapshot.entry.end - snapshot.entry.start
-    return sortition.is_selected(beta, sortition.threshold(width, snapshot.max_range, 0), snapshot.max_range)
+def _in_one_line(connected: bool, problems: list[str], draws: RecentDraws, credited: int) -> str:
+    """What a person reads first."""
+    if not connected or problems:
+        return problems[0]
+    taken = f"; {credited} receipts in the dispatcher's hands" if credited else ""
+    return f"eligible; {draws.in_words()}{taken}"
 
 
 def _describe(held: Assignment) -> dict[str, Any]:

@@ -201,6 +201,15 @@ class Outbox:
                 return None
             await asyncio.sleep(RETRY_S)
             return _LATER
+        except InvalidMessage as error:  # it cannot be put into a frame, on this link or another
+            log.error(
+                "message.unsendable",
+                method=method,
+                job_ref=b64u_encode(job_ref),
+                attempt=attempt,
+                code=error.code,
+            )
+            return None
 
 
 _LATER: dict[str, Any] = {}

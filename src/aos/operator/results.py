@@ -12,7 +12,8 @@ from aos.adapters.causal_clock import CausalClock
 from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.draw import claim_alpha_of
-from aos.core.encoding import parse_canonical
+from aos.core.encoding import canonical_json, parse_canonical
+from aos.core.envelope import MAX_ENVELOPE_BYTES
 from aos.core.statements import (
     Chunk,
     Commit,
@@ -28,7 +29,7 @@ from aos.core.statements import (
 )
 from aos.core.tee import TeeEvidence, read_evidence, verify_enclave
 from aos.core.vrf import ecvrf_proof_to_hash
-from aos.errors import VerificationError
+from aos.errors import RuleViolation, VerificationError
 from aos.operator.identity import Identity
 from aos.operator.network import Network
 from aos.operator.rows import Assignment, Draw
@@ -36,6 +37,8 @@ from aos.operator.store import Store
 from aos.operator.worker_client import ResultLine, TokenLine
 
 CHUNK_TOKENS = 8
+MAX_SHOWN_BYTES = MAX_ENVELOPE_BYTES - (64 << 10)
+"""Text, tokens and evidence of a result; the rest of its envelope is the receipt, below 64 KiB."""
 FinishReason = Literal["", "stop", "length", "cancelled", "numeric_trap"]
 
 
@@ -146,13 +149,16 @@ def check_result(held: Assignment, result: ResultLine, *, node_id: str) -> None:
     """Does a worker's result fit the job? The operator is about to sign it.
 
     Raises VerificationError ``worker.wrong_model``, ``worker.inconsistent``, ``worker.no_state_root``,
-    ``worker.evidence``, ``tee.*``; InvalidMessage ``field.*``.
+    ``worker.evidence``, ``tee.*``; RuleViolation ``result.too_large``; InvalidMessage ``field.*``.
     """
     request = read_request(held)
     if result.model_id != held.model_id:
         raise VerificationError("worker.wrong_model", "the worker ran another model")
     if len(result.tokens) > request.job.params.max_tokens:
         raise VerificationError("worker.inconsistent", "the worker made more tokens than were asked for")
+    shown = canonical_json({"text": result.text, "tokens": result.tokens, "evidence": result.evidence})
+    if len(shown) > MAX_SHOWN_BYTES:
+        raise RuleViolation("result.too_large", "the answer does not fit into a message of the link")
     if request.job.tag == "opml":
         if not result.state_root or result.evidence is not None:
             raise VerificationError("worker.no_state_root", "an opML result has a state root and no evidence")

@@ -18,7 +18,7 @@ import structlog
 
 from aos.adapters.postgres import connect_pool, create_database, migrate
 from aos.errors import AOSError, ConfigError, Unavailable
-from aos.operator.config import OperatorConfig, load_config
+from aos.operator.config import OperatorConfig, database_url, load_config
 from aos.operator.identity import Identity, load_identity
 from aos.operator.node import OperatorNode
 from aos.operator.store import MIGRATIONS
@@ -29,9 +29,10 @@ log = structlog.get_logger("aos.operator")
 def init_db(url: str) -> list[str]:
     """Create the operator's database where it is missing, and bring its schema up to date; the migrations applied now.
 
-    Raises ConfigError ``config.pg_db_url``, ``migration.*``; Unavailable ``store.unavailable``.
+    Raises ConfigError ``config.value``, ``config.pg_db_url``, ``migration.*``; Unavailable ``store.unavailable``.
     """
-    return asyncio.run(_init_db(url))
+    configure_logging()
+    return asyncio.run(_init_db(database_url(url, "")))
 
 
 async def _init_db(url: str) -> list[str]:

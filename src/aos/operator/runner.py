@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
 
 import structlog
 
@@ -25,7 +26,7 @@ from aos.operator.results import ChunkWriter, check_result, commit_result
 from aos.operator.rows import Assignment
 from aos.operator.store import Store
 from aos.operator.tasks import end_tasks
-from aos.operator.worker_client import ResultLine, WorkerBusy, WorkerClient, WorkerStatus
+from aos.operator.worker_client import ResultLine, WorkerBusy, WorkerClient, WorkerDied, WorkerStatus
 
 log = structlog.get_logger("aos.operator")
 
@@ -33,6 +34,7 @@ TOUCH_EVERY_S = 1.0
 IDLE_MS = 5_000
 WAIT_MS = 500
 MAX_CRASHES = 5
+MAX_PASSED_OVER = 1_000
 _PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 JobKey = tuple[bytes, int]
@@ -146,23 +148,25 @@ class Runner:
             self._resumed = entry is None
         if entry is None:
             entry = await self._queue.claim(self.consumer, idle_ms=IDLE_MS)
-        if entry is None:
-            entry = await self._queue.next(self.consumer, wait_ms=WAIT_MS)
-        if entry is None:
-            return
-        key = _read_entry(entry)
-        held = None if key is None else await self._store.assignment(*key)
-        if key is None or held is None or held.state != "stored":
-            await self._queue.finish(entry.id)
-            return
-        if key in self._board.running:  # a second entry for a job that runs: the first one decides
-            await self._queue.finish(entry.id)
-            return
-        if self.status is None or held.model_id != self.status.model_id:
+        for _ in range(MAX_PASSED_OVER):
+            if entry is None:
+                entry = await self._queue.next(self.consumer, wait_ms=WAIT_MS)
+            if entry is None:
+                return
+            key = _read_entry(entry)
+            held = None if key is None else await self._store.assignment(*key)
+            if key is None or held is None or held.state != "stored":
+                await self._queue.finish(entry.id)
+                return
+            if key in self._board.running:  # a second entry for a job that runs: the first one decides
+                await self._queue.finish(entry.id)
+                return
+            if self.status is not None and held.model_id == self.status.model_id:
+                await self._work(entry, held)
+                return
+            # Another worker's model: what waits behind it must not wait for that worker.
             await self._queue.release(self.consumer, entry.id)
-            await asyncio.sleep(1.0)  # leave it to a runner whose worker has the model
-            return
-        await self._work(entry, held)
+            entry = await self._queue.claim(self.consumer, idle_ms=IDLE_MS, after=entry.id)
 
     async def _work(self, entry: Entry, held: Assignment) -> None:
         """Run one job; on return or error the entry is either finished or released."""
@@ -172,7 +176,7 @@ class Runner:
         except Unavailable as error:
             with suppress(Unavailable):
                 await self._queue.release(self.consumer, entry.id)
-            if error.code == "worker.unavailable" and self._board.crashed(held.key) >= MAX_CRASHES:
+            if isinstance(error, WorkerDied) and self._board.crashed(held.key) >= MAX_CRASHES:
                 await self._fail(
                     held, "worker.crashed", f"the worker went away {MAX_CRASHES} times in this job"
                 )
@@ -190,12 +194,23 @@ class Runner:
         work: asyncio.Task[None] = asyncio.create_task(self._execute(held))
         stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            done: set[asyncio.Task[Any]] = set()
+            while not done and (left_ms := await self._time_left(held)) > 0:
+                done, _ = await asyncio.wait(
+                    {work, stopped}, timeout=left_ms / 1000, return_when=asyncio.FIRST_COMPLETED
+                )
             if work.done():
                 await work
-            return True
         finally:
             await end_tasks([work, stopped])
+        if not done:
+            await self._fail(held, "run.deadline", "the deadline passed before the worker had answered")
+        return True
+
+    async def _time_left(self, held: Assignment) -> int:
+        """Milliseconds; the dispatcher may have put the deadline off since the job was taken."""
+        now = await self._store.assignment(held.job_ref, held.attempt)
+        return (held if now is None else now).deadline - self._now_ms()
 
     async def _execute(self, held: Assignment) -> None:
         context = self._network()
@@ -205,9 +220,6 @@ class Runner:
         if not await self._store.begin(
             held.job_ref, held.attempt, worker=self.consumer, now_ms=self._now_ms()
         ):
-            return
-        if held.deadline <= self._now_ms():
-            await self._fail(held, "run.deadline", "the deadline passed before a worker was free")
             return
         log.info("job.started", job_ref=b64u_encode(held.job_ref), attempt=held.attempt, role=held.role)
         started = self._now_ms()
@@ -260,7 +272,7 @@ class Runner:
                     return line
                 if writer is not None:
                     await writer.token(line)
-        raise Unavailable("worker.unavailable", "the worker ended its answer before the result")
+        raise WorkerDied("the worker ended its answer before the result")
 
     async def _fail(self, held: Assignment, code: str, message: str) -> None:
         if await self._store.failed(held.job_ref, held.attempt, code, message[:500]):
@@ -284,12 +296,28 @@ class Runner:
 
 
 class Reconciler:
-    """Puts on the stream what PostgreSQL holds unfinished and the stream does not: new jobs, and all after a loss."""
+    """Puts on the stream what PostgreSQL holds unfinished and the stream does not: new jobs, and all after a loss.
 
-    def __init__(self, store: Store, queue: RedisQueue, board: Board, *, every_s: float = 2.0) -> None:
+    A job whose deadline passes while it waits is failed by name; ``owed`` is called when one was.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        queue: RedisQueue,
+        board: Board,
+        *,
+        owed: Callable[[], None],
+        now_ms: Callable[[], int],
+        metrics: Metrics,
+        every_s: float = 2.0,
+    ) -> None:
         self._store = store
         self._queue = queue
         self._board = board
+        self._owed = owed
+        self._now_ms = now_ms
+        self._metrics = metrics
         self._every_s = every_s
         self._signal = asyncio.Event()
         self.queue_error = "not asked yet"
@@ -316,11 +344,17 @@ class Reconciler:
                     await self._signal.wait()
 
     async def reconcile(self) -> int:
-        """Add what is missing; how many entries that were. Raises Unavailable."""
+        """Fail what is overdue, add what is missing; how many entries that were. Raises Unavailable."""
+        waiting = [
+            held for held in await self._store.in_state("stored") if held.key not in self._board.running
+        ]
+        overdue = [held for held in waiting if held.deadline <= self._now_ms()]
+        for held in overdue:
+            await self._overdue(held)
         await self._queue.prepare()
         added = 0
-        for held in await self._store.in_state("stored"):
-            if held.key in self._board.running:
+        for held in waiting:
+            if held in overdue:
                 continue
             if held.queue_entry is not None and await self._queue.holds(held.queue_entry):
                 continue
@@ -330,6 +364,13 @@ class Reconciler:
             await self._store.set_queue_entry(held.job_ref, held.attempt, entry)
             added += 1
         return added
+
+    async def _overdue(self, held: Assignment) -> None:
+        code, message = "run.deadline", "the deadline passed before a worker was free"
+        if await self._store.failed(held.job_ref, held.attempt, code, message):
+            self._metrics.failed.labels(code=code).inc()
+            log.warning("job.failed", job_ref=b64u_encode(held.job_ref), attempt=held.attempt, code=code)
+            self._owed()
 
 
 def _read_entry(entry: Entry) -> JobKey | None:

@@ -213,17 +213,17 @@ class Store:
                 "UPDATE draw SET sent = false WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
             )
 
-    async def last_draw(self) -> Draw | None:
+    async def recent_draws(self, *, within_s: int | None, limit: int) -> list[tuple[Draw, bool]]:
+        """The newest draws (of the last ``within_s`` seconds), and whether this operator got a seat; newest first."""
         async with self._connection() as connection:
-            row = await connection.fetchrow("SELECT * FROM draw ORDER BY stored_at DESC LIMIT 1")
-        return None if row is None else read_draw(row)
-
-    async def was_seated(self, job_ref: bytes, attempt: int) -> bool:
-        async with self._connection() as connection:
-            found = await connection.fetchval(
-                "SELECT 1 FROM assignment WHERE job_ref = $1 AND attempt = $2", job_ref, attempt
+            rows = await connection.fetch(
+                "SELECT d.*, a.job_ref IS NOT NULL AS seated FROM draw d LEFT JOIN assignment a USING (job_ref, attempt)"
+                " WHERE $1::double precision IS NULL OR d.stored_at > now() - make_interval(secs => $1)"
+                " ORDER BY d.stored_at DESC LIMIT $2",
+                None if within_s is None else float(within_s),
+                limit,
             )
-        return found is not None
+        return [(read_draw(row), row["seated"]) for row in rows]
 
     # --- assignments
 
@@ -277,12 +277,33 @@ class Store:
             )
         return [read_assignment(row) for row in rows]
 
+    async def count_jobs(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        async with self._connection() as connection:
+            rows = await connection.fetch("SELECT state, count(*) AS count FROM assignment GROUP BY state")
+        return {row["state"]: row["count"] for row in rows}
+
     async def count_unfinished(self) -> int:
+        """Jobs that wait for a worker or for the dispatcher; one whose dispatcher is silent for an hour holds no place."""
         async with self._connection() as connection:
             count = await connection.fetchval(
-                f"SELECT count(*) FROM assignment WHERE state IN {_UNFINISHED}"  # noqa: S608
+                f"SELECT count(*) FROM assignment WHERE state = 'stored' OR state IN {_UNFINISHED}"  # noqa: S608
+                " AND changed_at > now() - interval '1 hour'"
             )
         return int(count)
+
+    async def give_up_silent(self, older_than_hours: int) -> int:
+        """End what was sent, and to which the dispatcher has not come back for so long; how many. Its run went on
+        without this seat, or ended while the link was down."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                "UPDATE assignment SET state = 'failed', failure_code = 'dispatcher.silent', failure_sent = true,"
+                " failure_message = 'the dispatcher did not come back to this run', changed_at = now()"
+                " WHERE state IN ('executed', 'committed', 'revealing')"
+                " AND changed_at <= now() - make_interval(hours => $1) RETURNING 1",
+                older_than_hours,
+            )
+        return len(rows)
 
     async def recent(self, limit: int) -> list[Assignment]:
         async with self._connection() as connection:
@@ -376,6 +397,12 @@ class Store:
             commit_hash,
         )
 
+    async def put_off(self, job_ref: bytes, attempt: int, deadline: int) -> bool:
+        """Take a later deadline (ms). False where no worker is wanted any more."""
+        return await self._update(
+            "deadline = greatest(deadline, $3)", job_ref, attempt, "state = 'stored'", deadline
+        )
+
     async def committed(self, job_ref: bytes, attempt: int, ack: Json) -> bool:
         return await self._update(
             "state = 'committed', commit_ack = $3", job_ref, attempt, "state = 'executed'", to_text(ack)
@@ -451,13 +478,15 @@ class Store:
     async def add_evidence(
         self, kind: str, *, job_ref: bytes | None, attempt: int | None, held: Json, received: Json
     ) -> None:
-        """Keep two statements that contradict each other; the same pair once."""
+        """Keep two statements that contradict each other. One pair of a kind convicts: more of them are not kept."""
         texts = (to_text(held), to_text(received))
         digest = hashlib.sha256("\0".join((kind, *texts)).encode()).digest()
         async with self._connection() as connection:
             await connection.execute(
                 "INSERT INTO evidence (kind, job_ref, attempt, held, received, digest)"
-                " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (digest) DO NOTHING",
+                " SELECT $1::text, $2::bytea, $3::integer, $4, $5, $6::bytea WHERE NOT EXISTS (SELECT 1 FROM evidence"
+                " WHERE (kind, job_ref, attempt) IS NOT DISTINCT FROM ($1, $2, $3))"
+                " ON CONFLICT (digest) DO NOTHING",
                 kind,
                 job_ref,
                 attempt,

@@ -2,9 +2,11 @@
 
 What comes back is decoded strictly and bounded. Whether it fits the job is checked by ``aos.operator.results``. Errors say
 who should do something: ``WorkerBusy`` and ``Unavailable`` mean another time or another worker, ``RuleViolation`` and
-``InvalidMessage`` that this job will not run better elsewhere.
+``InvalidMessage`` that this job will not run better elsewhere. ``WorkerDied`` is the ``Unavailable`` that the job may be to
+blame for: its worker took it and went down.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -19,10 +21,15 @@ from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 
 MAX_LINE_BYTES = 16 << 20
 MAX_STATUS_BYTES = 1 << 16
+STATUS_WITHIN_S = 5.0
 SILENCE_S = 300.0
 """A worker that says nothing for so long is taken for dead."""
 
 Tokens = Annotated[tuple[UInt32, ...], MaxLength(65_536)]
+
+
+_NOT_NOW = ("worker.stopping", "enclave.starting")
+_DIED = ("enclave.died", "enclave.silent", "engine.failed")
 
 
 class WorkerBusy(Unavailable):
@@ -31,6 +38,13 @@ class WorkerBusy(Unavailable):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("worker.busy", "the worker runs another question")
         self.retry_after_s = retry_after_s
+
+
+class WorkerDied(Unavailable):
+    """The worker took the question and went away, or its enclave did. Another try may end otherwise, or the same way."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("worker.died", message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +119,19 @@ class WorkerClient:
     async def status(self) -> WorkerStatus:
         """Raises Unavailable ``worker.unavailable``, InvalidMessage ``worker.protocol``."""
         try:
-            answer = await self._http.get("/api/v1/status", timeout=5.0)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            async with (
+                asyncio.timeout(STATUS_WITHIN_S),
+                self._http.stream("GET", "/api/v1/status", timeout=STATUS_WITHIN_S) as answer,
+            ):
+                content = await _first_bytes(answer)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise self._gone(error) from error
         if answer.status_code != 200:
             raise Unavailable(
                 "worker.unavailable", f"{self.url} answers its status with {answer.status_code}"
             )
         try:
-            value = json.loads(answer.content[:MAX_STATUS_BYTES])["result"]
+            value = json.loads(content)["result"]
             model_id = str(value["model_id"])
             return WorkerStatus(
                 kind=str(value["kind"]),
@@ -129,8 +147,9 @@ class WorkerClient:
     async def ask(self, question: dict[str, Any]) -> AsyncGenerator[TokenLine | ResultLine, None]:
         """Tokens as they come, then the result. Leaving the iteration cancels the run.
 
-        Raises WorkerBusy; Unavailable ``worker.unavailable`` (gone, or ended without a result); RuleViolation with
-        the worker's own code where it refuses the job; InvalidMessage ``worker.protocol``.
+        Raises WorkerBusy; WorkerDied ``worker.died`` (ended without a result, after it took the question);
+        Unavailable ``worker.unavailable`` (does not take it now); RuleViolation with the worker's own code where it
+        refuses the job; InvalidMessage ``worker.protocol``.
         """
         try:
             async with self._http.stream("POST", "/api/v1/question", json=question) as answer:
@@ -143,9 +162,11 @@ class WorkerClient:
                     yield line
                     if isinstance(line, ResultLine):
                         return
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
             raise self._gone(error) from error
-        raise Unavailable("worker.unavailable", f"{self.url} ended its answer before the result")
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise WorkerDied(f"{self.url} went away in its answer: {type(error).__name__}") from error
+        raise WorkerDied(f"{self.url} ended its answer before the result")
 
     def _gone(self, error: Exception) -> Unavailable:
         return Unavailable("worker.unavailable", f"{self.url} does not answer: {type(error).__name__}")
@@ -159,15 +180,24 @@ class WorkerClient:
             code, message = str(value["error"]), str(value["message"])
         except (ValueError, KeyError, TypeError):
             code, message = "worker.refused", f"the worker answered {answer.status_code}"
-        if answer.status_code >= 500 or answer.status_code in (401, 403, 404, 405, 408):
-            return Unavailable("worker.unavailable", f"{self.url}: {message} [{code}]")
+        if answer.status_code in (401, 403, 404, 405, 408) or code in _NOT_NOW:
+            return Unavailable("worker.unavailable", f"{self.url}: {_plain(message)} [{_plain(code)}]")
+        if answer.status_code >= 500:
+            return WorkerDied(f"{self.url}: {_plain(message)} [{_plain(code)}]")
         return _worker_error(code, message)
 
 
 def _worker_error(code: str, message: str) -> AOSError:
-    if code == "worker.stopping":
-        return Unavailable("worker.unavailable", "the worker is stopping")
-    return RuleViolation(code[:64] or "worker.failed", message[:500])
+    if code in _NOT_NOW:
+        return Unavailable("worker.unavailable", f"{_plain(message)} [{code}]")
+    if code in _DIED:
+        return WorkerDied(f"{_plain(message)} [{code}]")
+    return RuleViolation(_plain(code)[:64] or "worker.failed", _plain(message)[:500])
+
+
+def _plain(text: str) -> str:
+    """``text`` as a database and a signed message can carry it: no control characters, no lone surrogates."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 async def _first_bytes(answer: httpx.Response) -> bytes:

@@ -61,6 +61,9 @@ REPLIES_WITHIN_S = 60.0
 TOKEN_WITHIN_S = 600.0
 LIFETIME_MS = 60 * 60 * 1000
 _MODEL_PIECE = 1024 * 1024
+_SOCKET_PREFIX, _SOCKET_NAME = "aos-enclave-", "enclave.sock"
+_MAX_SOCKET_PATH = 103
+"""sun_path with its end mark is 108 bytes on Linux, 104 on other systems."""
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _BLAME: dict[str, type[AOSError]] = {
     cls.__name__: cls for cls in (InvalidMessage, VerificationError, RuleViolation, Unavailable)
@@ -236,9 +239,17 @@ class EnclaveHost:
     async def _start_once(self) -> FrameStream:
         self.starts += 1
         # The socket's directory (mode 0700) is gone once we are connected: nothing is left behind, however we end.
-        with tempfile.TemporaryDirectory(prefix="aos-enclave-") as directory:
-            socket_path = Path(directory) / "enclave.sock"
-            argv: list[str | Path] = [sys.executable, "-m", "aos.workers.enclave", "--socket", socket_path]
+        with tempfile.TemporaryDirectory(prefix=_SOCKET_PREFIX, dir=socket_base()) as directory:
+            socket_path = Path(directory) / _SOCKET_NAME
+            # -P: a directory that we happen to be started in brings no module into the enclave.
+            argv: list[str | Path] = [
+                sys.executable,
+                "-P",
+                "-m",
+                "aos.workers.enclave",
+                "--socket",
+                socket_path,
+            ]
             argv += ["--platform-key", self._platform_key, "--engine", self._engine]
             environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
             self._process = await asyncio.to_thread(spawn, argv, env=environment, output=sys.stderr.fileno())
@@ -349,6 +360,23 @@ class EnclaveHost:
             if isinstance(reply, Failed):
                 raise _error(reply)
             return reply
+
+
+def socket_base() -> str:
+    """Where the socket's directory is made: the temporary directory, or ``/tmp`` where that has too long a path for a
+    Unix socket.
+
+    Raises ConfigError ``enclave.socket_path`` where neither will do.
+    """
+    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  only the parent of a directory of our own
+        path = Path(base) / f"{_SOCKET_PREFIX}12345678" / _SOCKET_NAME
+        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH and os.access(base, os.W_OK | os.X_OK):
+            return base
+    raise ConfigError(
+        "enclave.socket_path",
+        f"no temporary directory has a path short enough for a Unix socket ({_MAX_SOCKET_PATH} bytes)",
+        hint="set TMPDIR to a writable directory with a short path",
+    )
 
 
 def _error(failed: Failed) -> AOSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from aos.adapters.simulated_tee import load_simulated_platform
 from aos.errors import AOSError
 from aos.workers.enclave.process import Enclave, listen, say
 
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m aos.workers.enclave", description=__doc__)
@@ -20,7 +23,7 @@ def main() -> int:
     parser.add_argument("--platform-key", required=True, type=Path, help="the simulated platform's key file")
     parser.add_argument("--engine", default="llama.cpp", choices=("llama.cpp", "reference"))
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys
+    _close_up()
 
     async def run() -> None:
         platform = load_simulated_platform(arguments.platform_key)
@@ -33,6 +36,16 @@ def main() -> int:
         say(f"{error} {error.hint or ''}")
         return error.exit_code
     return 0
+
+
+def _close_up() -> None:
+    """Keep the keys in this process: no core file, no debugger of the same user, no privileges by way of exec."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
+            if prctl(option, value, 0, 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), "prctl")
 
 
 if __name__ == "__main__":
