@@ -25,6 +25,7 @@ from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs, Submitted
 from aos.dispatcher.messages import Messages
+from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.runs import Runs
 from aos.dispatcher.setup import Founded, found_network
@@ -67,9 +68,11 @@ class Dispatcher:
 
     def __init__(self, pool: Pool, registry: Registry, clock: CausalClock, case: EngineCase) -> None:
         self.pool, self.registry, self.clock = pool, registry, clock
-        self.events = Events(pool)
-        self.runs = Runs(pool, case.config, registry, clock, self.events, case.hub)
-        self.messages = Messages(pool, case.config, registry, clock, self.events, self.runs)
+        self.events, self.metrics = Events(pool), Metrics()
+        self.runs = Runs(pool, case.config, registry, clock, self.events, case.hub, moved=self.metrics.moved)
+        self.messages = Messages(
+            pool, case.config, registry, clock, self.events, self.runs, told=self.metrics.message
+        )
         self.jobs = Jobs(
             pool,
             case.config,

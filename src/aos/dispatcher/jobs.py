@@ -15,23 +15,18 @@ from aos.adapters.postgres import Pool, unavailable
 from aos.core import draw as core_draw
 from aos.core import hashes
 from aos.core.codec import decode, encode
-from aos.core.encoding import b64u_encode, canonical_json
+from aos.core.encoding import MAX_INT, b64u_encode, canonical_json
 from aos.core.job import STATUS, TERMINAL, RunState, next_state
 from aos.core.statements import Acceptance, ReceiptCore, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
+from aos.dispatcher.refusals import NotFound
 from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.setup import authenticate
 from aos.dispatcher.submission import NewJob
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 
 BEFORE_JOBS = 10
-
-
-class NotFound(InvalidMessage):
-    """There is nothing of that name."""
-
-    http_status = 404
 
 
 class BadToken(VerificationError):
@@ -61,7 +56,7 @@ class Jobs:
         events: Events,
         *,
         started: Callable[[int], None],
-        cancelled: Callable[[str, int], Awaitable[None]],
+        cancelled: Callable[[int, str, int], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._config = config
@@ -297,22 +292,28 @@ class Jobs:
 
     # --- read
 
-    async def _job(self, job_id: str, *, token: str | None = None, check: bool = True) -> Record:
+    async def may_read(self, job_id: str, *, token: str | None) -> None:
+        """Whether the id, or for a private job the id with its project's token, opens this job.
+
+        Raises NotFound ``job.unknown``, BadToken ``token.required``.
+        """
+        async with unavailable():
+            row = await self._pool.fetchrow("SELECT project_id, private FROM job WHERE job_id = $1", job_id)
+        if row is None:
+            raise NotFound("job.unknown", "job_id: no such job", field="job_id")
+        if row["private"] and not (token and await authenticate(self._pool, row["project_id"], token)):
+            raise BadToken("token.required", "this job is private: send the project's token", field="verify")
+
+    async def _job(self, job_id: str) -> Record:
         async with unavailable():
             row = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
         if row is None:
             raise NotFound("job.unknown", "job_id: no such job", field="job_id")
-        if (
-            check
-            and row["private"]
-            and not (token and await authenticate(self._pool, row["project_id"], token))
-        ):
-            raise BadToken("token.required", "this job is private: send the project's token", field="verify")
         return row
 
     async def result_rows(self, job_id: str, *, token: str | None) -> list[dict[str, Any]]:
         """The guide's result rows of every finished run of a job."""
-        await self._job(job_id, token=token)
+        await self.may_read(job_id, token=token)
         async with unavailable():
             rows = await self._pool.fetch(_RESULTS + " WHERE r.job_id = $1 ORDER BY r.seq", job_id)
         return [_result_row(row) for row in rows]
@@ -336,7 +337,8 @@ class Jobs:
 
     async def detail(self, job_id: str, *, token: str | None) -> dict[str, Any]:
         """The guide's job detail."""
-        job = await self._job(job_id, token=token)
+        await self.may_read(job_id, token=token)
+        job = await self._job(job_id)
         async with unavailable():
             run = await self._pool.fetchrow(
                 "SELECT * FROM run WHERE job_id = $1 AND position <> 'before'", job_id
@@ -350,9 +352,14 @@ class Jobs:
             "max_tokens": params.max_tokens,
         }
         if params.seed is not None:
-            shown["seed"] = int(params.seed)
+            # As text where other readers of JSON would round it; submit takes both.
+            shown["seed"] = int(params.seed) if int(params.seed) <= MAX_INT else params.seed
         if params.top_k:
             shown["top_k"] = params.top_k
+        if params.min_p:
+            shown["min_p"] = params.min_p / 1_000_000
+        if params.repeat_penalty != 1_000_000:
+            shown["repeat_penalty"] = params.repeat_penalty / 1_000_000
         if params.stop:
             shown["stop"] = list(params.stop)
         detail = {
@@ -377,14 +384,14 @@ class Jobs:
         return detail
 
     async def request_bytes(self, job_id: str) -> bytes:
-        job = await self._job(job_id, check=False)
+        job = await self._job(job_id)
         return bytes(job["request"])
 
     async def answer(self, job_id: str, attempt: int | None) -> bytes:
         """The answer file of a finished run (default: the job's first). Raises NotFound, RuleViolation ``job.no_answer``."""
         from aos.dispatcher.answers import build_answer_file
 
-        job = await self._job(job_id, check=False)
+        job = await self._job(job_id)
         return await build_answer_file(self._pool, self._registry, job, attempt)
 
     async def draw(self, job_ref: bytes) -> dict[str, Any]:
@@ -402,16 +409,24 @@ class Jobs:
             rows = await self._pool.fetch("SELECT name, model_id FROM model ORDER BY name")
         return [{"name": row["name"], "model_id": b64u_encode(row["model_id"])} for row in rows]
 
+    async def open_states(self) -> dict[str, int]:
+        """How many runs are under way, by state."""
+        async with unavailable():
+            rows = await self._pool.fetch(
+                """SELECT state, count(*) FROM run WHERE state IN
+                   ('created', 'drawing', 'drawn', 'running', 'checking', 'committed') GROUP BY state"""
+            )
+        return {row["state"]: row["count"] for row in rows}
+
     async def events_after(self, job_id: str, after: int, *, wait_s: float) -> list[tuple[int, str, str]]:
         """(id, kind, JSON) of the events after ``after``; waits up to ``wait_s`` where there is none."""
-        await self._job(job_id, check=False)
         return await self._events.after(job_id, after, wait_s=wait_s)
 
     # --- cancel
 
     async def cancel(self, job_id: str, token: str) -> str:
         """Cancel a job that is not committed; cancelling twice is no error. Raises RuleViolation ``job.too_late``."""
-        job = await self._job(job_id, check=False)
+        job = await self._job(job_id)
         await self.authenticate(job["project_id"], token)
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             run = await db.fetchrow(
@@ -432,7 +447,7 @@ class Jobs:
             )
             await self._events.add(db, job_id, "done", {"status": "cancelled", "attempt": run["attempt"]})
         self._events.tell(job_id)
-        await asyncio.shield(self._cancelled(job_id, run["attempt"]))
+        await asyncio.shield(self._cancelled(run["run_id"], job_id, run["attempt"]))
         return "cancelled"
 
 

@@ -5,6 +5,7 @@ message of the same operator is refused as ``equivocation.*`` and kept.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ from aos.dispatcher.events import Events
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.results import Reveal, SeatFacts, check_chunk, check_commit, check_reveal, read_reveal
 from aos.dispatcher.runs import Runs
-from aos.errors import RuleViolation, VerificationError
+from aos.errors import AOSError, RuleViolation, VerificationError
 
 log = structlog.get_logger("aos.dispatcher")
 
@@ -87,6 +88,8 @@ class Messages:
         clock: CausalClock,
         events: Events,
         runs: Runs,
+        *,
+        told: Callable[[str, str], None],
     ) -> None:
         self._pool = pool
         self._config = config
@@ -94,6 +97,7 @@ class Messages:
         self._clock = clock
         self._events = events
         self._runs = runs
+        self._told = told
         self._handlers = {
             "vrf_claim": self._claim,
             "stream_chunk": self._chunk,
@@ -106,6 +110,15 @@ class Messages:
 
     async def handle(self, node_id: str, method: str, body: object) -> dict[str, Any]:
         """The members of ``ok``. Raises AOSError; RuleViolation ``link.unknown_method``."""
+        try:
+            answer = await self._handled(node_id, method, body)
+        except AOSError as error:
+            self._told(method, error.code)
+            raise
+        self._told(method, "ok")
+        return answer
+
+    async def _handled(self, node_id: str, method: str, body: object) -> dict[str, Any]:
         handler = self._handlers.get(method)
         if handler is None:
             raise RuleViolation("link.unknown_method", f"a dispatcher does not answer {method[:64]}")

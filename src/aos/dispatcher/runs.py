@@ -6,6 +6,7 @@ What operators send comes in through ``aos.dispatcher.messages``.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 from asyncpg import Record
@@ -40,11 +41,14 @@ class Runs:
         clock: CausalClock,
         events: Events,
         hub: Hub,
+        *,
+        moved: Callable[[int, RunState], None],
     ) -> None:
         self._pool = pool
         self._hub = hub
+        self._moved = moved
         self._asking = Asking(pool, hub, self.wake)
-        self._moves = Moves(pool, clock, events, self._asking, self.wake)
+        self._moves = Moves(pool, clock, events, self._asking, self.wake, moved)
         self._drawing = Drawing(pool, config, registry, clock, events, self._asking, self._moves)
         self._collecting = Collecting(pool, config, clock, events, self._asking, self._moves)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -100,8 +104,9 @@ class Runs:
         """Runs under way."""
         return len(self._tasks)
 
-    async def cancelled(self, job_id: str, attempt: int) -> None:
-        """Tell the seated operators of a cancelled attempt, as far as they are connected."""
+    async def cancelled(self, run_id: int, job_id: str, attempt: int) -> None:
+        """A run was cancelled: tell the seated operators, as far as they are connected."""
+        self._moved(run_id, "cancelled")
         await self._asking.cancelled(job_id, attempt)
 
     def forget(self, node_id: str) -> None:
