@@ -217,6 +217,9 @@ class Link:
                 raise VerificationError("link.flood", "too many requests without waiting for their answers")
             else:
                 self._inbox.put_nowait(envelope)
+            await asyncio.sleep(
+                0
+            )  # frames may be there already: one who floods must not keep the others waiting
 
     async def _work(self) -> None:
         while True:

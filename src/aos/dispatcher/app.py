@@ -48,7 +48,14 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             links.attach(messages.handle, connected)
             app.state.registry, app.state.links, app.state.runs = registry, links, runs
             app.state.jobs = Jobs(
-                pool, config, registry, clock, events, started=runs.begin, cancelled=runs.cancelled
+                pool,
+                config,
+                registry,
+                clock,
+                events,
+                started=runs.begin,
+                under_way=lambda: runs.open,
+                cancelled=runs.cancelled,
             )
             app.state.metrics, app.state.streams = metrics, Streams()
             signing = asyncio.create_task(registry.keep_signing())

@@ -20,7 +20,7 @@ from aos.core.job import STATUS, TERMINAL, RunState, next_state
 from aos.core.statements import Acceptance, ReceiptCore, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
-from aos.dispatcher.refusals import NotFound
+from aos.dispatcher.refusals import NotFound, TooMany
 from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.setup import authenticate
 from aos.dispatcher.submission import NewJob
@@ -56,6 +56,7 @@ class Jobs:
         events: Events,
         *,
         started: Callable[[int], None],
+        under_way: Callable[[], int],
         cancelled: Callable[[int, str, int], Awaitable[None]],
     ) -> None:
         self._pool = pool
@@ -64,6 +65,7 @@ class Jobs:
         self._clock = clock
         self._events = events
         self._started = started
+        self._under_way = under_way
         self._cancelled = cancelled
 
     async def authenticate(self, project: str, token: str, *, field: str = "verify") -> None:
@@ -76,11 +78,14 @@ class Jobs:
     async def submit(self, new: NewJob, *, idempotency_key: str | None) -> Submitted:
         """Accept a job, or give the first answer again for the same key and body.
 
-        Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``.
+        Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``;
+        TooMany ``dispatcher.full``.
         """
         await self.authenticate(new.project, new.token)
         if idempotency_key is not None and (again := await self._again(new, idempotency_key)) is not None:
             return again
+        if self._under_way() >= self._config.max_open_runs:
+            raise TooMany("dispatcher.full", "as many runs are under way as this dispatcher takes; try later")
         issued_at = now_ms()
         request, nonce = await self._request(new, issued_at)
         data = canonical_json(encode(request))
@@ -257,7 +262,10 @@ class Jobs:
             job_id,
             BEFORE_JOBS,
         )
-        quota = await db.fetchval("SELECT rerun_quota FROM project WHERE project_id = $1", new.project)
+        # One at a time in a project: two that count at once would both find the quota unused.
+        quota = await db.fetchval(
+            "SELECT rerun_quota FROM project WHERE project_id = $1 FOR NO KEY UPDATE", new.project
+        )
         used = await db.fetchval(
             """SELECT count(*) FROM run r JOIN job j USING (job_id)
                WHERE j.project_id = $1 AND r.position = 'before' AND r.created_at > now() - interval '1 hour'""",
@@ -325,11 +333,11 @@ class Jobs:
         async with unavailable():
             rows = await self._pool.fetch(
                 _RESULTS
-                + """ WHERE j.project_id = $1 AND j.user_id = $2 AND ($3::bigint IS NULL OR r.seq < $3)
+                + """ WHERE r.project_id = $1 AND r.user_id = $2 AND r.seq < $3
                       ORDER BY r.seq DESC LIMIT $4""",
                 project,
                 user,
-                before,
+                2**63 - 1 if before is None else before,
                 limit + 1,
             )
         page = rows[:limit]
