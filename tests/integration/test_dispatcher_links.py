@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -17,7 +18,7 @@ from websockets.asyncio.client import connect
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.link import ClientWire, Link, open_link, origin_of
-from aos.core.clock import ClockState
+from aos.core.clock import ClockState, VectorClock
 from aos.core.encoding import JsonValue
 from aos.core.signing import address_of
 from aos.dispatcher.link_server import MAX_UNAUTHENTICATED
@@ -43,11 +44,15 @@ def dispatcher(founded: Founded) -> Iterator[DispatcherProcess]:
 
 
 async def dial(dispatcher: DispatcherProcess, operator: OperatorPeer) -> Link:
+    incarnation = next_incarnation(0)
+
     async def save(state: ClockState) -> None:
         return None
 
     async def open_clock(node: int) -> CausalClock:
-        return await CausalClock.open(node, None, save, incarnation=next_incarnation(0))
+        # A count above all that this operator has signed before, as its stored state would hold.
+        stored = ClockState(node=node, incarnation=1, clock=VectorClock({node: time.time_ns() // 1_000_000}))
+        return await CausalClock.open(node, stored, save, incarnation=incarnation)
 
     async def handle(method: str, body: JsonValue) -> dict[str, object]:
         return {}
@@ -58,7 +63,7 @@ async def dial(dispatcher: DispatcherProcess, operator: OperatorPeer) -> Link:
         network=NETWORK,
         dispatcher=DISPATCHER,
         origin=origin_of(dispatcher.url),
-        incarnation=next_incarnation(0),
+        incarnation=incarnation,
         open_clock=open_clock,
         handle=handle,
     )
