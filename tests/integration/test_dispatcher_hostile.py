@@ -14,6 +14,7 @@ from peers.engine_case import EngineCase, secret
 from peers.hub_peer import OperatorPeer
 from structlog.testing import capture_logs
 
+from aos.core.encoding import b64u_encode
 from aos.core.hashes import job_ref
 from aos.core.statements import sign
 from aos.dispatcher.jobs import Jobs
@@ -135,7 +136,7 @@ async def test_a_cancel_that_meets_a_draw_call_half_way_is_no_deadlock(open_case
 
 
 async def test_cancels_and_commits_at_once_leave_one_end(open_case: Open) -> None:
-    case = await open_case()
+    case = await open_case(*opml(2), deadlines={"draw_ms": 60_000})
     jobs = [(await case.submit()).job_id for _ in range(12)]
 
     async def cancel(job: str) -> str:
@@ -229,6 +230,24 @@ async def test_what_an_operator_says_in_a_refusal_is_not_logged(open_case: Open)
         await eventually(lambda: any(entry["event"] == "operator.refused" for entry in logs))
     assert [entry["code"] for entry in logs if entry["event"] == "operator.refused"] == ["unreadable"]
     assert "AI?" not in repr(logs)
+
+
+async def test_the_log_of_runs_and_lies_holds_no_job_id_prompt_answer_or_token(open_case: Open) -> None:
+    operators = opml(2)
+    case = await open_case(*operators, deadlines={"draw_ms": 60_000})
+    with capture_logs() as logs:
+        first = (await case.submit(case.job(prompt="a prompt that nobody logs"))).job_id
+        await case.ended(first)
+        operators[0].edit["job_result"] = lambda body: body | {"commit_salt": b64u_encode(b"\x09" * 32)}
+        flagged = (await case.submit(case.job(tag="malicious"))).job_id
+        await case.ended(flagged)
+        await case.ended(first, position="before")
+    assert {"run.moved", "evidence.kept"} <= {entry["event"] for entry in logs}
+    text = json.dumps(logs, default=repr)
+    nonces = await case.dispatcher.pool.fetch("SELECT nonce FROM job")
+    secrets = [first, flagged, case.founded.token, "nobody logs", "someone", operators[0].result.text]
+    for word in (*secrets, *(b64u_encode(row["nonce"]) for row in nonces)):
+        assert word not in text
 
 
 async def test_a_link_that_is_never_read_is_given_up() -> None:

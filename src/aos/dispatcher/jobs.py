@@ -22,7 +22,7 @@ from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
 from aos.dispatcher.refusals import NotFound, TooMany
 from aos.dispatcher.registry import Registry, now_ms
-from aos.dispatcher.setup import authenticate
+from aos.dispatcher.setup import authenticate, is_token
 from aos.dispatcher.submission import NewJob
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 
@@ -71,7 +71,7 @@ class Jobs:
     async def authenticate(self, project: str, token: str, *, field: str = "verify") -> None:
         """Raises BadToken ``token.invalid``."""
         if not await authenticate(self._pool, project, token):
-            raise BadToken("token.invalid", "the API token is not this project's", field=field)
+            raise _bad_token(field)
 
     # --- submit
 
@@ -81,13 +81,16 @@ class Jobs:
         Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``;
         TooMany ``dispatcher.full``.
         """
-        await self.authenticate(new.project, new.token)
-        if idempotency_key is not None and (again := await self._again(new, idempotency_key)) is not None:
-            return again
+        async with unavailable():
+            known = await self._pool.fetchrow(_KNOWN, new.project, new.model, idempotency_key)
+        if not is_token(known["token_hash"], new.token):
+            raise _bad_token("verify")
+        if known["job_id"] is not None:
+            return _first_answer(new, known)
         if self._under_way() >= self._config.max_open_runs:
             raise TooMany("dispatcher.full", "as many runs are under way as this dispatcher takes; try later")
         issued_at = now_ms()
-        request, nonce = await self._request(new, issued_at)
+        request, nonce = await self._request(new, known["model_id"], issued_at)
         data = canonical_json(encode(request))
         request_hash = hashes.request_hash(nonce, data)
         job_id = hashes.job_id(
@@ -129,27 +132,10 @@ class Jobs:
 
     async def _again(self, new: NewJob, key: str) -> Submitted | None:
         async with unavailable():
-            row = await self._pool.fetchrow(
-                """SELECT job_id, idempotency_hash, acceptance, warning FROM job
-                   WHERE project_id = $1 AND idempotency_key = $2""",
-                new.project,
-                key,
-            )
-        if row is None:
-            return None
-        if row["idempotency_hash"] != new.body_hash:
-            raise RuleViolation(
-                "idempotency.conflict",
-                "this Idempotency-Key was used with another body",
-                field="Idempotency-Key",
-            )
-        return Submitted(
-            job_id=row["job_id"], acceptance=json.loads(row["acceptance"]), warning=row["warning"]
-        )
+            row = await self._pool.fetchrow(_KNOWN, new.project, new.model, key)
+        return None if row["job_id"] is None else _first_answer(new, row)
 
-    async def _request(self, new: NewJob, issued_at: int) -> tuple[Request, bytes]:
-        async with unavailable():
-            model_id = await self._pool.fetchval("SELECT model_id FROM model WHERE name = $1", new.model)
+    async def _request(self, new: NewJob, model_id: bytes | None, issued_at: int) -> tuple[Request, bytes]:
         if model_id is None:
             raise NotFound("model.unknown", f"job.model: no model {new.model[:80]!r} here", field="job.model")
         if new.params.max_tokens > self._config.max_tokens_limit:
@@ -205,40 +191,40 @@ class Jobs:
         key: str | None,
     ) -> tuple[list[int], str]:
         clock = json.dumps(acceptance["statement"]["clock"])
-        async with unavailable(), self._pool.acquire() as db, db.transaction():
-            flag = await db.fetchval(
-                "DELETE FROM flag WHERE project_id = $1 AND user_id = $2 RETURNING tag", new.project, new.user
-            )
-            tag, position = (new.tag, "") if new.tag or flag is None else (flag, "after")
-            await db.execute(
-                """INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
-                                    nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)""",
-                job_id,
-                hashes.job_ref(job_id),
-                new.project,
-                new.user,
-                new.job_type,
-                new.model,
-                request.job.model_id,
-                data,
-                hashes.request_hash(nonce, data),
-                nonce,
-                canonical_json(acceptance).decode(),
-                new.blind,
-                new.private,
-                key,
-                new.body_hash if key is not None else None,
-                datetime.fromtimestamp(request.issued_at / 1000, UTC),
-            )
-            runs = [await self._add_run(db, job_id, tag, position, request.min_operators, expires_at, clock)]
-            warning = ""
-            if new.tag:
-                more, warning = await self._flagged(db, new, job_id, expires_at, clock)
-                runs += more
-            if warning:
-                await db.execute("UPDATE job SET warning = $2 WHERE job_id = $1", job_id, warning)
-            await self._events.add(db, job_id, "status", {"status": "created", "attempt": 0})
+        values = (
+            job_id,
+            hashes.job_ref(job_id),
+            new.project,
+            new.user,
+            new.job_type,
+            new.model,
+            request.job.model_id,
+            data,
+            hashes.request_hash(nonce, data),
+            nonce,
+            canonical_json(acceptance).decode(),
+            new.blind,
+            new.private,
+            key,
+            new.body_hash if key is not None else None,
+            datetime.fromtimestamp(request.issued_at / 1000, UTC),
+            new.tag,
+            request.min_operators,
+            expires_at,
+            clock,
+            json.dumps({"status": "created", "attempt": 0}),
+        )
+        warning = ""
+        async with unavailable(), self._pool.acquire() as db:
+            if not new.tag:
+                runs = [await db.fetchval(_STORE, *values)]
+            else:
+                async with db.transaction():
+                    runs = [await db.fetchval(_STORE, *values)]
+                    more, warning = await self._flagged(db, new, job_id, expires_at, clock)
+                    runs += more
+                    if warning:
+                        await db.execute("UPDATE job SET warning = $2 WHERE job_id = $1", job_id, warning)
         self._events.tell(job_id)
         return runs, warning
 
@@ -458,6 +444,41 @@ class Jobs:
         await asyncio.shield(self._cancelled(run["run_id"], job_id, run["attempt"]))
         return "cancelled"
 
+
+def _bad_token(field: str) -> BadToken:
+    return BadToken("token.invalid", "the API token is not this project's", field=field)
+
+
+def _first_answer(new: NewJob, row: Record) -> Submitted:
+    """What the same Idempotency-Key was answered before. Raises RuleViolation ``idempotency.conflict``."""
+    if row["idempotency_hash"] != new.body_hash:
+        raise RuleViolation(
+            "idempotency.conflict",
+            "this Idempotency-Key was used with another body",
+            field="Idempotency-Key",
+        )
+    return Submitted(job_id=row["job_id"], acceptance=json.loads(row["acceptance"]), warning=row["warning"])
+
+
+# What a submission needs to know, in one round trip.
+_KNOWN = """SELECT p.token_hash, m.model_id, j.job_id, j.idempotency_hash, j.acceptance, j.warning
+            FROM (VALUES (1)) AS one
+            LEFT JOIN project p ON p.project_id = $1
+            LEFT JOIN model m ON m.name = $2
+            LEFT JOIN job j ON j.project_id = $1 AND j.idempotency_key = $3"""
+
+# A job with its first run and event, and the user's mark, if there is one, used up: all or nothing, in one round trip.
+_STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $4 RETURNING tag),
+    stored AS (
+        INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
+                         nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at, events)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1)),
+    told AS (INSERT INTO event (job_id, seq, kind, data) VALUES ($1, 1, 'status', $21))
+    INSERT INTO run (job_id, tag, position, state, min_operators, not_before, give_up_at, deadline, expires_at, clock)
+    SELECT $1, CASE WHEN $17 <> '' THEN $17 ELSE coalesce((SELECT tag FROM mark), '') END,
+           CASE WHEN $17 = '' AND EXISTS (SELECT FROM mark) THEN 'after' ELSE '' END,
+           'created', $18, 0, $19, 0, $19, $20
+    RETURNING run_id"""
 
 _RESULTS = """SELECT r.*, c.core, c.answer, j.job_type, j.user_id FROM result r
               JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id"""

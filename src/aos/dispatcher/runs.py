@@ -67,10 +67,10 @@ class Runs:
                    WHERE state IN ('drawing', 'running', 'checking', 'committed')""",
                 now_ms() + RESTART_GRACE_MS,
             )
-        await self._take_up()
+        log.info("runs.taken_up", count=await self._take_up())
         self._sweeper = asyncio.create_task(self._sweep())
 
-    async def _take_up(self) -> None:
+    async def _take_up(self) -> int:
         """Drive every open run that no task drives: those of before a restart, and those whose COMMIT was answered by nobody
         because PostgreSQL went away."""
         async with unavailable():
@@ -81,8 +81,7 @@ class Runs:
         missing = [row["run_id"] for row in rows if row["run_id"] not in self._tasks]
         for run_id in missing:
             self.begin(run_id)
-        if missing:
-            log.info("runs.taken_up", count=len(missing))
+        return len(missing)
 
     async def stop(self) -> None:
         """End the tasks; the rows keep everything."""
@@ -172,7 +171,8 @@ class Runs:
             await asyncio.sleep(POLL_S)
             try:
                 if time.monotonic() >= taken_up + TAKE_UP_S:
-                    await self._take_up()
+                    if (count := await self._take_up()) > 0:
+                        log.warning("runs.taken_up", count=count)
                     taken_up = time.monotonic()
                 async with unavailable():
                     rows = await self._pool.fetch(
