@@ -66,6 +66,7 @@ class Client:
         self._url = url.rstrip("/")
         self._project = project
         self._token = token
+        self._bearer = {"Authorization": f"Bearer {token}"}  # reads the files of private jobs
         self._dispatcher = dispatcher
         self._http = httpx.Client(timeout=timeout_s, follow_redirects=False)
 
@@ -113,7 +114,9 @@ class Client:
         last_id = ""
         failures = 0
         while True:
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+            headers = self._bearer | {"Accept": "text/event-stream"}
+            if last_id:
+                headers["Last-Event-ID"] = last_id
             try:
                 with self._http.stream(
                     "GET", f"{self._url}/v1/aos/jobs/{job_id}/events", headers=headers
@@ -137,7 +140,7 @@ class Client:
 
     def answer(self, job_id: str) -> bytes:
         """The answer file's bytes."""
-        content = self._call("GET", f"/v1/aos/jobs/{job_id}/answer").content
+        content = self._call("GET", f"/v1/aos/jobs/{job_id}/answer", headers=self._bearer).content
         if len(content) > MAX_ANSWER_BYTES:
             raise InvalidMessage("client.answer_too_large", "the dispatcher sent an answer file over 8 MiB")
         return content
@@ -199,7 +202,7 @@ class Client:
     def _check_request(
         self, job_id: str, submission: Submission, acceptance: Acceptance, nonce: bytes
     ) -> None:
-        data = self._call("GET", f"/v1/aos/jobs/{job_id}/request").content
+        data = self._call("GET", f"/v1/aos/jobs/{job_id}/request", headers=self._bearer).content
         if hashes.request_hash(nonce, data) != acceptance.request_hash:
             raise VerificationError("client.request_hash", "the stored request is not the accepted one")
         request = decode(Request, parse_canonical(data, max_bytes=1 << 20), where="request")

@@ -12,11 +12,13 @@ from aos.adapters.postgres import connect_pool, describe_schema, migrate
 from aos.dispatcher.setup import MIGRATIONS
 from aos.errors import ConfigError
 
+FILES = ["0001_dispatcher.sql", "0002_evidence_pending.sql"]
+
 
 async def test_the_migrations_make_the_written_schema(new_database: Callable[..., str]) -> None:
     migrated, written = await connect_pool(new_database()), await connect_pool(new_database())
     try:
-        assert await migrate(migrated, MIGRATIONS) == ["0001_dispatcher.sql"]
+        assert await migrate(migrated, MIGRATIONS) == FILES
         await written.execute(resources.files(MIGRATIONS).joinpath("schema.sql").read_text("utf-8"))
         assert await describe_schema(migrated) == await describe_schema(written)
     finally:
@@ -28,7 +30,7 @@ async def test_migrating_twice_and_at_the_same_time_applies_once(pg_url: str) ->
     pools = [await connect_pool(pg_url) for _ in range(3)]
     try:
         applied = await asyncio.gather(*(migrate(pool, MIGRATIONS) for pool in pools))
-        assert sorted(applied) == [[], [], ["0001_dispatcher.sql"]]
+        assert sorted(applied) == [[], [], FILES]
         assert await migrate(pools[0], MIGRATIONS) == []
     finally:
         for pool in pools:

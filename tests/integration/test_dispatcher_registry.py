@@ -24,7 +24,7 @@ from aos.core.vrf import prove_possession
 from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.setup import Founded, authenticate, found_network, new_project
-from aos.errors import AOSError, ConfigError, RuleViolation
+from aos.errors import AOSError, ConfigError, RuleViolation, Unavailable
 
 EPOCH_MS = 60_000
 GENESIS = 1_700_000_000_000
@@ -226,6 +226,53 @@ async def test_without_open_registration_an_operator_waits_outside(open_case: Op
     assert await case.registry.member(node_id) is None
     case.at(2)
     assert node_id not in {entry.node_id for entry in (await case.registry.in_force(2)).entries}
+
+
+async def test_who_waits_to_be_admitted_takes_no_range_from_who_is(open_case: Open) -> None:
+    """Keys cost nothing: more registrations than the registry has ranges, and there is still room."""
+    case = await open_case(*genesis_operators(), open_registration=False)
+    waiting = [await case.register(OperatorPeer(f"late-{n}")) for n in range(30)]
+    case.at(3)
+    await case.registry.admit(waiting[-1])
+    await case.registry.admit(waiting[-1])
+    assert await case.registry.member(waiting[-1]) == 5
+    for epoch in (4, 5):
+        case.at(epoch)
+        entries = {entry.node_id: entry for entry in (await case.registry.in_force(epoch)).entries}
+    assert len(entries) == 4
+    admitted = entries[waiting[-1]]
+    assert admitted.start == max(entry.end for entry in entries.values() if entry is not admitted)
+    assert draw.eligible(admitted, job_type="opml", model_id=MODEL_ID, epoch=5)
+    assert not draw.eligible(admitted, job_type="opml", model_id=MODEL_ID, epoch=4)
+
+
+async def test_the_queue_of_who_waits_to_be_admitted_is_bounded(
+    open_case: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aos.dispatcher.registry.MAX_PENDING", 2)
+    case = await open_case(*genesis_operators(), open_registration=False)
+    for n in range(2):
+        await case.register(OperatorPeer(f"late-{n}"))
+    with refused("registration.queue_full"):
+        await case.register(OperatorPeer("late-2"))
+    await case.register(OperatorPeer("late-1"))  # known already
+
+
+async def test_who_never_registered_cannot_be_admitted(open_case: Open) -> None:
+    case = await open_case(*genesis_operators())
+    with refused("registration.unknown"):
+        await case.registry.admit("0x" + "11" * 20)
+
+
+@pytest.mark.parametrize("epoch", [-1, 64])
+async def test_a_clock_outside_the_network_s_epochs_is_the_dispatcher_s_fault(
+    open_case: Open, epoch: int
+) -> None:
+    case = await open_case(*genesis_operators())
+    case.at(epoch)
+    with pytest.raises(Unavailable) as refusal:
+        case.registry.epoch()
+    assert refusal.value.code == "network.clock"
 
 
 async def test_another_network_s_registration_is_refused(open_case: Open) -> None:

@@ -15,7 +15,7 @@ from peers.hub_peer import OperatorPeer, Result
 
 from aos.core.encoding import b64u_encode
 from aos.core.hashes import job_ref
-from aos.core.statements import ReceiptCore, sign
+from aos.core.statements import ReceiptCore, sign, verify_signed
 from aos.errors import RuleViolation, VerificationError
 
 Open = Callable[..., Any]
@@ -201,10 +201,15 @@ async def test_a_reveal_that_does_not_open_its_commitment_is_kept_as_evidence(op
     job = (await case.submit()).job_id
     assert await case.ended(job) == "single"
     seat = await case.dispatcher.pool.fetchrow(
-        "SELECT standing, evidence FROM seat WHERE job_id = $1 AND node_id = $2", job, operators[0].node_id
+        """SELECT standing, e.code, e.statement FROM seat JOIN evidence e USING (job_id, attempt, node_id)
+           WHERE job_id = $1 AND node_id = $2""",
+        job,
+        operators[0].node_id,
     )
-    assert seat["standing"] == "broken"
-    assert json.loads(seat["evidence"])["code"] == "reveal.commitment"
+    assert (seat["standing"], seat["code"]) == ("broken", "reveal.commitment")
+    kept = json.loads(seat["statement"])
+    assert kept.pop("commit_salt") == b64u_encode(b"\x09" * 32)
+    verify_signed(ReceiptCore, kept, address=operators[0].node_id)
 
 
 @pytest.mark.parametrize("member", ["response_hash", "request_hash", "job_ref", "operator", "sampling_seed"])
@@ -316,6 +321,8 @@ async def test_a_second_different_claim_commit_chunk_or_receipt_is_equivocation(
             reveal | {"receipt": signed["statement"], "signature": signed["signature"]},
         )
     assert refusal.value.code == "equivocation.receipt"
+    rows = await case.dispatcher.pool.fetch("SELECT code FROM evidence WHERE node_id = $1", executor.node_id)
+    assert {row["code"] for row in rows} == {*codes.values(), "equivocation.receipt"}
 
 
 @pytest.mark.parametrize("method", ["submit_result", "connect", ""])

@@ -28,6 +28,7 @@ from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs, Submitted
 from aos.dispatcher.messages import Messages
+from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.runs import Runs
 from aos.dispatcher.setup import Founded, found_network
@@ -69,10 +70,12 @@ class Dispatcher:
     """One process's worth of a dispatcher: may be killed, another one goes on over the same database."""
 
     def __init__(self, pool: Pool, registry: Registry, clock: CausalClock, case: EngineCase) -> None:
-        self.pool, self.registry, self.clock = pool, registry, clock
-        self.events = Events(pool)
-        self.runs = Runs(pool, case.config, registry, clock, self.events, case.hub)
-        self.messages = Messages(pool, case.config, registry, clock, self.events, self.runs)
+        self.pool, self.registry, self.clock, self._case = pool, registry, clock, case
+        self.events, self.metrics = Events(pool), Metrics()
+        self.runs = Runs(pool, case.config, registry, clock, self.events, case.hub, moved=self.metrics.moved)
+        self.messages = Messages(
+            pool, case.config, registry, clock, self.events, self.runs, told=self.metrics.message
+        )
         self.jobs = Jobs(
             pool,
             case.config,
@@ -80,12 +83,31 @@ class Dispatcher:
             clock,
             self.events,
             started=self.runs.begin,
+            under_way=lambda: self.runs.open,
             cancelled=self.runs.cancelled,
         )
 
+    def die_after(self, statements: int) -> asyncio.Event:
+        """Lose the database for good right after the n-th statement from now: what is not committed by then never was."""
+        died = asyncio.Event()
+        left = statements
+
+        def count(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._case.hub.cut()
+                self.pool.terminate()
+                died.set()
+
+        for holder in self.pool._holders:
+            assert holder._con is not None
+            holder._con.add_query_logger(count)
+        return died
+
     @classmethod
     async def start(cls, case: EngineCase) -> Dispatcher:
-        pool = await connect_pool(case.config.pg_url, max_size=8)
+        pool = await connect_pool(case.config.pg_url, min_size=8, max_size=8)
 
         async def save(state: ClockState) -> None:
             await pool.execute(

@@ -378,9 +378,13 @@ class HubPeer:
         self.crashed.clear()
         self._attached.set()
 
+    def cut(self) -> None:
+        """The dispatcher is going: nothing reaches it any more."""
+        self._attached.clear()
+
     async def detach(self) -> None:
         """The dispatcher is gone: what is under way gets no answer."""
-        self._attached.clear()
+        self.cut()
         for task in list(self._delivering):
             task.cancel()
         await asyncio.gather(*self._delivering, return_exceptions=True)
@@ -481,6 +485,8 @@ class HubPeer:
             self._delivering.add(task)
             try:
                 return await task
+            except Unavailable:
+                await asyncio.sleep(0)  # the store is away: an outbox keeps what it has, and sends it again
             except RuleViolation as error:
                 operator.refusals.append((method, error.code))
                 return None

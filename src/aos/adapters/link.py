@@ -225,6 +225,9 @@ class Link:
             else:
                 self._unanswered += 1
                 self._inbox.put_nowait(envelope)
+            await asyncio.sleep(
+                0
+            )  # frames may be there already: one who floods must not keep the others waiting
 
     async def _work(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from aos.core.envelope import MAX_ENVELOPE_BYTES
 from aos.dispatcher.app import create_app
 from aos.dispatcher.config import load_config
 from aos.errors import AOSError
+
+UNREAD_MS = 30_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,20 +37,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AOSError as error:
         sys.stderr.write(f"error: {error}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(config),
-            host=config.host,
-            port=config.port,
-            access_log=False,
-            log_level="warning",
-            ws="websockets-sansio",
-            ws_max_size=MAX_ENVELOPE_BYTES,
-            timeout_graceful_shutdown=5,
-            server_header=False,
-        )
+    serving = uvicorn.Config(
+        create_app(config),
+        host=config.host,
+        port=config.port,
+        access_log=False,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=MAX_ENVELOPE_BYTES,
+        timeout_graceful_shutdown=5,
+        server_header=False,
     )
-    server.run()
+    server = uvicorn.Server(serving)
+    listener = serving.bind_socket()
+    listener.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    )  # asyncio does so only for sockets that it makes
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Accepted connections inherit it: the kernel ends those whose peer takes nothing for so long.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+    server.run(sockets=[listener])
     return 0 if server.started else 1
 
 

@@ -5,27 +5,29 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Gauge
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core.clock import DISPATCHER, ClockState
-from aos.dispatcher import routes_aos, routes_seed
+from aos.dispatcher import refusals, routes_aos, routes_seed
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
 from aos.dispatcher.link_server import LinkServer
 from aos.dispatcher.messages import Messages
+from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.runs import Runs
+from aos.dispatcher.schemas import body_schemas
 from aos.dispatcher.setup import MIGRATIONS
-from aos.errors import AOSError
+from aos.dispatcher.streams import Streams
 
 
 def create_app(config: DispatcherConfig) -> FastAPI:
     """The dispatcher as an ASGI application; everything opens in its lifespan."""
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,19 +38,26 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             clock = await _open_clock(pool)
             events = Events(pool)
             links = LinkServer(config, registry, clock)
-            runs = Runs(pool, config, registry, clock, events, links)
-            messages = Messages(pool, config, registry, clock, events, runs)
+            runs = Runs(pool, config, registry, clock, events, links, moved=metrics.moved)
+            messages = Messages(pool, config, registry, clock, events, runs, told=metrics.message)
 
             def connected(node_id: str) -> None:
                 runs.forget(node_id)
                 runs.wake_all()
 
             links.attach(messages.handle, connected)
-            app.state.registry, app.state.links = registry, links
+            app.state.registry, app.state.links, app.state.runs = registry, links, runs
             app.state.jobs = Jobs(
-                pool, config, registry, clock, events, started=runs.begin, cancelled=runs.cancelled
+                pool,
+                config,
+                registry,
+                clock,
+                events,
+                started=runs.begin,
+                under_way=lambda: runs.open,
+                cancelled=runs.cancelled,
             )
-            app.state.metrics = _metrics(runs, links)
+            app.state.metrics, app.state.streams = metrics, Streams()
             signing = asyncio.create_task(registry.keep_signing())
             await runs.start()
             try:
@@ -60,16 +69,41 @@ def create_app(config: DispatcherConfig) -> FastAPI:
         finally:
             await pool.close()
 
-    app = FastAPI(title="AOS dispatcher", version="1", lifespan=lifespan)
+    app = FastAPI(
+        title="AOS dispatcher",
+        version="1",
+        description="Submit prompts, follow them, fetch answers with receipts that anyone can check. Bodies are strict JSON: "
+        "no unknown member, no duplicate, at most 1 MiB.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.include_router(routes_seed.router)
     app.include_router(routes_aos.router)
-
-    @app.exception_handler(AOSError)
-    async def refused(request: Request, error: AOSError) -> JSONResponse:
-        seed = request.url.path.startswith("/api/")
-        return routes_seed.seed_error(error) if seed else routes_aos.problem(error)
-
+    refusals.install(app, refused=metrics.refused)
+    _describe(app)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Put the schemas of the bodies, which routes read themselves, into the OpenAPI document."""
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            schemas = document["components"]["schemas"]
+            schemas.update(body_schemas())
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for methods in document["paths"].values():
+                for operation in methods.values():
+                    operation["responses"].pop("422", None)  # refused as 400, in our own shape
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def _open_clock(pool: Pool) -> CausalClock:
@@ -85,12 +119,3 @@ async def _open_clock(pool: Pool) -> CausalClock:
     stored = None if text is None else ClockState.decode(json.loads(text))
     incarnation = next_incarnation(0 if stored is None else stored.incarnation)
     return await CausalClock.open(DISPATCHER, stored, save, incarnation=incarnation)
-
-
-def _metrics(runs: Runs, links: LinkServer) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    Gauge("aos_open_runs", "Runs under way", registry=registry).set_function(lambda: float(runs.open))
-    Gauge("aos_operator_links", "Live operator links", registry=registry).set_function(
-        lambda: float(len(links.connected()))
-    )
-    return registry

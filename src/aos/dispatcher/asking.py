@@ -5,6 +5,7 @@ their own (``aos.dispatcher.messages``).
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from aos.errors import AOSError, Unavailable
 log = structlog.get_logger("aos.dispatcher")
 
 POLL_S = 2.0
+_CODE = re.compile(r"[a-z_]{1,24}(\.[a-z_]{1,32}){0,2}")
 _RETRIED = ("store.", "queue.", "link.", "registry.", "internal")
 
 
@@ -78,11 +80,11 @@ class Asking:
         except Unavailable as error:
             log.info("operator.unreachable", node=node_id, method=method, code=error.code)
         except AOSError as error:
-            log.warning(
-                "operator.refused", node=node_id, method=method, code=error.code, message=error.message
-            )
-            if method == "dispatch_job" and not error.code.startswith(_RETRIED):
-                await self._seat_failed(run_id, attempt, node_id, error.code)
+            # The code is the operator's own word, and its message may hold anything: neither goes into a log unread.
+            code = error.code if _CODE.fullmatch(error.code) else "unreadable"
+            log.warning("operator.refused", node=node_id, method=method, code=code)
+            if method == "dispatch_job" and not code.startswith(_RETRIED):
+                await self._seat_failed(run_id, attempt, node_id, code)
                 self._wake(run_id)
             else:
                 await asyncio.sleep(POLL_S)

@@ -254,8 +254,10 @@ class Collecting:
                     stored_json(signed.to_json()),
                 )
                 await db.execute(
-                    """INSERT INTO result (job_id, tag, position, node_id, seat, attempt, receipt_id, outcome, clock, created_at)
-                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::double precision / 1000))""",
+                    """INSERT INTO result (job_id, tag, position, node_id, seat, attempt, receipt_id, outcome, clock, created_at,
+                                           project_id, user_id)
+                       SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10::double precision / 1000),
+                              project_id, user_id FROM job WHERE job_id = $1""",
                     run["job_id"],
                     run["tag"],
                     run["position"],

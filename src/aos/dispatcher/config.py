@@ -50,6 +50,7 @@ class _Settings(BaseModel):
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
+    max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,7 @@ class DispatcherConfig:
     deadlines: Deadlines
     rerun_quota: int
     max_tokens_limit: int
+    max_open_runs: int
 
 
 def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> DispatcherConfig:
@@ -146,6 +148,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         deadlines=settings.deadlines,
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
+        max_open_runs=settings.max_open_runs,
     )
 
 

@@ -60,7 +60,9 @@ class Drawing:
         opened = draw.OpenedTag(salt=salt, tag=run["tag"], position=run["position"])
         deadline = now_ms() + self._config.deadlines.draw_ms
         async with unavailable(), self._pool.acquire() as db, db.transaction():
-            await db.execute("SELECT 1 FROM job WHERE job_id = $1 FOR UPDATE", run["job_id"])
+            # First the run, then the job, as everywhere: the other way round would meet a cancel half-way.
+            await db.execute("SELECT 1 FROM run WHERE run_id = $1 FOR UPDATE", run["run_id"])
+            await db.execute("SELECT 1 FROM job WHERE job_id = $1 FOR NO KEY UPDATE", run["job_id"])
             number = await db.fetchval(
                 "SELECT coalesce(max(attempt), 0) + 1 FROM attempt WHERE job_id = $1", run["job_id"]
             )

@@ -15,23 +15,18 @@ from aos.adapters.postgres import Pool, unavailable
 from aos.core import draw as core_draw
 from aos.core import hashes
 from aos.core.codec import decode, encode
-from aos.core.encoding import b64u_encode, canonical_json
+from aos.core.encoding import MAX_INT, b64u_encode, canonical_json
 from aos.core.job import STATUS, TERMINAL, RunState, next_state
 from aos.core.statements import Acceptance, ReceiptCore, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
+from aos.dispatcher.refusals import NotFound, TooMany
 from aos.dispatcher.registry import Registry, now_ms
-from aos.dispatcher.setup import authenticate
+from aos.dispatcher.setup import authenticate, is_token
 from aos.dispatcher.submission import NewJob
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 
 BEFORE_JOBS = 10
-
-
-class NotFound(InvalidMessage):
-    """There is nothing of that name."""
-
-    http_status = 404
 
 
 class BadToken(VerificationError):
@@ -61,7 +56,8 @@ class Jobs:
         events: Events,
         *,
         started: Callable[[int], None],
-        cancelled: Callable[[str, int], Awaitable[None]],
+        under_way: Callable[[], int],
+        cancelled: Callable[[int, str, int], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._config = config
@@ -69,25 +65,32 @@ class Jobs:
         self._clock = clock
         self._events = events
         self._started = started
+        self._under_way = under_way
         self._cancelled = cancelled
 
     async def authenticate(self, project: str, token: str, *, field: str = "verify") -> None:
         """Raises BadToken ``token.invalid``."""
         if not await authenticate(self._pool, project, token):
-            raise BadToken("token.invalid", "the API token is not this project's", field=field)
+            raise _bad_token(field)
 
     # --- submit
 
     async def submit(self, new: NewJob, *, idempotency_key: str | None) -> Submitted:
         """Accept a job, or give the first answer again for the same key and body.
 
-        Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``.
+        Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``;
+        TooMany ``dispatcher.full``.
         """
-        await self.authenticate(new.project, new.token)
-        if idempotency_key is not None and (again := await self._again(new, idempotency_key)) is not None:
-            return again
+        async with unavailable():
+            known = await self._pool.fetchrow(_KNOWN, new.project, new.model, idempotency_key)
+        if not is_token(known["token_hash"], new.token):
+            raise _bad_token("verify")
+        if known["job_id"] is not None:
+            return _first_answer(new, known)
+        if self._under_way() >= self._config.max_open_runs:
+            raise TooMany("dispatcher.full", "as many runs are under way as this dispatcher takes; try later")
         issued_at = now_ms()
-        request, nonce = await self._request(new, issued_at)
+        request, nonce = await self._request(new, known["model_id"], issued_at)
         data = canonical_json(encode(request))
         request_hash = hashes.request_hash(nonce, data)
         job_id = hashes.job_id(
@@ -129,27 +132,10 @@ class Jobs:
 
     async def _again(self, new: NewJob, key: str) -> Submitted | None:
         async with unavailable():
-            row = await self._pool.fetchrow(
-                """SELECT job_id, idempotency_hash, acceptance, warning FROM job
-                   WHERE project_id = $1 AND idempotency_key = $2""",
-                new.project,
-                key,
-            )
-        if row is None:
-            return None
-        if row["idempotency_hash"] != new.body_hash:
-            raise RuleViolation(
-                "idempotency.conflict",
-                "this Idempotency-Key was used with another body",
-                field="Idempotency-Key",
-            )
-        return Submitted(
-            job_id=row["job_id"], acceptance=json.loads(row["acceptance"]), warning=row["warning"]
-        )
+            row = await self._pool.fetchrow(_KNOWN, new.project, new.model, key)
+        return None if row["job_id"] is None else _first_answer(new, row)
 
-    async def _request(self, new: NewJob, issued_at: int) -> tuple[Request, bytes]:
-        async with unavailable():
-            model_id = await self._pool.fetchval("SELECT model_id FROM model WHERE name = $1", new.model)
+    async def _request(self, new: NewJob, model_id: bytes | None, issued_at: int) -> tuple[Request, bytes]:
         if model_id is None:
             raise NotFound("model.unknown", f"job.model: no model {new.model[:80]!r} here", field="job.model")
         if new.params.max_tokens > self._config.max_tokens_limit:
@@ -205,40 +191,40 @@ class Jobs:
         key: str | None,
     ) -> tuple[list[int], str]:
         clock = json.dumps(acceptance["statement"]["clock"])
-        async with unavailable(), self._pool.acquire() as db, db.transaction():
-            flag = await db.fetchval(
-                "DELETE FROM flag WHERE project_id = $1 AND user_id = $2 RETURNING tag", new.project, new.user
-            )
-            tag, position = (new.tag, "") if new.tag or flag is None else (flag, "after")
-            await db.execute(
-                """INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
-                                    nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)""",
-                job_id,
-                hashes.job_ref(job_id),
-                new.project,
-                new.user,
-                new.job_type,
-                new.model,
-                request.job.model_id,
-                data,
-                hashes.request_hash(nonce, data),
-                nonce,
-                canonical_json(acceptance).decode(),
-                new.blind,
-                new.private,
-                key,
-                new.body_hash if key is not None else None,
-                datetime.fromtimestamp(request.issued_at / 1000, UTC),
-            )
-            runs = [await self._add_run(db, job_id, tag, position, request.min_operators, expires_at, clock)]
-            warning = ""
-            if new.tag:
-                more, warning = await self._flagged(db, new, job_id, expires_at, clock)
-                runs += more
-            if warning:
-                await db.execute("UPDATE job SET warning = $2 WHERE job_id = $1", job_id, warning)
-            await self._events.add(db, job_id, "status", {"status": "created", "attempt": 0})
+        values = (
+            job_id,
+            hashes.job_ref(job_id),
+            new.project,
+            new.user,
+            new.job_type,
+            new.model,
+            request.job.model_id,
+            data,
+            hashes.request_hash(nonce, data),
+            nonce,
+            canonical_json(acceptance).decode(),
+            new.blind,
+            new.private,
+            key,
+            new.body_hash if key is not None else None,
+            datetime.fromtimestamp(request.issued_at / 1000, UTC),
+            new.tag,
+            request.min_operators,
+            expires_at,
+            clock,
+            json.dumps({"status": "created", "attempt": 0}),
+        )
+        warning = ""
+        async with unavailable(), self._pool.acquire() as db:
+            if not new.tag:
+                runs = [await db.fetchval(_STORE, *values)]
+            else:
+                async with db.transaction():
+                    runs = [await db.fetchval(_STORE, *values)]
+                    more, warning = await self._flagged(db, new, job_id, expires_at, clock)
+                    runs += more
+                    if warning:
+                        await db.execute("UPDATE job SET warning = $2 WHERE job_id = $1", job_id, warning)
         self._events.tell(job_id)
         return runs, warning
 
@@ -262,7 +248,10 @@ class Jobs:
             job_id,
             BEFORE_JOBS,
         )
-        quota = await db.fetchval("SELECT rerun_quota FROM project WHERE project_id = $1", new.project)
+        # One at a time in a project: two that count at once would both find the quota unused.
+        quota = await db.fetchval(
+            "SELECT rerun_quota FROM project WHERE project_id = $1 FOR NO KEY UPDATE", new.project
+        )
         used = await db.fetchval(
             """SELECT count(*) FROM run r JOIN job j USING (job_id)
                WHERE j.project_id = $1 AND r.position = 'before' AND r.created_at > now() - interval '1 hour'""",
@@ -297,22 +286,28 @@ class Jobs:
 
     # --- read
 
-    async def _job(self, job_id: str, *, token: str | None = None, check: bool = True) -> Record:
+    async def may_read(self, job_id: str, *, token: str | None) -> None:
+        """Whether the id, or for a private job the id with its project's token, opens this job.
+
+        Raises NotFound ``job.unknown``, BadToken ``token.required``.
+        """
+        async with unavailable():
+            row = await self._pool.fetchrow("SELECT project_id, private FROM job WHERE job_id = $1", job_id)
+        if row is None:
+            raise NotFound("job.unknown", "job_id: no such job", field="job_id")
+        if row["private"] and not (token and await authenticate(self._pool, row["project_id"], token)):
+            raise BadToken("token.required", "this job is private: send the project's token", field="verify")
+
+    async def _job(self, job_id: str) -> Record:
         async with unavailable():
             row = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
         if row is None:
             raise NotFound("job.unknown", "job_id: no such job", field="job_id")
-        if (
-            check
-            and row["private"]
-            and not (token and await authenticate(self._pool, row["project_id"], token))
-        ):
-            raise BadToken("token.required", "this job is private: send the project's token", field="verify")
         return row
 
     async def result_rows(self, job_id: str, *, token: str | None) -> list[dict[str, Any]]:
         """The guide's result rows of every finished run of a job."""
-        await self._job(job_id, token=token)
+        await self.may_read(job_id, token=token)
         async with unavailable():
             rows = await self._pool.fetch(_RESULTS + " WHERE r.job_id = $1 ORDER BY r.seq", job_id)
         return [_result_row(row) for row in rows]
@@ -324,11 +319,11 @@ class Jobs:
         async with unavailable():
             rows = await self._pool.fetch(
                 _RESULTS
-                + """ WHERE j.project_id = $1 AND j.user_id = $2 AND ($3::bigint IS NULL OR r.seq < $3)
+                + """ WHERE r.project_id = $1 AND r.user_id = $2 AND r.seq < $3
                       ORDER BY r.seq DESC LIMIT $4""",
                 project,
                 user,
-                before,
+                2**63 - 1 if before is None else before,
                 limit + 1,
             )
         page = rows[:limit]
@@ -336,7 +331,8 @@ class Jobs:
 
     async def detail(self, job_id: str, *, token: str | None) -> dict[str, Any]:
         """The guide's job detail."""
-        job = await self._job(job_id, token=token)
+        await self.may_read(job_id, token=token)
+        job = await self._job(job_id)
         async with unavailable():
             run = await self._pool.fetchrow(
                 "SELECT * FROM run WHERE job_id = $1 AND position <> 'before'", job_id
@@ -350,9 +346,14 @@ class Jobs:
             "max_tokens": params.max_tokens,
         }
         if params.seed is not None:
-            shown["seed"] = int(params.seed)
+            # As text where other readers of JSON would round it; submit takes both.
+            shown["seed"] = int(params.seed) if int(params.seed) <= MAX_INT else params.seed
         if params.top_k:
             shown["top_k"] = params.top_k
+        if params.min_p:
+            shown["min_p"] = params.min_p / 1_000_000
+        if params.repeat_penalty != 1_000_000:
+            shown["repeat_penalty"] = params.repeat_penalty / 1_000_000
         if params.stop:
             shown["stop"] = list(params.stop)
         detail = {
@@ -377,14 +378,14 @@ class Jobs:
         return detail
 
     async def request_bytes(self, job_id: str) -> bytes:
-        job = await self._job(job_id, check=False)
+        job = await self._job(job_id)
         return bytes(job["request"])
 
     async def answer(self, job_id: str, attempt: int | None) -> bytes:
         """The answer file of a finished run (default: the job's first). Raises NotFound, RuleViolation ``job.no_answer``."""
         from aos.dispatcher.answers import build_answer_file
 
-        job = await self._job(job_id, check=False)
+        job = await self._job(job_id)
         return await build_answer_file(self._pool, self._registry, job, attempt)
 
     async def draw(self, job_ref: bytes) -> dict[str, Any]:
@@ -402,16 +403,24 @@ class Jobs:
             rows = await self._pool.fetch("SELECT name, model_id FROM model ORDER BY name")
         return [{"name": row["name"], "model_id": b64u_encode(row["model_id"])} for row in rows]
 
+    async def open_states(self) -> dict[str, int]:
+        """How many runs are under way, by state."""
+        async with unavailable():
+            rows = await self._pool.fetch(
+                """SELECT state, count(*) FROM run WHERE state IN
+                   ('created', 'drawing', 'drawn', 'running', 'checking', 'committed') GROUP BY state"""
+            )
+        return {row["state"]: row["count"] for row in rows}
+
     async def events_after(self, job_id: str, after: int, *, wait_s: float) -> list[tuple[int, str, str]]:
         """(id, kind, JSON) of the events after ``after``; waits up to ``wait_s`` where there is none."""
-        await self._job(job_id, check=False)
         return await self._events.after(job_id, after, wait_s=wait_s)
 
     # --- cancel
 
     async def cancel(self, job_id: str, token: str) -> str:
         """Cancel a job that is not committed; cancelling twice is no error. Raises RuleViolation ``job.too_late``."""
-        job = await self._job(job_id, check=False)
+        job = await self._job(job_id)
         await self.authenticate(job["project_id"], token)
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             run = await db.fetchrow(
@@ -432,9 +441,44 @@ class Jobs:
             )
             await self._events.add(db, job_id, "done", {"status": "cancelled", "attempt": run["attempt"]})
         self._events.tell(job_id)
-        await asyncio.shield(self._cancelled(job_id, run["attempt"]))
+        await asyncio.shield(self._cancelled(run["run_id"], job_id, run["attempt"]))
         return "cancelled"
 
+
+def _bad_token(field: str) -> BadToken:
+    return BadToken("token.invalid", "the API token is not this project's", field=field)
+
+
+def _first_answer(new: NewJob, row: Record) -> Submitted:
+    """What the same Idempotency-Key was answered before. Raises RuleViolation ``idempotency.conflict``."""
+    if row["idempotency_hash"] != new.body_hash:
+        raise RuleViolation(
+            "idempotency.conflict",
+            "this Idempotency-Key was used with another body",
+            field="Idempotency-Key",
+        )
+    return Submitted(job_id=row["job_id"], acceptance=json.loads(row["acceptance"]), warning=row["warning"])
+
+
+# What a submission needs to know, in one round trip.
+_KNOWN = """SELECT p.token_hash, m.model_id, j.job_id, j.idempotency_hash, j.acceptance, j.warning
+            FROM (VALUES (1)) AS one
+            LEFT JOIN project p ON p.project_id = $1
+            LEFT JOIN model m ON m.name = $2
+            LEFT JOIN job j ON j.project_id = $1 AND j.idempotency_key = $3"""
+
+# A job with its first run and event, and the user's mark, if there is one, used up: all or nothing, in one round trip.
+_STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $4 RETURNING tag),
+    stored AS (
+        INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
+                         nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at, events)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1)),
+    told AS (INSERT INTO event (job_id, seq, kind, data) VALUES ($1, 1, 'status', $21))
+    INSERT INTO run (job_id, tag, position, state, min_operators, not_before, give_up_at, deadline, expires_at, clock)
+    SELECT $1, CASE WHEN $17 <> '' THEN $17 ELSE coalesce((SELECT tag FROM mark), '') END,
+           CASE WHEN $17 = '' AND EXISTS (SELECT FROM mark) THEN 'after' ELSE '' END,
+           'created', $18, 0, $19, 0, $19, $20
+    RETURNING run_id"""
 
 _RESULTS = """SELECT r.*, c.core, c.answer, j.job_type, j.user_id FROM result r
               JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id"""

@@ -20,6 +20,7 @@ from aos.core.envelope import MAX_SKEW_MS, open_envelope, seal
 from aos.core.hashes import session_id
 from aos.core.statements import Connect, check_signed, read_signed
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.refusals import place
 from aos.dispatcher.registry import Registry, now_ms
 from aos.errors import AOSError, InvalidMessage, Unavailable, VerificationError
 
@@ -27,18 +28,24 @@ log = structlog.get_logger("aos.dispatcher")
 
 MAX_UNAUTHENTICATED = 64
 HANDSHAKE_S = 10.0
+SEND_S = 20.0
 MAX_HANDSHAKE_BYTES = 16_384
 
 
 class ServerWire:
     """A WebSocket that an operator dialled."""
 
-    def __init__(self, socket: WebSocket) -> None:
+    def __init__(self, socket: WebSocket, *, send_s: float = SEND_S) -> None:
         self._socket = socket
+        self._send_s = send_s
 
     async def send(self, text: str) -> None:
+        """Raises Unavailable ``link.closed``; ``link.stalled`` where the operator does not read."""
         try:
-            await self._socket.send_text(text)
+            async with asyncio.timeout(self._send_s):
+                await self._socket.send_text(text)
+        except TimeoutError as error:
+            raise Unavailable("link.stalled", "the operator does not read from its link") from error
         except (WebSocketDisconnect, RuntimeError) as error:
             raise Unavailable("link.closed", "the operator closed the link") from error
 
@@ -56,7 +63,10 @@ class ServerWire:
 
     async def close(self, code: int, reason: str) -> None:
         try:
-            await self._socket.close(code, reason)
+            async with asyncio.timeout(self._send_s):
+                await self._socket.close(code, reason)
+        except TimeoutError as error:
+            raise Unavailable("link.stalled", "the operator does not read from its link") from error
         except (WebSocketDisconnect, RuntimeError) as error:
             raise Unavailable("link.closed", "the link was closed already") from error
 
@@ -69,7 +79,7 @@ class LinkServer:
         self._registry = registry
         self._clock = clock
         self._links: dict[str, Link] = {}
-        self._unauthenticated = 0
+        self._handshakes: dict[asyncio.Task[tuple[str, Link]], None] = {}  # oldest first
         self._handle: Callable[[str, str, object], Awaitable[dict[str, Any]]] | None = None
         self._connected: Callable[[str], None] = lambda _: None
 
@@ -95,25 +105,39 @@ class LinkServer:
         await asyncio.gather(*(link.close(1012, "server.restart") for link in list(self._links.values())))
 
     async def serve(self, socket: WebSocket) -> None:
-        """One connection, from accept to its end."""
-        if self._unauthenticated >= MAX_UNAUTHENTICATED or self._handle is None:
+        """One connection, from accept to its end.
+
+        Where too many have not proved who they are, the oldest of them goes: a handshake takes moments, so whoever holds
+        connections open without a word cannot keep operators out.
+        """
+        if self._handle is None:
             await socket.close(1013, "link.busy")
             return
         await socket.accept()
         wire = ServerWire(socket)
-        self._unauthenticated += 1
+        handshake = asyncio.create_task(self._handshake(wire))
+        self._handshakes[handshake] = None
+        if len(self._handshakes) > MAX_UNAUTHENTICATED:
+            next(iter(self._handshakes)).cancel()
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                node_id, link = await self._handshake(wire)
+                await asyncio.wait((handshake,))
+            node_id, link = handshake.result()
         except TimeoutError:
             await _refuse(wire, "link.timeout")
+            return
+        except asyncio.CancelledError:
+            if not handshake.cancelled():
+                raise
+            await _refuse(wire, "link.busy")
             return
         except AOSError as error:
             log.warning("link.refused", code=error.code, message=error.message)
             await _refuse(wire, error.code)
             return
         finally:
-            self._unauthenticated -= 1
+            handshake.cancel()
+            self._handshakes.pop(handshake, None)
         await self._run(node_id, link)
 
     async def _run(self, node_id: str, link: Link) -> None:
@@ -200,7 +224,7 @@ class LinkServer:
                 raise
             except Exception as error:
                 # One message that we mishandle must not take the link, and with it every other job, down.
-                log.exception("message.defect", node=node_id, method=method)
+                log.error("message.defect", node=node_id, method=method, **place(error))
                 raise Unavailable("internal", "the dispatcher could not handle this message") from error
 
         return node_id, Link(wire, names, private_key=key, clock=self._clock, handle=answer)

@@ -5,6 +5,7 @@ message of the same operator is refused as ``equivocation.*`` and kept.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from aos.core.statements import (
     DrawCall,
     DrawEntry,
     DrawRecord,
+    ReceiptCore,
     Request,
     Signed,
     VrfClaim,
@@ -39,7 +41,7 @@ from aos.dispatcher.events import Events
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.results import Reveal, SeatFacts, check_chunk, check_commit, check_reveal, read_reveal
 from aos.dispatcher.runs import Runs
-from aos.errors import RuleViolation, VerificationError
+from aos.errors import AOSError, RuleViolation, VerificationError
 
 log = structlog.get_logger("aos.dispatcher")
 
@@ -87,6 +89,8 @@ class Messages:
         clock: CausalClock,
         events: Events,
         runs: Runs,
+        *,
+        told: Callable[[str, str], None],
     ) -> None:
         self._pool = pool
         self._config = config
@@ -94,6 +98,7 @@ class Messages:
         self._clock = clock
         self._events = events
         self._runs = runs
+        self._told = told
         self._handlers = {
             "vrf_claim": self._claim,
             "stream_chunk": self._chunk,
@@ -106,6 +111,15 @@ class Messages:
 
     async def handle(self, node_id: str, method: str, body: object) -> dict[str, Any]:
         """The members of ``ok``. Raises AOSError; RuleViolation ``link.unknown_method``."""
+        try:
+            answer = await self._handled(node_id, method, body)
+        except AOSError as error:
+            self._told(method, error.code)
+            raise
+        self._told(method, "ok")
+        return answer
+
+    async def _handled(self, node_id: str, method: str, body: object) -> dict[str, Any]:
         handler = self._handlers.get(method)
         if handler is None:
             raise RuleViolation("link.unknown_method", f"a dispatcher does not answer {method[:64]}")
@@ -160,6 +174,7 @@ class Messages:
             )
             if held is not None:
                 if read_signed(VrfClaim, json.loads(held)).hash != claim.hash:
+                    await self._keep(run, node_id, "equivocation.claim", claim.to_json())
                     raise VerificationError("equivocation.claim", "another claim for this draw is held")
                 return {}
             # Only while the draw is open, under the run's lock: a claim beside the record would contradict it.
@@ -213,7 +228,6 @@ class Messages:
                 )
                 if held == chunk.hash:
                     return {"next": following}
-                await self._keep(db, run, node_id, "equivocation.chunk", chunk.to_json())
                 second = True
             elif statement.index > following:
                 return {"next": following}
@@ -223,6 +237,7 @@ class Messages:
                 await self._store_chunk(db, run, chunk, last)
                 second = False
         if second:
+            await self._keep(run, node_id, "equivocation.chunk", chunk.to_json())
             raise VerificationError("equivocation.chunk", "another chunk of this index is held")
         self._events.tell(run["job_id"])
         if statement.final:
@@ -247,15 +262,18 @@ class Messages:
             text = {"text": statement.text, "index": statement.index, "attempt": run["attempt"]}
             await self._events.add(db, run["job_id"], "text", text)
 
-    async def _keep(self, db: Any, run: Record, node_id: str, code: str, statement: dict[str, Any]) -> None:
-        """Keep a contradicting signed statement as evidence; the first one stays what counts."""
-        await db.execute(
-            "UPDATE seat SET evidence = $4 WHERE job_id = $1 AND attempt = $2 AND node_id = $3 AND evidence = ''",
-            run["job_id"],
-            run["attempt"],
-            node_id,
-            _json({"code": code, "received": statement}),
-        )
+    async def _keep(self, run: Record, node_id: str, code: str, statement: dict[str, Any]) -> None:
+        """Keep a signed statement that contradicts an earlier one as evidence; the earlier one stays what counts."""
+        async with unavailable():
+            await self._pool.execute(
+                """INSERT INTO evidence (job_id, attempt, node_id, code, statement) VALUES ($1, $2, $3, $4, $5)
+                   ON CONFLICT DO NOTHING""",
+                run["job_id"],
+                run["attempt"],
+                node_id,
+                code,
+                _json(statement),
+            )
         log.warning("evidence.kept", code=code, node=node_id, run=run["run_id"])
 
     # --- job_commit
@@ -293,8 +311,7 @@ class Messages:
             seat = await self._seat(run, node_id)
             self._runs.wake(run["run_id"])
         if read_signed(Commit, json.loads(seat["commit"])).hash != commit.hash:
-            async with unavailable(), self._pool.acquire() as db, db.transaction():
-                await self._keep(db, run, node_id, "equivocation.commit", commit.to_json())
+            await self._keep(run, node_id, "equivocation.commit", commit.to_json())
             raise VerificationError("equivocation.commit", "another commit of this operator is held")
         return {"ack": json.loads(seat["ack"])}
 
@@ -307,16 +324,7 @@ class Messages:
         seat = await self._seat(run, node_id)
         receipt = b64u_encode(hash_of(core))
         if seat["standing"] == "revealed":
-            async with unavailable():
-                held = await self._pool.fetchval(
-                    "SELECT receipt_id FROM receipt WHERE job_id = $1 AND attempt = $2 AND node_id = $3",
-                    run["job_id"],
-                    run["attempt"],
-                    node_id,
-                )
-            if held != receipt:
-                raise VerificationError("equivocation.receipt", "another receipt of this operator is held")
-            return {"receipt": receipt}
+            return await self._again(run, node_id, reveal, receipt)
         if seat["standing"] != "committed" or run["commit_set"] is None:
             raise RuleViolation(
                 "reveal.not_expected", f"this seat is {seat['standing']}; there is nothing to reveal"
@@ -327,8 +335,25 @@ class Messages:
             if error.code == "reveal.commitment":
                 await self._broken(run, node_id, reveal)
             raise
-        await self._store_reveal(run, node_id, reveal, receipt, evidence)
+        if not await self._store_reveal(run, node_id, reveal, receipt, evidence):
+            return await self._again(run, node_id, reveal, receipt)
         self._runs.wake(run["run_id"])
+        return {"receipt": receipt}
+
+    async def _again(self, run: Record, node_id: str, reveal: Reveal, receipt: str) -> dict[str, Any]:
+        """A reveal of a seat that has revealed: the same one is acknowledged, another one convicts."""
+        async with unavailable():
+            held = await self._pool.fetchval(
+                "SELECT receipt_id FROM receipt WHERE job_id = $1 AND attempt = $2 AND node_id = $3",
+                run["job_id"],
+                run["attempt"],
+                node_id,
+            )
+        if held != receipt:
+            pair = {"statement": encode(reveal.receipt), "signature": encode(reveal.signature)}
+            verify_signed(ReceiptCore, pair, address=node_id, where="receipt")
+            await self._keep(run, node_id, "equivocation.receipt", pair)
+            raise VerificationError("equivocation.receipt", "another receipt of this operator is held")
         return {"receipt": receipt}
 
     async def _facts(self, run: Record, seat: Record) -> SeatFacts:
@@ -382,20 +407,26 @@ class Messages:
 
     async def _broken(self, run: Record, node_id: str, reveal: Reveal) -> None:
         """A signed receipt that does not open its own signed commitment: kept as evidence, left out of the comparison."""
+        pair = {
+            "statement": encode(reveal.receipt),
+            "signature": encode(reveal.signature),
+            "commit_salt": encode(reveal.commit_salt),
+        }
+        await self._keep(run, node_id, "reveal.commitment", pair)
         async with unavailable():
             await self._pool.execute(
-                """UPDATE seat SET standing = 'broken', evidence = $4
+                """UPDATE seat SET standing = 'broken', evidence = 'reveal.commitment'
                    WHERE job_id = $1 AND attempt = $2 AND node_id = $3 AND standing = 'committed'""",
                 run["job_id"],
                 run["attempt"],
                 node_id,
-                _json({"code": "reveal.commitment", "received": encode(reveal.receipt)}),
             )
         self._runs.wake(run["run_id"])
 
     async def _store_reveal(
         self, run: Record, node_id: str, reveal: Reveal, receipt: str, evidence: TeeEvidence | None
-    ) -> None:
+    ) -> bool:
+        """False where this seat's receipt is there already."""
         pair = {"statement": encode(reveal.receipt), "signature": encode(reveal.signature)}
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             live = await db.fetchrow(
@@ -403,10 +434,10 @@ class Messages:
             )
             if live["attempt"] != run["attempt"] or live["state"] != "committed":
                 raise RuleViolation("reveal.late", "this attempt takes no more reveals")
-            await db.execute(
+            stored = await db.fetchval(
                 """INSERT INTO receipt (receipt_id, job_id, attempt, node_id, core, commit_salt, answer, tokens, evidence,
                                         received_at)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now()) ON CONFLICT DO NOTHING""",
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now()) ON CONFLICT DO NOTHING RETURNING true""",
                 receipt,
                 run["job_id"],
                 run["attempt"],
@@ -424,6 +455,7 @@ class Messages:
                 run["attempt"],
                 node_id,
             )
+        return stored is not None
 
     # --- the rest
 

@@ -10,7 +10,7 @@ from asyncpg import Record
 from aos.adapters.causal_clock import CausalClock
 from aos.adapters.postgres import Pool, unavailable
 from aos.core.encoding import canonical_json
-from aos.core.job import MAX_EXECUTIONS, STATUS, TERMINAL, RunEvent, next_state
+from aos.core.job import MAX_EXECUTIONS, STATUS, TERMINAL, RunEvent, RunState, next_state
 from aos.dispatcher.asking import POLL_S, Asking
 from aos.dispatcher.events import Events
 from aos.dispatcher.registry import now_ms
@@ -33,12 +33,14 @@ class Moves:
         events: Events,
         asking: Asking,
         wake: Callable[[int], None],
+        moved: Callable[[int, RunState], None],
     ) -> None:
         self._pool = pool
         self._clock = clock
         self._events = events
         self._asking = asking
         self._wake = wake
+        self._moved = moved
 
     async def move(self, db: Any, run: Record, event: RunEvent, **members: Any) -> bool:
         """Compare and set; tells the followers of a first run. False where the run has moved meanwhile."""
@@ -57,6 +59,7 @@ class Moves:
         if run["position"] != "before" and STATUS[target] != STATUS[run["state"]] and target not in TERMINAL:
             status = {"status": STATUS[target], "attempt": members.get("attempt", run["attempt"])}
             await self._events.add(db, run["job_id"], "status", status)
+        self._moved(run["run_id"], target)
         log.info("run.moved", run=run["run_id"], state=target, attempt=members.get("attempt", run["attempt"]))
         return True
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from aos.adapters.postgres import Pool, unavailable
+from aos.adapters.postgres import Connection, Pool, unavailable
 from aos.core import beacon, draw, vrf
 from aos.core.codec import decode, encode
 from aos.core.encoding import canonical_json
@@ -23,10 +23,12 @@ from aos.core.statements import (
     verify_signed,
 )
 from aos.dispatcher.config import DispatcherConfig
-from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, VerificationError
+from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 log = structlog.get_logger("aos.dispatcher")
 
+MAX_PENDING = 1_000
+_PENDING = "SELECT count(*) FROM operator WHERE NOT admitted"
 RANGES = 24
 """How many operators of the default width a registry holds."""
 
@@ -115,10 +117,19 @@ class Registry:
         }
 
     def epoch(self) -> int:
-        return beacon.epoch_of(self._wall_ms(), self.network.genesis_ms, self.network.epoch_ms)
+        return self.epoch_at(self._wall_ms())
 
     def epoch_at(self, time_ms: int) -> int:
-        return beacon.epoch_of(time_ms, self.network.genesis_ms, self.network.epoch_ms)
+        """The epoch of a time. Raises Unavailable ``network.clock`` outside the epochs that this network has."""
+        facts = self.network
+        epoch = (time_ms - facts.genesis_ms) // facts.epoch_ms
+        if not 0 <= epoch < facts.beacon_length:
+            raise Unavailable(
+                "network.clock",
+                "by the dispatcher's clock this network has not begun, or its beacon is used up",
+                hint="set the clock of the dispatcher's machine, or found a new network",
+            )
+        return epoch
 
     def beacon_of(self, epoch: int) -> bytes:
         """The epoch's beacon; the last one is remembered, because it takes as many hashes as epochs are left."""
@@ -172,7 +183,7 @@ class Registry:
         """Enter an operator: signature, proof of possession, a free range. Registering again with the same key is no change.
 
         Raises InvalidMessage, VerificationError ``registration.*``, ``vrf.*``, ``signature.*``; RuleViolation
-        ``registration.full``, ``registration.exists``.
+        ``registration.full``, ``registration.queue_full``, ``registration.exists``.
         """
         pair = read_signed(Registration, value, where="registration")
         request = pair.statement
@@ -190,7 +201,7 @@ class Registry:
             raise InvalidMessage(
                 "registration.empty", "a registration names job types and models", field="models"
             )
-        # 3. A number and a range of its own.
+        # 3. A number and a range of its own; who waits to be admitted has neither, because keys cost nothing.
         since = 0 if genesis else max(1, self.epoch())  # 0 is the genesis operators' alone: it counts at once
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(4711)")
@@ -203,26 +214,50 @@ class Registry:
                 raise RuleViolation(
                     "registration.key_taken", "another operator has this VRF key", field="vrf_key"
                 )
-            start = await db.fetchval("SELECT coalesce(max(range_end), 0) FROM operator")
-            width = await db.fetchval("SELECT range_width FROM network")
-            if start + width > self.network.max_range:
-                raise RuleViolation("registration.full", "no range is free in this registry")
+            admitted = genesis or self._config.open_registration
+            if not admitted and await db.fetchval(_PENDING) >= MAX_PENDING:
+                raise RuleViolation("registration.queue_full", "too many operators wait to be admitted")
             await db.execute(
-                """INSERT INTO operator (node_id, node, vrf_key, range_start, range_end, job_types, models,
-                                         since_epoch, admitted, registration, time_ms)
-                   VALUES ($1, (SELECT coalesce(max(node), 1) + 1 FROM operator), $2, $3, $4, $5, $6, $7, $8, $9, $10)""",
+                """INSERT INTO operator (node_id, vrf_key, job_types, models, since_epoch, admitted, registration, time_ms)
+                   VALUES ($1, $2, $3, $4, $5, false, $6, $7)""",
                 request.node_id,
                 request.vrf_key,
-                start,
-                start + width,
                 list(request.job_types),
                 list(request.models),
                 since,
-                genesis or self._config.open_registration,
                 _text(pair.to_json()),
                 request.time,
             )
+            if admitted:
+                await self._admit_in(db, request.node_id, since)
         return request.node_id
+
+    async def admit(self, node_id: str) -> None:
+        """Give a waiting operator its number and range; it counts two epochs from now. Admitting twice is no change.
+
+        Raises RuleViolation ``registration.unknown``, ``registration.full``.
+        """
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            await db.execute("SELECT pg_advisory_xact_lock(4711)")
+            admitted = await db.fetchval("SELECT admitted FROM operator WHERE node_id = $1", node_id)
+            if admitted is None:
+                raise RuleViolation("registration.unknown", f"no operator {node_id[:64]} has registered")
+            if not admitted:
+                await self._admit_in(db, node_id, max(1, self.epoch()))
+
+    async def _admit_in(self, db: Connection, node_id: str, since: int) -> None:
+        start = await db.fetchval("SELECT coalesce(max(range_end), 0) FROM operator")
+        width = await db.fetchval("SELECT range_width FROM network")
+        if start + width > self.network.max_range:
+            raise RuleViolation("registration.full", "no range is free in this registry")
+        await db.execute(
+            """UPDATE operator SET admitted = true, since_epoch = $2, range_start = $3, range_end = $4,
+                                   node = (SELECT coalesce(max(node), 1) + 1 FROM operator) WHERE node_id = $1""",
+            node_id,
+            since,
+            start,
+            start + width,
+        )
 
     async def _sign_up_to(self, epoch: int) -> None:
         """Sign a snapshot for ``epoch`` where the registry has changed since the last one."""

@@ -6,6 +6,8 @@ What operators send comes in through ``aos.dispatcher.messages``.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import structlog
 from asyncpg import Record
@@ -20,6 +22,7 @@ from aos.dispatcher.drawing import PARKED_S, Drawing
 from aos.dispatcher.events import Events
 from aos.dispatcher.hub import Hub
 from aos.dispatcher.moves import Moves
+from aos.dispatcher.refusals import place
 from aos.dispatcher.registry import Registry, now_ms
 from aos.errors import Unavailable
 
@@ -27,6 +30,7 @@ log = structlog.get_logger("aos.dispatcher")
 
 RESTART_GRACE_MS = 15_000
 SLOTS = 64
+TAKE_UP_S = 10.0
 
 
 class Runs:
@@ -40,11 +44,14 @@ class Runs:
         clock: CausalClock,
         events: Events,
         hub: Hub,
+        *,
+        moved: Callable[[int, RunState], None],
     ) -> None:
         self._pool = pool
         self._hub = hub
+        self._moved = moved
         self._asking = Asking(pool, hub, self.wake)
-        self._moves = Moves(pool, clock, events, self._asking, self.wake)
+        self._moves = Moves(pool, clock, events, self._asking, self.wake, moved)
         self._drawing = Drawing(pool, config, registry, clock, events, self._asking, self._moves)
         self._collecting = Collecting(pool, config, clock, events, self._asking, self._moves)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -60,14 +67,21 @@ class Runs:
                    WHERE state IN ('drawing', 'running', 'checking', 'committed')""",
                 now_ms() + RESTART_GRACE_MS,
             )
+        log.info("runs.taken_up", count=await self._take_up())
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _take_up(self) -> int:
+        """Drive every open run that no task drives: those of before a restart, and those whose COMMIT was answered by nobody
+        because PostgreSQL went away."""
+        async with unavailable():
             rows = await self._pool.fetch(
                 """SELECT run_id FROM run WHERE state IN
                    ('created', 'drawing', 'drawn', 'running', 'checking', 'committed') ORDER BY run_id"""
             )
-        for row in rows:
-            self.begin(row["run_id"])
-        self._sweeper = asyncio.create_task(self._sweep())
-        log.info("runs.taken_up", open=len(rows))
+        missing = [row["run_id"] for row in rows if row["run_id"] not in self._tasks]
+        for run_id in missing:
+            self.begin(run_id)
+        return len(missing)
 
     async def stop(self) -> None:
         """End the tasks; the rows keep everything."""
@@ -100,8 +114,9 @@ class Runs:
         """Runs under way."""
         return len(self._tasks)
 
-    async def cancelled(self, job_id: str, attempt: int) -> None:
-        """Tell the seated operators of a cancelled attempt, as far as they are connected."""
+    async def cancelled(self, run_id: int, job_id: str, attempt: int) -> None:
+        """A run was cancelled: tell the seated operators, as far as they are connected."""
+        self._moved(run_id, "cancelled")
         await self._asking.cancelled(job_id, attempt)
 
     def forget(self, node_id: str) -> None:
@@ -132,9 +147,9 @@ class Runs:
             except Unavailable as error:
                 log.warning("run.waits", run=run_id, code=error.code)
                 pause_s = 0.5
-            except Exception:
+            except Exception as error:
                 # A defect must not leave an accepted job without an end: it is tried again until it expires.
-                log.exception("run.defect", run=run_id)
+                log.error("run.defect", run=run_id, **place(error))
                 pause_s = 5.0
             if pause_s is None:
                 return False
@@ -150,10 +165,15 @@ class Runs:
             return
 
     async def _sweep(self) -> None:
-        """End what has expired without having a slot."""
+        """End what has expired without having a slot, and find what nobody drives."""
+        taken_up = time.monotonic()
         while True:
             await asyncio.sleep(POLL_S)
             try:
+                if time.monotonic() >= taken_up + TAKE_UP_S:
+                    if (count := await self._take_up()) > 0:
+                        log.warning("runs.taken_up", count=count)
+                    taken_up = time.monotonic()
                 async with unavailable():
                     rows = await self._pool.fetch(
                         """SELECT r.*, j.job_type, j.blind, j.model_id, j.job_ref FROM run r JOIN job j USING (job_id)

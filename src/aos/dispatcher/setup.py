@@ -129,6 +129,9 @@ async def authenticate(pool: Pool, project: str, token: str) -> bool:
         held: bytes | None = await pool.fetchval(
             "SELECT token_hash FROM project WHERE project_id = $1", project
         )
-    return (
-        hmac.compare_digest(held if held is not None else bytes(32), token_hash(token)) and held is not None
-    )
+    return is_token(held, token)
+
+
+def is_token(held: bytes | None, token: str) -> bool:
+    """Whether ``token`` has the stored hash ``held`` (None: there is no such project); compared in constant time."""
+    return hmac.compare_digest(bytes(32) if held is None else held, token_hash(token)) and held is not None

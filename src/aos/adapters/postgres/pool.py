@@ -44,6 +44,11 @@ async def unavailable() -> AsyncIterator[None]:
         ) from error
 
 
+async def _keep(connection: Connection) -> None:
+    """Nothing to reset when a connection goes back: no statement of ours changes its session (locks are those of transactions),
+    and asyncpg's own reset is one more round trip for each statement."""
+
+
 async def connect_pool(
     url: str,
     *,
@@ -64,6 +69,7 @@ async def connect_pool(
             max_size=max_size,
             timeout=timeout_s,
             command_timeout=60,
+            reset=_keep,
             server_settings={"application_name": application_name, "timezone": "UTC"},
         )
     except (asyncpg.InvalidCatalogNameError, asyncpg.InvalidAuthorizationSpecificationError) as error:

@@ -37,10 +37,10 @@ CREATE TABLE project (
 
 CREATE TABLE operator (
     node_id       text        PRIMARY KEY,
-    node          integer     NOT NULL UNIQUE CHECK (node >= 2),
+    node          integer     UNIQUE CHECK (node >= 2),
     vrf_key       bytea       NOT NULL UNIQUE,
-    range_start   bigint      NOT NULL,
-    range_end     bigint      NOT NULL CHECK (range_end > range_start),
+    range_start   bigint,
+    range_end     bigint      CHECK (range_end > range_start),
     stake         bigint      NOT NULL DEFAULT 0,
     job_types     text[]      NOT NULL,
     models        bytea[]     NOT NULL,
@@ -48,7 +48,9 @@ CREATE TABLE operator (
     admitted      boolean     NOT NULL,
     registration  text        NOT NULL,
     time_ms       bigint      NOT NULL,
-    registered_at timestamptz NOT NULL DEFAULT now()
+    registered_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT operator_admitted_whole
+        CHECK (NOT admitted OR (node IS NOT NULL AND range_start IS NOT NULL AND range_end IS NOT NULL))
 );
 
 CREATE TABLE snapshot (
@@ -121,6 +123,7 @@ CREATE TABLE attempt (
     failure         text    NOT NULL DEFAULT '',
     PRIMARY KEY (job_id, attempt)
 );
+CREATE INDEX attempt_run ON attempt (run_id);
 
 CREATE TABLE claim (
     job_id  text    NOT NULL,
@@ -185,11 +188,14 @@ CREATE TABLE result (
     outcome    text        NOT NULL,
     clock      text        NOT NULL,
     created_at timestamptz NOT NULL,
+    project_id text        NOT NULL,
+    user_id    text        NOT NULL,
     seq        bigint      GENERATED ALWAYS AS IDENTITY UNIQUE,
     PRIMARY KEY (job_id, tag, position, node_id),
     UNIQUE (job_id, tag, position, seat),
     FOREIGN KEY (job_id, tag, position) REFERENCES run (job_id, tag, position)
 );
+CREATE INDEX result_user ON result (project_id, user_id, seq DESC);
 
 -- Users whose next job runs with position 'after'.
 CREATE TABLE flag (
@@ -206,4 +212,16 @@ CREATE TABLE event (
     kind   text   NOT NULL,
     data   text   NOT NULL,
     PRIMARY KEY (job_id, seq)
+);
+
+-- Signed statements that contradict an earlier one of the same operator, or do not open its commitment; the first of each kind.
+CREATE TABLE evidence (
+    job_id      text        NOT NULL,
+    attempt     integer     NOT NULL,
+    node_id     text        NOT NULL,
+    code        text        NOT NULL,
+    statement   text        NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (job_id, attempt, node_id, code),
+    FOREIGN KEY (job_id, attempt) REFERENCES attempt
 );

@@ -1,0 +1,365 @@
+"""What the HTTP interfaces take and give, for ``/openapi.json`` and ``/docs`` only.
+
+Bodies are read by ``aos.dispatcher.submission``, byte for byte; tests hold these declarations against that parser and against
+what the routes really answer.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+GUIDE_JOB_ID = "5814075a7a4b7bc4db5450e7bc3ee2893562e3b2d9deb66a14da4e99d7276e0a"
+GUIDE_USER = "b77f1799de0148c07bc6ef630fb75ac267f31d147cd28797ad145afe72302632"
+GUIDE_TOKEN = "4cc2e1f9-0ac2-4af6-98f8-b814917b49b0"  # noqa: S105  the guide's own example
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
+Clock = Annotated[
+    dict[str, str],
+    Field(description="Vector clock: node number to count, both decimal text; 1 is the dispatcher."),
+]
+CreatedAt = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", description="UTC.")]
+TagName = Literal["", "suspicion", "malicious"]
+PositionName = Literal["", "before", "after"]
+Status = Literal[
+    "created", "dispatched", "running", "committed", "verified", "disputed", "failed", "cancelled", "expired"
+]
+Project = Annotated[str, Field(max_length=128, description="The project id.")]
+User = Annotated[str, Field(max_length=256, description="The user or device id.")]
+Token = Annotated[str, Field(max_length=256, description="The project's API token.")]
+PrivateToken = Annotated[
+    str, Field(max_length=256, description="The project's API token; needed where the job is `private`.")
+]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Params(_Shape):
+    """Sampling parameters. Decimals have at most six places."""
+
+    temperature: float = Field(1.0, ge=0, le=10, description="0 (greedy), or 0.01 to 10.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=1_000_000, description="0: off.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repeat_penalty: float = Field(1.0, gt=0, le=10)
+    max_tokens: int = Field(256, ge=1, le=1_000_000, description="The dispatcher may allow less.")
+    stop: str | list[str] = Field(default=[], description="At most 16 texts of 1 to 256 characters.")
+    seed: int | str | None = Field(
+        None, description="Below 2^64; as text where it exceeds 2^53. Default: from the draw."
+    )
+
+
+class Job(_Shape):
+    """What is to be run."""
+
+    tag: Literal["opml", "tee"] = Field(description="The job type.")
+    prompt: str = Field(description="Fed raw: special tokens are plain text. At most 262,144 bytes.")
+    model: str = Field(max_length=256, description="A name of GET /v1/aos/models.")
+    params: Params = Params.model_validate({})
+
+
+class Submission(_Shape):
+    """A job, by a project, for a user."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "from": "projectid",
+                "tag": "",
+                "user": GUIDE_USER,
+                "job": {
+                    "tag": "opml",
+                    "prompt": "What is AI?",
+                    "model": "llama-2-7b-chat.Q4_0.gguf",
+                    "params": {"temperature": 1.0, "top_p": 0.5, "max_tokens": 1024},
+                },
+                "verify": GUIDE_TOKEN,
+            }
+        },
+    )
+
+    from_: Project = Field(alias="from")
+    tag: TagName = Field(
+        "", description="Flags the user: earlier jobs are run again, and the next one is watched."
+    )
+    user: User
+    job: Job
+    verify: Token
+    nonce: str | None = Field(None, description="32 bytes as base64url; salts every public hash of this job.")
+    min_operators: int | None = Field(None, ge=1, le=64)
+    blind: bool = Field(False, description="All seats generate; nothing is shown before they have committed.")
+    private: bool = Field(False, description="Reading this job needs the token as well as its id.")
+
+
+class JobQuery(_Shape):
+    """Names a job."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"job_id": GUIDE_JOB_ID}})
+
+    job_id: Hex64
+    verify: PrivateToken = ""
+
+
+class CancelQuery(_Shape):
+    """Names a job, with the token of its project."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"job_id": GUIDE_JOB_ID, "verify": GUIDE_TOKEN}}
+    )
+
+    job_id: Hex64
+    verify: Token
+
+
+class UserQuery(_Shape):
+    """Names a user of a project."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"from": "projectid", "user": GUIDE_USER, "verify": GUIDE_TOKEN, "limit": 20}
+        },
+    )
+
+    from_: Project = Field(alias="from")
+    user: User
+    verify: Token
+    cursor: str | None = Field(None, pattern=r"^\d{1,18}$", description="From the page before.")
+    limit: int = Field(20, ge=1, le=100)
+
+
+class Submitted(_Shape):
+    """The job id: a bearer capability, keep it to yourself."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "code": 200,
+                "result": "636a5cf015a1a4c7480317f114d5b06d69476b9d0d5a67dbe53e9b59de72769b",
+            }
+        },
+    )
+
+    code: Literal[200]
+    result: Hex64
+
+
+class Vrf(_Shape):
+    """How the operator came to its seat (RFC 9381, ECVRF-EDWARDS25519-SHA512-TAI); hex."""
+
+    selected: bool = Field(description="False: it was seated by the public filling of empty seats.")
+    vrf_prompt_hash: str = Field(description="SHA-256 of alpha_string.")
+    vrf_random_value: str = Field(description="beta_string.")
+    vrf_verify_pubkey: str
+    vrf_proof: str = Field(description="pi_string.")
+
+
+class ResultRow(_Shape):
+    """One operator's result of one run of a job."""
+
+    id: str = Field(description="<operator>_<job_id>_<tag>")
+    job_id: Hex64
+    operator: str
+    result: str = Field(description="The text.")
+    verify_id: str
+    vrf: Vrf
+    clock: Clock
+    signature: str = Field(description="The operator's, over its receipt.")
+    job_type: Literal["opml", "tee"]
+    tag: TagName
+    created_at: CreatedAt
+    position: PositionName = Field(
+        description="`before`: a re-run that a flag caused; `after`: watched because of one."
+    )
+    attempt: int
+    receipt_id: str
+    state_root: str = Field(description="base64url; empty for tee.")
+    attestation: str = Field(description="Kind of enclave; empty for opml.")
+    outcome: Literal["agreed", "disputed", "single"]
+
+
+class Results(_Shape):
+    """Result rows; none as long as there is no result."""
+
+    code: Literal[200]
+    result: list[ResultRow]
+
+
+class UserResults(Results):
+    """One page of result rows, newest first."""
+
+    cursor: str | None = Field(None, description="Where the next page begins; missing on the last one.")
+
+
+class ShownParams(_Shape):
+    """Those of the submission; what has its default and is not of the guide is left out."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    stop: list[str] | None = None
+    seed: int | str | None = None
+
+
+class ShownJob(_Shape):
+    """The submitted job."""
+
+    tag: Literal["opml", "tee"]
+    prompt: str
+    model: str
+    params: ShownParams
+
+
+class Detail(_Shape):
+    """A job's request and status."""
+
+    id: Hex64
+    job: ShownJob
+    user: str
+    job_type: Literal["opml", "tee"]
+    status: Status
+    tag: TagName
+    clock: Clock
+    created_at: CreatedAt
+    position: PositionName
+    attempt: int
+    error: str | None = Field(None, description="Where it failed: message and code.")
+
+
+class DetailAnswer(_Shape):
+    """The detail of a job."""
+
+    code: Literal[200]
+    result: Detail
+
+
+class Cancelled(_Shape):
+    """The job is cancelled."""
+
+    code: Literal[200]
+    result: Literal["cancelled"]
+
+
+class SeedError(_Shape):
+    """An error under /api/. The HTTP status equals `code`."""
+
+    code: int
+    message: str
+    error: str = Field(description="The stable error code.")
+    field: str | None = Field(None, description="The member at fault.")
+    hint: str | None = Field(None, description="The next step.")
+
+
+class Problem(_Shape):
+    """An error anywhere else (RFC 9457)."""
+
+    type: str = Field(description="urn:aos:error:<stable error code>")
+    title: str = Field(description="The stable error code.")
+    status: int
+    detail: str
+    field: str | None = Field(None, description="The member or parameter at fault.")
+    hint: str | None = Field(None, description="The next step.")
+
+
+class SignedStatement(_Shape):
+    """A signed statement: EIP-191 over its canonical JSON."""
+
+    statement: dict[str, Any]
+    signature: str
+
+
+class RegistryAnswer(_Shape):
+    """A signed snapshot of the registry, with its entries."""
+
+    snapshot: SignedStatement
+    entries: list[dict[str, Any]]
+
+
+class Registered(_Shape):
+    """Who was entered."""
+
+    node_id: str
+
+
+class Model(_Shape):
+    """A name, and the hash of what it stands for."""
+
+    name: str
+    model_id: str
+
+
+class Models(_Shape):
+    """The models of this network."""
+
+    models: list[Model]
+
+
+class DrawAnswer(_Shape):
+    """Every attempt's draw: call, record, entries, claims, and the open tag once results are committed."""
+
+    job_ref: str
+    attempts: list[dict[str, Any]]
+
+
+class Health(_Shape):
+    """It runs."""
+
+    status: Literal["ok"]
+
+
+class Ready(_Shape):
+    """It can take jobs."""
+
+    status: Literal["ready"]
+    operators: int = Field(description="Operators connected.")
+
+
+_BODIES: list[type[BaseModel]] = [
+    Submission,
+    JobQuery,
+    CancelQuery,
+    UserQuery,
+    SignedStatement,
+    SeedError,
+    Problem,
+]
+_REF = "#/components/schemas/{model}"
+
+
+def body_schemas() -> dict[str, Any]:
+    """JSON schemas of the request bodies and errors, by name, for OpenAPI's ``components``."""
+    _, document = models_json_schema([(model, "validation") for model in _BODIES], ref_template=_REF)
+    return dict(document["$defs"])
+
+
+def body(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI members of a route that reads this body itself."""
+    media = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"requestBody": {"required": True, "content": {"application/json": media}}}
+
+
+_MEANINGS = {
+    400: "A member or parameter is wrong; `field` names it.",
+    401: "The token is missing or wrong.",
+    403: "What was signed is not believed.",
+    404: "There is no such thing.",
+    408: "The body did not come in time.",
+    409: "Not allowed in this state.",
+    413: "The body is over 1 MiB.",
+    429: "A limit is reached; see Retry-After.",
+    503: "The database is away; see Retry-After.",
+}
+
+
+def refusals(*statuses: int, seed: bool = False) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of these error statuses."""
+    model, media = ("SeedError", "application/json") if seed else ("Problem", "application/problem+json")
+    content = {media: {"schema": {"$ref": _REF.format(model=model)}}}
+    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
