@@ -67,7 +67,9 @@ class Client:
         self._project = project
         self._token = token
         self._dispatcher = dispatcher
-        self._http = httpx.Client(timeout=timeout_s, follow_redirects=False)
+        # A proxy is of no use for a dispatcher on this machine, and mostly cannot reach it.
+        local = httpx.URL(self._url).host in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.Client(timeout=timeout_s, follow_redirects=False, trust_env=not local)
 
     def __enter__(self) -> "Client":
         return self
@@ -102,7 +104,7 @@ class Client:
         response = self._call("POST", "/api/job/submit", json=body, headers={"Idempotency-Key": key})
         header = response.headers.get("x-aos-acceptance", "")
         acceptance = self._check_acceptance(header, nonce)
-        job_id = response.json()["result"]
+        job_id = _result_of(response)
         if hashes.job_ref(job_id) != acceptance.statement.job_ref:
             raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
         self._check_request(job_id, submission, acceptance.statement, nonce)
@@ -160,7 +162,7 @@ class Client:
         return self._post("/api/job/verify", body | ({"cursor": cursor} if cursor else {}))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._call("POST", path, json=body).json()["result"]
+        return _result_of(self._call("POST", path, json=body))
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
@@ -234,10 +236,23 @@ def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
             data.append(line[5:].removeprefix(" "))
 
 
+def _result_of(response: httpx.Response) -> Any:
+    try:
+        return response.json()["result"]
+    except (ValueError, KeyError, TypeError):
+        raise InvalidMessage(
+            "client.not_aos",
+            f"what answers at {response.url.host} is no AOS dispatcher",
+            hint="is the address right? AOS_URL or --url",
+        ) from None
+
+
 def _error_of(response: httpx.Response) -> AOSError:
     try:
         body = response.json()
     except ValueError:
+        body = {}
+    if not isinstance(body, dict):
         body = {}
     message = str(body.get("message") or body.get("detail") or f"HTTP {response.status_code}")
     code = str(body.get("error") or body.get("type") or "client.http")

@@ -71,11 +71,22 @@ class _Registry:
     models: Annotated[tuple[ModelEntry, ...], MaxLength(MAX_MODELS)]
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what the engine says is wrong in it."""
+    try:
+        yield
+    except AOSError as error:
+        if error.code.startswith("gguf."):
+            error.message = f"{path}: {error.message}"
+        raise
+
+
 def check_name(name: str) -> str:
     """A model's name is a file name: letters, digits, ``. _ + -``. Raises InvalidMessage ``model.name``."""
     if _NAME.match(name) is None:
         raise InvalidMessage(
-            "model.name", f"{ascii(name)[1:65]} is no model's name", hint="a file name without directories"
+            "model.name", f"{name[:64]!a} is no model's name", hint="a file name without directories"
         )
     return name
 
