@@ -1,6 +1,7 @@
 """``aos ask`` and ``aos job …``: a requester's commands."""
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -77,6 +78,12 @@ def _submission(
     )
 
 
+def _check_place(save: Path) -> None:
+    """An answer that cannot be saved must not be asked for first. Raises AOSError ``cli.usage``."""
+    if save.is_dir() or not os.access(save if save.exists() else save.parent, os.W_OK):
+        raise voice.usage(f"cannot write {save}", hint="--save FILE, in a directory that you may write")
+
+
 def _number(text: str, field: str) -> float:
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text, re.ASCII) is None:
         raise InvalidMessage(
@@ -138,6 +145,8 @@ def ask(
     """Ask the network: streams the answer, then says what it is worth."""
     options = dict(locals())
     params = _params(options)
+    if save is not None:
+        _check_place(save)
     settings = load_client_settings(url=url, trust=trust)
     with settings.client() as client:
         accepted = client.submit(_submission(settings, prompt, params, options))
@@ -269,6 +278,7 @@ def job_answer(
     as_json: AsJson = False,
 ) -> None:
     """Fetch a finished job's answer file."""
+    _check_place(save)
     with load_client_settings(url=url).client() as client:
         size = save.write_bytes(client.answer(job_id))
     if as_json:

@@ -43,6 +43,7 @@ def main() -> None:
         )
         raise SystemExit(voice.complain(missing, as_json=as_json)) from None
     except OSError as error:
+        as_json = as_json and not voice.give_up_stdout()
         refused = AOSError(
             "system.refused",
             f"{error.filename}: {error.strerror}" if error.filename else str(error),

@@ -97,7 +97,7 @@ def status(*, config: ConfigFile, as_json: AsJson = False) -> None:
         voice.data_json("operator.status", result)
         return
     for name, value in result.items():
-        voice.data(f"{name:<16} {_shown(value)}")
+        voice.data(f"{name:<18} {_shown(value)}")
 
 
 @operator_app.command(

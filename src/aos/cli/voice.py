@@ -42,9 +42,28 @@ def data(text: str, *, end: str = "\n") -> None:
         sys.stdout.write(text + end)
         sys.stdout.flush()
     except BrokenPipeError:
-        # What Python still holds would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
+    except OSError as error:
+        _to_nowhere(sys.stdout.fileno())
+        refused = AOSError("system.refused", f"stdout: {error.strerror}", hint="is the disk full?")
+        raise SystemExit(complain(refused)) from None
+
+
+def give_up_stdout() -> bool:
+    """Where stdout cannot be written, send what Python still holds nowhere (it would fail once more at exit), and return True."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _to_nowhere(sys.stdout.fileno())
+        return True
+    return False
+
+
+def _to_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def data_of_others(text: str, *, end: str = "\n") -> None:

@@ -142,9 +142,8 @@ def _follow(client: Client, job_id: str, stage: Stage) -> str:
         if writing:
             stage.write("\n")
             writing = False
-        if event.kind == "status":
-            status = str(event.data.get("status", status))
-            stage.say(f"  · {status}")
+        status = str(event.data.get("status", status))  # the last one comes with `done`
+        stage.say(f"  · {status}")
     return status
 
 

@@ -190,11 +190,11 @@ def _runs(subject: str, command: list[str], complaint: str, hint: str) -> Findin
 
 def _model() -> Iterator[Finding]:
     if not DEMO_MODEL.is_file():
-        yield _fail(
-            "demo model",
-            f"no {DEMO_MODEL} here ({Path.cwd()})",
-            "run this in the checkout; another model: aos up --model FILE",
-        )
+        text = f"no {DEMO_MODEL} here ({Path.cwd()})"
+        if DEMO_MODEL.parent.is_dir():
+            yield _fail("demo model", text, f"get it again: git checkout {DEMO_MODEL}")
+        else:
+            yield _warn("demo model", text, "run this in the checkout; another model: aos up --model FILE")
         return
     digest = hashlib.sha256(DEMO_MODEL.read_bytes()).hexdigest()
     if digest != DEMO_MODEL_SHA256:

@@ -133,8 +133,11 @@ class LocalNetwork:
         self._layout.make()
         self._check_disk()
         with self._locked(), Supervisor(on_crash=self._crashed) as supervisor:
-            yield self._start(supervisor)
-            self._say("stopping")
+            running = self._start(supervisor)
+            try:
+                yield running
+            finally:
+                self._say("stopping")
 
     def serve(self, running: RunningNetwork, until: threading.Event) -> None:
         """Keep every process up until the event is set."""

@@ -67,6 +67,12 @@ _BLAME: dict[str, type[AOSError]] = {
 }
 
 
+def socket_parent() -> str:
+    """The temporary directory, or /tmp where its path leaves no room: a Unix socket's address has at most 107 bytes."""
+    given = tempfile.gettempdir()
+    return given if len(os.fsencode(given)) <= 64 else "/tmp"  # noqa: S108  a directory of its own is made in it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """Whose enclave it is."""
@@ -236,7 +242,7 @@ class EnclaveHost:
     async def _start_once(self) -> FrameStream:
         self.starts += 1
         # The socket's directory (mode 0700) is gone once we are connected: nothing is left behind, however we end.
-        with tempfile.TemporaryDirectory(prefix="aos-enclave-") as directory:
+        with tempfile.TemporaryDirectory(prefix="aos-enclave-", dir=socket_parent()) as directory:
             socket_path = Path(directory) / "enclave.sock"
             argv: list[str | Path] = [sys.executable, "-m", "aos.workers.enclave", "--socket", socket_path]
             argv += ["--platform-key", self._platform_key, "--engine", self._engine]
