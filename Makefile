@@ -6,7 +6,7 @@ READY := .venv/.ready
 BIN := .venv/bin
 
 # Programs in .venv hold their own path: in a checkout that was moved they are made anew.
-ifneq ($(shell cat $(READY) 2>/dev/null),$(shell pwd))
+ifneq ($(shell cat $(READY) 2>/dev/null),$(shell pwd -P))
 $(shell rm -f $(READY))
 endif
 
@@ -22,7 +22,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh
-	@pwd > $@
+	@pwd -P > $@
 
 demo: $(READY)
 	@$(BIN)/aos demo

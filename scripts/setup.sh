@@ -33,7 +33,7 @@ if ! command -v "${compiler%% *}" >/dev/null 2>&1; then # CXX may hold options
 fi
 
 # An environment that no longer starts (moved checkout, removed interpreter) is made anew.
-if [ -e .venv ] && ! { grep -qF -- "-m venv $PWD/.venv" .venv/pyvenv.cfg &&
+if [ -e .venv ] && ! { grep -qF -- "-m venv $(pwd -P)/.venv" .venv/pyvenv.cfg &&
     .venv/bin/python -c 'import pip' >/dev/null 2>&1; }; then
     rm -rf .venv
 fi
