@@ -222,7 +222,9 @@ class LocalNetwork:
 
     def _check_wanted(self) -> None:
         if self._until.is_set():
-            raise RuleViolation("local.interrupted", "stopped before the network was up")
+            raise RuleViolation(
+                "local.interrupted", "stopped before the network was up", hint="`aos up` starts it again"
+            )
 
     def _wanted_and(self, ready: Ready) -> Ready:
         def check(process: Process) -> bool:
