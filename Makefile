@@ -5,6 +5,11 @@
 READY := .venv/.ready
 BIN := .venv/bin
 
+# Programs in .venv hold their own path: in a checkout that was moved they are made anew.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(shell pwd -P))
+$(shell rm -f $(READY))
+endif
+
 help:
 	@echo "make demo         start a network on this machine, ask it, check the receipts"
 	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
@@ -17,7 +22,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh
-	@touch $@
+	@pwd -P > $@
 
 demo: $(READY)
 	@$(BIN)/aos demo

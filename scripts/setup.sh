@@ -26,13 +26,15 @@ if ! "$PYTHON" -c 'import venv, ensurepip' >/dev/null 2>&1; then
     echo "setup: $PYTHON has no venv module (Debian, Ubuntu: apt install python3-venv)." >&2
     exit 1
 fi
-if ! command -v "${CXX:-c++}" >/dev/null 2>&1; then
-    echo "setup: no C++ compiler found as ${CXX:-c++} (Debian, Ubuntu: apt install g++; or set CXX)." >&2
+compiler=${CXX:-c++}
+if ! command -v "${compiler%% *}" >/dev/null 2>&1; then # CXX may hold options
+    echo "setup: no C++ compiler found as $compiler (Debian, Ubuntu: apt install g++; or set CXX)." >&2
     exit 1
 fi
 
 # An environment that no longer starts (moved checkout, removed interpreter) is made anew.
-if [ -e .venv ] && ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
+if [ -e .venv ] && ! { grep -qF -- "-m venv $(pwd -P)/.venv" .venv/pyvenv.cfg &&
+    .venv/bin/python -c 'import pip' >/dev/null 2>&1; }; then
     rm -rf .venv
 fi
 if [ ! -e .venv ]; then

@@ -17,7 +17,7 @@ from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
 from aos.core.statements import Acceptance, Request, Signed, verify_signed
-from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
+from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _RECONNECT_DELAY_S = 0.5
@@ -68,7 +68,9 @@ class Client:
         self._token = token
         self._bearer = {"Authorization": f"Bearer {token}"}  # reads the files of private jobs
         self._dispatcher = dispatcher
-        self._http = httpx.Client(timeout=timeout_s, follow_redirects=False)
+        # A proxy is of no use for a dispatcher on this machine, and mostly cannot reach it.
+        local = httpx.URL(self._url).host in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.Client(timeout=timeout_s, follow_redirects=False, trust_env=not local)
 
     def __enter__(self) -> "Client":
         return self
@@ -78,6 +80,12 @@ class Client:
 
     def submit(self, submission: Submission) -> Accepted:
         """Submit a job and check what was accepted. Raises AOSError of the class that says who is at fault."""
+        if self._dispatcher is None:  # before anything is sent: what comes back could not be checked
+            raise ConfigError(
+                "client.no_trust",
+                "no trust file names the dispatcher's key, so nothing that it signs can be checked",
+                hint="pass --trust FILE, or run where .aos/trust.json is",
+            )
         nonce = secrets.token_bytes(32)
         job = {
             "tag": submission.job_type,
@@ -102,8 +110,8 @@ class Client:
         key = submission.idempotency_key or secrets.token_hex(16)
         response = self._call("POST", "/api/job/submit", json=body, headers={"Idempotency-Key": key})
         header = response.headers.get("x-aos-acceptance", "")
-        acceptance = self._check_acceptance(header, nonce)
-        job_id = response.json()["result"]
+        acceptance = self._check_acceptance(header, nonce, self._dispatcher)
+        job_id = _result_of(response)
         if hashes.job_ref(job_id) != acceptance.statement.job_ref:
             raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
         self._check_request(job_id, submission, acceptance.statement, nonce)
@@ -163,7 +171,7 @@ class Client:
         return self._post("/api/job/verify", body | ({"cursor": cursor} if cursor else {}))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._call("POST", path, json=body).json()["result"]
+        return _result_of(self._call("POST", path, json=body))
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
@@ -181,20 +189,14 @@ class Client:
             hint="is it running? `aos up` starts a local network",
         )
 
-    def _check_acceptance(self, header: str, nonce: bytes) -> Signed[Acceptance]:
+    def _check_acceptance(self, header: str, nonce: bytes, dispatcher: str) -> Signed[Acceptance]:
         try:
             pair = parse_json_strict(b64u_decode(header), max_bytes=16_384)
         except InvalidMessage as error:
             raise VerificationError(
                 "client.acceptance", "the dispatcher sent no readable acceptance"
             ) from error
-        if self._dispatcher is None:
-            raise VerificationError(
-                "client.no_trust",
-                "no trust file names the dispatcher's key, so nothing that it signs can be checked",
-                hint="pass --trust FILE, or run where .aos/trust.json is",
-            )
-        acceptance = verify_signed(Acceptance, pair, address=self._dispatcher, where="acceptance")
+        acceptance = verify_signed(Acceptance, pair, address=dispatcher, where="acceptance")
         if acceptance.statement.nonce != nonce:
             raise VerificationError("client.nonce", "the dispatcher replaced the nonce of this submission")
         return acceptance
@@ -237,16 +239,31 @@ def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
             data.append(line[5:].removeprefix(" "))
 
 
+def _result_of(response: httpx.Response) -> Any:
+    try:
+        return response.json()["result"]
+    except (ValueError, KeyError, TypeError):
+        raise InvalidMessage(
+            "client.not_aos",
+            f"what answers at {response.url.host} is no AOS dispatcher",
+            hint="is the address right? AOS_URL or --url",
+        ) from None
+
+
 def _error_of(response: httpx.Response) -> AOSError:
     try:
         body = response.json()
     except ValueError:
         body = {}
+    if not isinstance(body, dict):
+        body = {}
     message = str(body.get("message") or body.get("detail") or f"HTTP {response.status_code}")
-    code = str(body.get("error") or body.get("type") or "client.http")
+    code = str(body.get("error") or body.get("type") or "client.http").removeprefix("urn:aos:error:")
     field = body.get("field")
     if response.status_code in (401, 403):
-        return VerificationError(code, message, field=field)
+        refused = VerificationError(code, message, field=field)
+        refused.exit_code = ConfigError.exit_code  # our credentials are wrong; no answer was judged
+        return refused
     if response.status_code in (409, 410):
         return RuleViolation(code, message, field=field)
     if response.status_code == 429 or response.status_code >= 500:

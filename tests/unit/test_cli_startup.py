@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from simulated_run import Network
 
+from aos.core.answer import write_answer
+from aos.core.codec import encode
 from aos.errors import ConfigError
 
 BUDGET_S = 0.5
@@ -79,6 +82,44 @@ def test_the_command_itself_loads_nothing_of_it_either() -> None:
     imported = [line.split("'")[1] for line in done.stderr.splitlines() if line.startswith("import '")]
     assert MODULE in imported
     assert forbidden_in(imported) == []
+
+
+RUN = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(event) if event.startswith("socket.") else None)
+from aos.cli.main import main
+import json
+sys.argv = ["aos", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print(json.dumps({"code": code, "modules": sorted(sys.modules), "sockets": opened}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--explain"], ["--policy", "production"]])
+def test_a_whole_verification_loads_nothing_of_it_and_opens_no_socket(
+    more: list[str], tmp_path: Path
+) -> None:
+    network = Network()
+    (tmp_path / "answer.aos").write_bytes(write_answer(network.run()))
+    (tmp_path / "trust.json").write_text(json.dumps(encode(network.trust("dev"))))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "verify", "answer.aos", "--trust", "trust.json", *more],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "VERIFIED" in done.stdout, done.stderr
+    seen = json.loads(done.stderr.splitlines()[-1])
+    assert seen["code"] in (0, 10, 11)
+    assert "aos.core.receipt" in seen["modules"]
+    assert forbidden_in(seen["modules"]) == []
+    assert seen["sockets"] == []
 
 
 @pytest.mark.parametrize("arguments", [["verify", "--help"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -302,6 +303,33 @@ def test_a_disk_without_room_is_named_before_a_byte_comes(
     free = type("Usage", (), {"free": len(CONTENT) - 1})
     monkeypatch.setattr(model_download.shutil, "disk_usage", lambda _: free)
     refused(Unavailable, "model.no_space", lambda: pull(hub, models))
+    assert NAME not in left(models)
+
+
+def test_a_disk_that_fills_up_on_the_way_is_named_and_the_download_goes_on_later(
+    hub: Hub, models: Path
+) -> None:
+    """The system refuses every byte after the first 100,000, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        error = refused(Unavailable, "model.unwritable", lambda: pull(hub, models))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in error.message
+    assert NAME not in left(models)
+    hub.asked.clear()
+    assert pull(hub, models).path.read_bytes() == CONTENT
+    assert hub.asked[0][1] == "bytes=100000-"
+
+
+@pytest.mark.parametrize("length", ["9" * 18, "-1", "1e3", "0x10", "1, 2"])
+def test_a_length_that_cannot_be_is_refused_and_nothing_is_allocated_for_it(
+    length: str, hub: Hub, models: Path
+) -> None:
+    hub.headers = {"content-length": length}
+    with pytest.raises((RuleViolation, Unavailable)):
+        pull(hub, models)
     assert NAME not in left(models)
 
 

@@ -162,7 +162,7 @@ def test_a_registered_file_of_another_size_is_refused(state: Path, file: Path, t
 
 
 def test_a_name_without_a_file_is_not_found_and_the_hint_says_what_to_do(state: Path, tmp_path: Path) -> None:
-    error = refused(Unavailable, "model.not_found", lambda: find_model(state, "x.gguf", models_dir=tmp_path))
+    error = refused(ConfigError, "model.not_found", lambda: find_model(state, "x.gguf", models_dir=tmp_path))
     assert "aos model add" in str(error.hint)
 
 

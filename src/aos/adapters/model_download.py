@@ -157,9 +157,10 @@ class _Download:
                 except _Interrupted as error:
                     failures = 1 if self._held > before else failures + 1
                     if failures >= _ATTEMPTS:
+                        host = urlsplit(self._address).hostname
                         raise Unavailable(
                             "model.interrupted",
-                            f"the download broke off {_ATTEMPTS} times without a new byte: {error}",
+                            f"the download from {host} broke off {_ATTEMPTS} times without a new byte: {error}",
                             hint="run the same command again: it goes on where it stopped",
                         ) from error
                     time.sleep(pause_s * 2 ** (failures - 1))

@@ -71,11 +71,22 @@ class _Registry:
     models: Annotated[tuple[ModelEntry, ...], MaxLength(MAX_MODELS)]
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name before what the engine says is wrong in it."""
+    try:
+        yield
+    except AOSError as error:
+        if error.code.startswith("gguf."):
+            error.message = f"{path}: {error.message}"
+        raise
+
+
 def check_name(name: str) -> str:
     """A model's name is a file name: letters, digits, ``. _ + -``. Raises InvalidMessage ``model.name``."""
     if _NAME.match(name) is None:
         raise InvalidMessage(
-            "model.name", f"{ascii(name)[1:65]} is no model's name", hint="a file name without directories"
+            "model.name", f"{name[:64]!a} is no model's name", hint="a file name without directories"
         )
     return name
 
@@ -134,7 +145,7 @@ def find_model(state_dir: Path, name: str, *, models_dir: Path = Path("models"))
     """The file for ``name``: the registered one, else the one of that name in ``models_dir``.
 
     Only the size of a registered file is compared here; an engine that loads it computes ``model_id`` anew.
-    Raises InvalidMessage ``model.name``, Unavailable ``model.not_found``, VerificationError
+    Raises InvalidMessage ``model.name``, ConfigError ``model.not_found``, VerificationError
     ``model.changed``.
     """
     check_name(name)
@@ -142,7 +153,7 @@ def find_model(state_dir: Path, name: str, *, models_dir: Path = Path("models"))
     candidates = [models_dir / name] if entry is None else [Path(entry.path), models_dir / name]
     files = [path for path in candidates if path.is_file()]
     if not files:
-        raise Unavailable(
+        raise ConfigError(
             "model.not_found",
             f"there is no model {name}",
             hint=f"put the file into {models_dir}, or register it: aos model add FILE.gguf",

@@ -5,36 +5,71 @@ from typing import Annotated
 
 import typer
 
-from aos.cli.ask import ask, job_app
-from aos.cli.draw import draw
+from aos.cli import voice
+from aos.cli.ask import ASK_EXAMPLES, ask, job_app
+from aos.cli.draw import DRAW_EXAMPLES, draw
+from aos.cli.help import Command, Group
 from aos.cli.keys import keys_app
 from aos.cli.models import model_app
-from aos.cli.network import demo, doctor, project_app, up
+from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, doctor, project_app, up
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
 
 app = typer.Typer(
     name="aos",
     help="Verifiable AI inference: ask a network, get an answer with a receipt that anyone can check offline.",
+    cls=Group,
+    epilog="""aos up                                     # a local network, until Ctrl-C
+aos ask "What is AI?" --save answer.aos    # in a second terminal
+aos verify answer.aos                      # offline; exit code 0 only when VERIFIED""",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(ask)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        voice.data(f"aos {version('aos')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The command's help is the application's."""
+
+
+@app.command(
+    cls=Command,
+    short_help="Check an answer file offline.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def verify(
     file: Annotated[Path, typer.Argument(help="Answer file (.aos).")],
+    *,
+    trust: Annotated[Path | None, typer.Option(help="Trust file.")] = None,
+    policy: Annotated[str | None, typer.Option(help="dev, default or production.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    replay: Annotated[bool, typer.Option("--replay")] = False,
+    model: Annotated[Path | None, typer.Option(help="The model's GGUF file.")] = None,
+    explain: Annotated[bool, typer.Option("--explain")] = False,
 ) -> None:
-    """Check an answer file offline: one line a check, exit 0 only when VERIFIED (see `aos verify -h`)."""
-    raise AssertionError(f"aos.cli.main runs verify itself ({file})")
+    """For completion and the list of commands: ``aos.cli.main`` runs ``aos.cli.verify`` itself, without typer."""
+    raise AssertionError(f"not reached: {file} {trust} {policy} {as_json} {replay} {model} {explain}")
 
 
-app.command()(draw)
-app.command()(up)
-app.command()(demo)
-app.command()(doctor)
+app.command(cls=Command, short_help="Ask the network and check the answer.", epilog=ASK_EXAMPLES)(ask)
+app.command(cls=Command, short_help="Recheck a job's draws offline.", epilog=DRAW_EXAMPLES)(draw)
+app.command(cls=Command, short_help="Run a local network until Ctrl-C.", epilog=UP_EXAMPLES)(up)
+app.command(cls=Command, short_help="The whole story in under a minute.", epilog=DEMO_EXAMPLES)(demo)
+app.command(cls=Command, short_help="What is wrong here, and what to do.", epilog=DOCTOR_EXAMPLES)(doctor)
 app.add_typer(job_app, name="job")
 app.add_typer(keys_app, name="keys")
 app.add_typer(model_app, name="model")

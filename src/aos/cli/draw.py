@@ -16,6 +16,8 @@ from aos.core.draw_document import MAX_DOCUMENT_BYTES, RecheckedDraw, read_draw_
 from aos.errors import ConfigError, RuleViolation
 
 _PARTIAL = 11
+DRAW_EXAMPLES = """curl -s $AOS_URL/v1/aos/jobs/$JOB_REF/draw | aos draw -
+aos draw draw.json --trust trust.json --json"""
 
 
 def draw(
@@ -28,8 +30,6 @@ def draw(
     """Recheck a job's draws offline: every claim, status and seat recomputed.
 
     Exit codes: 0 all of it, 10 a draw is wrong, 11 right as far as the trust file goes, 30 no trust file.
-
-    Example: curl -s $AOS_URL/v1/aos/jobs/$JOB_REF/draw | aos draw -
     """
     trusted = find_trust(trust)
     if trusted is None:

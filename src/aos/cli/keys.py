@@ -1,33 +1,51 @@
 """``aos keys``: make an operator's keys, and show what is public about them."""
 
 import getpass
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aos.cli import voice
+from aos.cli.help import Command, Group
+from aos.errors import ConfigError
 
-keys_app = typer.Typer(help="Make and inspect keystores.", no_args_is_help=True)
+keys_app = typer.Typer(
+    help="Make an operator's keys.", cls=Group, epilog="aos keys new keys", no_args_is_help=True
+)
 
 
-@keys_app.command("new")
+@keys_app.command(
+    "new",
+    cls=Command,
+    short_help="Make a signing key and a VRF key.",
+    epilog="""aos keys new keys
+AOS_KEYSTORE_PASSWORD_FILE=password aos keys new keys --json""",
+)
 def new(
-    directory: Annotated[Path, typer.Argument(help="Where to put signer.json and vrf.json.")] = Path("keys"),
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="Where to put signer.json and vrf.json.")
+    ] = Path("keys"),
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Make a signing key and a VRF key, each in an encrypted keystore of mode 0600.
 
-    The password comes from $AOS_KEYSTORE_PASSWORD_FILE, $AOS_KEYSTORE_PASSWORD, or a prompt.
-
-    Example: aos keys new keys
+    The password comes from the file that $AOS_KEYSTORE_PASSWORD_FILE names, from $AOS_KEYSTORE_PASSWORD, or from a prompt.
     """
     from aos.adapters.keystore import create_keystore, new_key, read_password
 
-    password = read_password(prompt=None if as_json else _new_password)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     signer, vrf = directory / "signer.json", directory / "vrf.json"
+    for path in (signer, vrf):  # both or none
+        if path.exists():
+            raise ConfigError(
+                "keystore.exists",
+                f"{path} exists already and is not replaced",
+                hint=f"choose another directory: {voice.program()} keys new OTHER",
+            )
+    password = read_password(prompt=None if as_json or not sys.stdin.isatty() else _new_password)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     node_id = create_keystore(signer, new_key(), password, kind="signer")
     vrf_key = create_keystore(vrf, new_key(), password, kind="vrf")
     if as_json:
@@ -46,7 +64,5 @@ def new(
 def _new_password() -> str:
     first = getpass.getpass("Password for the new keystores: ")
     if getpass.getpass("Again: ") != first:
-        from aos.errors import ConfigError
-
         raise ConfigError("keystore.password_mismatch", "the two passwords differ")
     return first

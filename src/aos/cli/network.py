@@ -1,24 +1,46 @@
 """``aos up``, ``aos demo``, ``aos doctor``, ``aos project``: a whole network on this machine."""
 
 import asyncio
+import functools
+import shlex
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aos.cli import voice
+from aos.cli.help import Command, Group
 from aos.cli.settings import state_dir
 from aos.core.codec import encode
 
 if TYPE_CHECKING:
     from aos.local.network import Founded, Genesis
 
-project_app = typer.Typer(help="Projects of a dispatcher and their API tokens.", no_args_is_help=True)
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LABELS = {"api_docs": "API docs", "api_token_file": "API token", "trust_file": "trust file"}
+_SHOWN = {"api_token_file": "in {} (mode 0600)"}
+UP_EXAMPLES = """aos up
+aos up --operators 1 --tee 0
+AOS_STATE_DIR=/var/tmp/my-network aos up"""
+DEMO_EXAMPLES = "aos demo"
+DOCTOR_EXAMPLES = """aos doctor
+aos doctor --json | jq -r '.result[] | select(.verdict == "FAIL") | .hint'"""
+
+project_app = typer.Typer(
+    help="Projects of a dispatcher and their API tokens.",
+    cls=Group,
+    epilog="aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml",
+    no_args_is_help=True,
+)
 
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Default: $AOS_STATE_DIR or .aos.")]
-ModelFile = Annotated[Path | None, typer.Option("--model", help="GGUF file; default: the demo model.")]
+ModelFile = Annotated[
+    Path | None, typer.Option("--model", help="GGUF file, or a model's name; default: the demo model.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 def found(genesis: "Genesis") -> "Founded":
@@ -44,46 +66,68 @@ def found(genesis: "Genesis") -> "Founded":
     )
 
 
+def _model_file(named: Path | None) -> Path:
+    """The file that ``--model`` means: a path, or the name of a registered model or of one in ./models."""
+    from aos.adapters.model_store import find_model
+    from aos.local.network import DEMO_MODEL
+
+    if named is None or named.is_file() or named.name != str(named):
+        return named or DEMO_MODEL
+    return find_model(state_dir(), str(named)).path
+
+
 def up(
     *,
     state: StateDir = None,
     operators: Annotated[int, typer.Option(min=1, max=16, help="opML operators.")] = 3,
     tee: Annotated[int, typer.Option(min=0, max=4, help="TEE operators (SIMULATED enclaves).")] = 1,
     model: ModelFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a local network until Ctrl-C. Prints its URL and where the API token is.
-
-    Example: aos up    (then, in a second terminal: aos ask "What is AI?" --save answer.aos)
-    """
-    from aos.local.network import DEMO_MODEL, LocalNetwork
+    """Run a local network until Ctrl-C. Prints its URL and where the API token is."""
+    from aos.local.network import LocalNetwork
 
     until = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDINGS:
         signal.signal(number, lambda *_: until.set())
+    place = state or state_dir()
     network = LocalNetwork(
-        state or state_dir(),
+        place,
         found=found,
         opml_operators=operators,
         tee_operators=tee,
-        model=model or DEMO_MODEL,
+        model=_model_file(model),
         say=voice.say,
         until=until,
     )
     voice.say("starting a local network; TEE enclaves are SIMULATED")
     with network.running() as running:
         voice.say()
-        for name, value in (
-            ("network", running.network_id),
-            ("dispatcher", running.url),
-            ("API docs", f"{running.url}/docs"),
-            ("model", running.model_name),
-            ("project", running.project),
-            ("API token", f"in {running.client_path} (mode 0600)"),
-            ("trust file", str(running.trust_path)),
-        ):
-            voice.data(f"{name:<12} {value}")
-        voice.say('\nready. In a second terminal:  aos ask "What is AI?" --save answer.aos\nCtrl-C ends it.')
+        facts = {
+            "network": running.network_id,
+            "dispatcher": running.url,
+            "api_docs": f"{running.url}/docs",
+            "model": running.model_name,
+            "project": running.project,
+            "api_token_file": str(running.client_path),
+            "trust_file": str(running.trust_path),
+        }
+        if as_json:
+            voice.data_json("up", facts)
+        else:
+            for name, value in facts.items():
+                voice.data(f"{_LABELS.get(name, name):<12} {_SHOWN.get(name, '{}').format(value)}")
+        voice.say(
+            f"\nready. In a second terminal, in this directory:\n\n  {_ask_command(place)}\n\nCtrl-C ends it."
+        )
         network.serve(running, until)
+
+
+def _ask_command(state: Path) -> str:
+    """What to type to ask this network."""
+    default = state.absolute() == Path(".aos").absolute()
+    where = "" if default else f"AOS_STATE_DIR={shlex.quote(str(state.absolute()))} "
+    return f'{where}{voice.program()} ask "What is AI?" --save answer.aos'
 
 
 def demo(
@@ -91,38 +135,53 @@ def demo(
     state: Annotated[
         Path | None, typer.Option("--state-dir", help="Default: a new one, removed at the end.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start a network, ask it, check the receipts, tamper with one, stop: under a minute.
 
-    Example: aos demo
+    The answers stay in ./demo-answers; nothing else does.
     """
     import tempfile
 
-    from aos.cli.verify import render_report
-    from aos.local.demo import run_demo
+    from aos.cli.verify import render_report, stdout_colour
+    from aos.local.demo import Stage, run_demo
 
-    def run(directory: Path) -> int:
-        return run_demo(
-            directory,
-            found=found,
-            say=voice.data,
-            write=lambda text: voice.data(text, end=""),
-            render=render_report,
-        )
+    for number in _ENDINGS:
+        signal.signal(number, _interrupt_once)
+    stage = Stage(
+        say=voice.say if as_json else voice.data,
+        write=_write_text(voice.say if as_json else voice.data_of_others),
+        render=functools.partial(render_report, colour=not as_json and stdout_colour()),
+        program=voice.program(),
+    )
+
+    def run(directory: Path) -> None:
+        result = run_demo(directory, found=found, stage=stage)
+        if as_json:
+            voice.data_json("demo", result)
 
     if state is not None:
-        raise typer.Exit(run(state))
+        run(state)
+        return
     with tempfile.TemporaryDirectory(prefix="aos-demo-") as directory:
-        raise typer.Exit(run(Path(directory) / "state"))
+        run(Path(directory) / "state")
 
 
-def doctor(
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
-) -> None:
-    """Look at this machine, the checkout, the model and the local network; say what is wrong and what to do.
+def _interrupt_once(*_: object) -> None:
+    """End the demo in order; further signals would only break off its cleaning up."""
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
-    Example: aos doctor
+
+def _write_text(write: Callable[..., None]) -> Callable[[str], None]:
+    return lambda text: write(text, end="")
+
+
+def doctor(*, as_json: AsJson = False) -> None:
+    """Look at this machine, the installation, the model and the local network; say what is wrong and what to do.
+
+    Exit code 1 where a local network could not run (FAIL), 0 otherwise. Changes nothing.
     """
     from aos.local.doctor import examine
 
@@ -131,24 +190,26 @@ def doctor(
         voice.data_json("doctor", [encode(finding) for finding in findings])
     else:
         for finding in findings:
-            voice.data(f"{finding.verdict:<5}{finding.subject:<22} {finding.text}")
+            voice.data(f"{finding.verdict:<5}{finding.subject:<15} {finding.text}")
             if finding.hint:
-                voice.data(f"{'':<28}{finding.hint}")
+                voice.data(f"{'':<21}→ {finding.hint}")
     if any(finding.verdict == "FAIL" for finding in findings):
         raise typer.Exit(1)
 
 
-@project_app.command("new")
+@project_app.command(
+    "new",
+    cls=Command,
+    short_help="Make a project and its API token.",
+    epilog="aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml",
+)
 def project_new(
-    name: Annotated[str, typer.Argument(help="A name for people.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name for people.")],
     *,
     config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's configuration.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make a project. Its API token is shown once and stored only as a hash.
-
-    Example: aos project new my-app -c .aos/dispatcher/config.yaml
-    """
+    """Make a project. Its API token is shown once and stored only as a hash."""
     from aos.dispatcher.setup import new_project
 
     project, token = asyncio.run(new_project(config, name))

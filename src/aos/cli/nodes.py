@@ -1,16 +1,30 @@
 """``aos operator``, ``aos dispatcher``, ``aos config``: running the network's nodes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aos.cli import voice
-from aos.errors import ConfigError, Unavailable
+from aos.cli.help import Command, Group
 
-operator_app = typer.Typer(help="Run an operator.", invoke_without_command=True)
-dispatcher_app = typer.Typer(help="Run a dispatcher.", no_args_is_help=True)
-config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True)
+operator_app = typer.Typer(
+    help="Run an operator, or ask a running one how it is.",
+    cls=Group,
+    epilog="""aos operator -i postgres://user:password@127.0.0.1:5432/operator_db
+aos operator -c FILE.yaml
+aos operator status -c FILE.yaml""",
+    invoke_without_command=True,
+)
+dispatcher_app = typer.Typer(
+    help="Run a dispatcher.", cls=Group, epilog="aos dispatcher run -c FILE.yaml", no_args_is_help=True
+)
+config_app = typer.Typer(
+    help="Look at an operator's configuration.",
+    cls=Group,
+    epilog="aos config show -c docs/template/config-operator.yaml --origin",
+    no_args_is_help=True,
+)
 
 ConfigFile = Annotated[Path, typer.Option("-c", "--config", help="The operator's YAML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -25,10 +39,7 @@ def operator(
     ] = None,
     config: Annotated[Path | None, typer.Option("-c", help="Run with this YAML file.")] = None,
 ) -> None:
-    """Run an operator, as the developer guide does.
-
-    Example: aos operator -i postgres://user:password@127.0.0.1:5432/operator_db
-    """
+    """The guide's two flags."""
     if context.invoked_subcommand is not None:
         return
     if init is not None:
@@ -40,16 +51,30 @@ def operator(
         raise typer.Exit(2)
 
 
-@operator_app.command("init-db")
-def init_db(url: Annotated[str, typer.Argument(help="postgres://user:password@host:port/database")]) -> None:
-    """Create the operator's tables. Running it again changes nothing."""
+@operator_app.command(
+    "init-db",
+    cls=Command,
+    short_help="Create the operator's tables.",
+    epilog="aos operator init-db postgres://user:password@127.0.0.1:5432/operator_db",
+)
+def init_db(
+    url: Annotated[str, typer.Argument(metavar="URL", help="postgres://user:password@host:port/database")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Create the operator's database and tables. Running it again changes nothing."""
+    from aos.operator.runer import configure_logging
     from aos.operator.runer import init_db as initialise
 
-    initialise(url)
-    voice.say("the operator's database is ready")
+    configure_logging()
+    applied = initialise(url)
+    if as_json:
+        voice.data_json("operator.init-db", {"migrations": applied})
+    else:
+        voice.say(f"the operator's database is ready ({len(applied)} migrations applied now)")
 
 
-@operator_app.command("run")
+@operator_app.command("run", cls=Command, epilog="aos operator run -c FILE.yaml")
 def run(*, config: ConfigFile) -> None:
     """Run the operator until SIGTERM or Ctrl-C."""
     from aos.operator.runer import run as run_operator
@@ -57,30 +82,44 @@ def run(*, config: ConfigFile) -> None:
     raise typer.Exit(run_operator(config))
 
 
-@operator_app.command("status")
+@operator_app.command(
+    "status",
+    cls=Command,
+    short_help="Is it eligible, connected, drawn? What is wrong?",
+    epilog="aos operator status -c .aos/operator-1/config-operator.yaml",
+)
 def status(*, config: ConfigFile, as_json: AsJson = False) -> None:
-    """Ask a running operator whether it is eligible, connected, drawn, and what is wrong.
+    """Ask a running operator whether it is eligible, connected, drawn, and what is wrong."""
+    from aos.operator.runer import status as status_of
 
-    Example: aos operator status -c .aos/operator-1/config-operator.yaml
-    """
-    result = _rest(config, "GET", "/api/v1/operator/status")
+    result = status_of(config)
     if as_json:
         voice.data_json("operator.status", result)
         return
     for name, value in result.items():
-        voice.data(f"{name:<16} {_shown(value)}")
+        voice.data(f"{name:<18} {_shown(value)}")
 
 
-@operator_app.command("drain")
-def drain(*, config: ConfigFile) -> None:
+@operator_app.command(
+    "drain",
+    cls=Command,
+    short_help="Let it finish, and take nothing new.",
+    epilog="aos operator drain -c .aos/operator-1/config-operator.yaml",
+)
+def drain(*, config: ConfigFile, as_json: AsJson = False) -> None:
     """Tell a running operator to finish what it has and take nothing new."""
-    _rest(config, "POST", "/api/v1/operator/drain")
+    from aos.operator.runer import drain as drain_it
+
+    result = drain_it(config)
+    if as_json:
+        voice.data_json("operator.drain", result)
+        return
     voice.say(
         "draining: it declines every draw from now on; stop it when `aos operator status` shows nothing running"
     )
 
 
-@dispatcher_app.command("run")
+@dispatcher_app.command("run", cls=Command, epilog="aos dispatcher run -c FILE.yaml")
 def dispatcher_run(
     *, config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's YAML file.")]
 ) -> None:
@@ -90,17 +129,19 @@ def dispatcher_run(
     raise typer.Exit(main(["-c", str(config)]))
 
 
-@config_app.command("show")
+@config_app.command(
+    "show",
+    cls=Command,
+    short_help="Print every setting; secrets are masked.",
+    epilog="aos config show -c docs/template/config-operator.yaml --origin",
+)
 def show(
     *,
     config: ConfigFile,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value came from.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print every setting of an operator; secrets are masked.
-
-    Example: aos config show -c docs/template/config-operator.yaml --origin
-    """
+    """Print every setting of an operator; secrets are masked."""
     from aos.operator.config import explain_config
 
     lines = explain_config(config)
@@ -114,29 +155,6 @@ def show(
         where = f"  ({line.origin})" if origin and line.origin else ""
         note = f"  ! {line.note}" if line.note else ""
         voice.data(f"{line.key:<32} {line.value}{where}{note}")
-
-
-def _rest(config: Path, method: str, path: str) -> dict[str, Any]:
-    import httpx
-
-    from aos.operator.config import load_config
-
-    settings = load_config(config)
-    host = "127.0.0.1" if settings.rest_host in ("0.0.0.0", "::", "") else settings.rest_host  # noqa: S104
-    url = f"http://{host}:{settings.rest_port}{path}"
-    try:
-        response = httpx.request(method, url, timeout=10.0)
-        body = response.json()
-    except (httpx.TransportError, ValueError) as error:
-        raise Unavailable(
-            "operator.unreachable",
-            f"no answer from the operator at {url}",
-            hint="is it running? aos operator run -c FILE",
-        ) from error
-    if response.status_code != 200:
-        raise ConfigError("operator.refused", str(body.get("message", response.status_code)))
-    result = body["result"]
-    return result if isinstance(result, dict) else {"result": result}
 
 
 def _shown(value: object) -> str:

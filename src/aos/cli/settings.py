@@ -4,8 +4,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aos.client import Client
+from aos.core.trust import Trust, read_trust
 from aos.errors import ConfigError
 
 STATE_DIR = Path(".aos")
@@ -40,11 +42,9 @@ def trust_path() -> Path | None:
 
 
 def load_client_settings(*, url: str | None = None, trust: Path | None = None) -> ClientSettings:
-    """Raises ConfigError ``config.client`` naming what is missing and how to give it."""
+    """Raises ConfigError ``config.client`` naming what is missing and how to give it, ``config.url``, ``trust.*``."""
     path = state_dir() / "client.json"
-    stored: dict[str, str] = {}
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = _stored(path)
     values = {
         "url": url or os.environ.get("AOS_URL") or stored.get("url", ""),
         "project": os.environ.get("AOS_PROJECT") or stored.get("project", ""),
@@ -58,18 +58,60 @@ def load_client_settings(*, url: str | None = None, trust: Path | None = None) -
                 field=name,
                 hint="start a local network with `aos up`, or set AOS_URL, AOS_PROJECT and AOS_TOKEN",
             )
+    _check_url(values["url"])
     trust = trust or trust_path()
-    dispatcher = None
-    if trust is not None:
-        try:
-            dispatcher = json.loads(trust.read_text(encoding="utf-8"))["dispatchers"][0]["address"]
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise ConfigError(
-                "config.trust", f"{trust}: not a trust file ({type(error).__name__})"
-            ) from error
     return ClientSettings(
         **values,
         model=os.environ.get("AOS_MODEL") or stored.get("model", ""),
-        dispatcher=dispatcher,
+        dispatcher=None if trust is None else load_trust(trust).dispatchers[0].address,
         trust=trust,
     )
+
+
+def load_trust(path: Path) -> Trust:
+    """The trust file at ``path``, which names a dispatcher. Raises ConfigError ``trust.unreadable``, ``trust.invalid``."""
+    try:
+        trust = read_trust(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            "trust.unreadable", f"{path}: {error.strerror}", hint="give the network's trust file with --trust"
+        ) from error
+    except ConfigError as error:
+        error.message = f"{path}: {error.message}"
+        raise
+    if not trust.dispatchers:
+        raise ConfigError("trust.invalid", f"{path} names no dispatcher", field="dispatchers")
+    return trust
+
+
+def _stored(path: Path) -> dict[str, str]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(
+            "config.client", f"{path}: {error.strerror}", hint="use it as the user who started the network"
+        ) from error
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
+        raise ConfigError(
+            "config.client", f"{path} is damaged", hint="`aos up` writes it anew when it starts the network"
+        )
+    return stored
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable or any(c.isspace() for c in url):
+        raise ConfigError(
+            "config.url",
+            f"{url!r} is no http or https address",
+            field="url",
+            hint="such as http://127.0.0.1:20009: `aos up` prints it",
+        )

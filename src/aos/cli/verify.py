@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from aos.cli import voice
 from aos.core.answer import MAX_ANSWER_BYTES, Answer
@@ -18,7 +19,6 @@ from aos.core.statements import Request
 from aos.core.trust import Trust, load_policy, read_trust
 from aos.errors import AOSError, ConfigError, RuleViolation
 
-_USAGE = 2
 _EVIDENCE_MISSING = 12
 _TEXT_WIDTH = 62
 _COLOURS = {"PASS": "32", "FAIL": "31", "SKIP": "33"}
@@ -37,9 +37,8 @@ _EXAMPLES = """examples:
   aos verify answer.aos                                   with .aos/trust.json or $AOS_TRUST
   aos verify answer.aos --trust network-trust.json --policy production
   aos verify answer.aos --replay --model models/demo.gguf   re-execute it here
-  aos verify answer.aos --json | jq .result.verdict
-
-exit codes: 0 VERIFIED, 10 NOT VERIFIED, 11 PARTIAL (a required check was skipped),
+  aos verify answer.aos --json | jq .result.verdict"""
+_EXIT_CODES = """exit codes: 0 VERIFIED, 10 NOT VERIFIED, 11 PARTIAL (a required check was skipped),
 12 evidence missing or unreadable, 2 usage, 30 broken trust file or unknown policy"""
 
 
@@ -47,13 +46,11 @@ def verify_command(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     try:
-        options = parser.parse_args(argv)
-    except SystemExit as stop:
+        return _verify(parser.parse_args(argv))
+    except SystemExit as stop:  # --help
         return int(stop.code or 0)
-    try:
-        return _verify(options)
     except AOSError as error:
-        return voice.complain(error, as_json=options.json)
+        return voice.complain(error, as_json="--json" in argv)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -65,7 +62,9 @@ def _verify(options: argparse.Namespace) -> int:
         data = _read(options.file)
     except OSError as error:
         missing = RuleViolation(
-            "file.unreadable", f"{options.file}: {error.strerror}", hint="aos verify FILE"
+            "file.unreadable",
+            f"{options.file}: {error.strerror}",
+            hint="name an answer file; aos job answer JOB_ID --save FILE fetches one",
         )
         voice.complain(missing, as_json=options.json)
         return _EVIDENCE_MISSING
@@ -83,7 +82,7 @@ def _verify(options: argparse.Namespace) -> int:
         from aos.cli.explain import explain
 
         voice.data(explain(data))
-    voice.data(render_report(report, colour=_colour()))
+    voice.data(render_report(report, colour=stdout_colour()))
     for hint in _hints(report, trust):
         voice.say(f"  hint: {hint}")
     return report.exit_code
@@ -121,11 +120,17 @@ def report_json(report: Report, *, file: str) -> dict[str, object]:
     }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _usage(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aos verify",
-        description="Check an answer file offline: one line a check, exit 0 only when VERIFIED.",
-        epilog=_EXAMPLES,
+        description="Check an answer file offline: one line a check, exit 0 only when VERIFIED.\n\n"
+        + _EXAMPLES,
+        epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -146,9 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _usage(message: str) -> AOSError:
-    error = AOSError("cli.usage", message, hint="aos verify --help")
-    error.exit_code = _USAGE
-    return error
+    return voice.usage(message, hint="aos verify FILE; `aos verify -h` has examples")
 
 
 def _read(name: str) -> bytes:
@@ -172,6 +175,9 @@ def find_trust(named: str | None) -> Trust | None:
         path = str(found)
     try:
         return read_trust(Path(path).read_bytes())
+    except ConfigError as error:
+        error.message = f"{path}: {error.message}"
+        raise
     except OSError as error:
         raise ConfigError(
             "trust.unreadable", f"{path}: {error.strerror}", hint="pass --trust FILE"
@@ -230,5 +236,6 @@ def _hints(report: Report, trust: Trust | None) -> list[str]:
     return hints
 
 
-def _colour() -> bool:
+def stdout_colour() -> bool:
+    """True where stdout is a terminal that wants colour."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -20,16 +21,19 @@ import yaml
 
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.embedded.redis import EmbeddedRedis
+from aos.adapters.model_store import naming
 from aos.adapters.processes import Crash, Process, Ready, Supervisor, free_port, http_ok, port_is_free
 from aos.client import Client
 from aos.core.codec import encode
 from aos.core.statements import Registration, Signed
-from aos.errors import ConfigError, RuleViolation
+from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.local.layout import Layout, Node, NodeKind, read_or_make, registration, write_json, write_private
 
 DEMO_MODEL = Path("models") / "aos-demo.Q8_0.gguf"
 EPOCH_MS = 600_000
 READY_TIMEOUT_S = 60.0
+MIN_FREE_DISK = 256 << 20
+"""A new network takes about 100 MiB, nearly all of it PostgreSQL's; the rest is room for its log to grow."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """Several workers share the machine; the engines' products are too small for BLAS to gain from threads (docs/log.md)."""
 
@@ -127,18 +131,38 @@ class LocalNetwork:
                 hint="run this in the checkout, or give --model FILE",
             )
         self._layout.make()
+        self._check_disk()
         with self._locked(), Supervisor(on_crash=self._crashed) as supervisor:
-            yield self._start(supervisor)
-            self._say("stopping")
+            running = self._start(supervisor)
+            try:
+                yield running
+            finally:
+                self._say("stopping")
 
     def serve(self, running: RunningNetwork, until: threading.Event) -> None:
         """Keep every process up until the event is set."""
         running.supervisor.run(until)
 
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._layout.root).free
+        if free < MIN_FREE_DISK:
+            raise Unavailable(
+                "local.disk",
+                f"only {free >> 20} MiB are free for {self._layout.root}, {MIN_FREE_DISK >> 20} MiB are needed",
+                hint="free some space, or choose another --state-dir",
+            )
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         path = self._layout.root / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                "local.state_dir",
+                f"cannot write in the state directory {self._layout.root}: {error.strerror}",
+                hint="make it writable for this user, or choose another with --state-dir",
+            ) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,13 +185,13 @@ class LocalNetwork:
     def _start(self, supervisor: Supervisor) -> RunningNetwork:
         began = time.monotonic()
         layout = self._layout
+        model_id = self._model_id()
         postgres, redis = EmbeddedPostgres(layout.root), EmbeddedRedis(layout.root)
         supervisor.start(postgres, restart=self._restart)
         supervisor.start(redis, restart=self._restart)
         self._say(f"  PostgreSQL and Redis      {time.monotonic() - began:4.1f} s")
         self._check_wanted()
         nodes = [layout.node(name, kind) for name, kind in self._kinds]
-        model_id = self._model_id()
         url = f"http://127.0.0.1:{self._port('dispatcher')}"
         self._ensure_databases(postgres, nodes)
         dispatcher_config = self._dispatcher_config(postgres, url)
@@ -198,7 +222,9 @@ class LocalNetwork:
 
     def _check_wanted(self) -> None:
         if self._until.is_set():
-            raise RuleViolation("local.interrupted", "stopped before the network was up")
+            raise RuleViolation(
+                "local.interrupted", "stopped before the network was up", hint="`aos up` starts it again"
+            )
 
     def _wanted_and(self, ready: Ready) -> Ready:
         def check(process: Process) -> bool:
@@ -220,7 +246,8 @@ class LocalNetwork:
     def _model_id(self) -> bytes:
         from aos.engine import read_manifest
 
-        return read_manifest(self._model, cache_dir=self._layout.cache).model_id
+        with naming(self._model):
+            return read_manifest(self._model, cache_dir=self._layout.cache).model_id
 
     def _ensure_databases(self, postgres: EmbeddedPostgres, nodes: list[Node]) -> None:
         for database in ["dispatcher", *(node.database for node in nodes)]:

@@ -171,7 +171,7 @@ class Place:
         self.withdraw()
         if self.identity is None:
             return base
-        parent = _executable_temporary_directory()
+        parent = executable_temporary_directory()
         _sweep(parent)
         published = None
         while published is None:  # a sweep between mkdtemp and flock may take it from us: then once more
@@ -225,7 +225,8 @@ def _sweep(parent: Path) -> None:
             os.close(fd)
 
 
-def _executable_temporary_directory() -> Path:
+def executable_temporary_directory() -> Path:
+    """Where every user may enter and programs may run. Raises Unavailable ``embedded.no_temporary_directory``."""
     for candidate in dict.fromkeys((tempfile.gettempdir(), "/var/tmp", "/tmp", "/run")):  # noqa: S108 - mkdtemp inside
         path = Path(candidate)
         try:
