@@ -147,7 +147,7 @@ def project_new(
 ) -> None:
     """Make a project. Its API token is shown once and stored only as a hash.
 
-    Example: aos project new my-app -c .aos/dispatcher/config.yaml
+    Example: aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml
     """
     from aos.dispatcher.setup import new_project
 
