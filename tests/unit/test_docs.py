@@ -21,6 +21,8 @@ from simulated_run import Network
 from aos.cli import verify
 from aos.cli.app import app
 from aos.core.answer import write_answer
+from aos.core.receipt import CHECKS
+from aos.core.trust import load_policy
 from aos.operator import runer
 from aos.operator.settings import KEYS
 from aos.workers import opml_main, tee_main
@@ -356,3 +358,21 @@ def test_prose_is_wrapped(name: str) -> None:
     text = FENCE.sub("", (ROOT / name).read_text(encoding="utf-8"))
     long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
     assert long == []
+
+
+def test_the_policy_table_is_the_policies() -> None:
+    text = (ROOT / "docs/verify-a-receipt.md").read_text(encoding="utf-8")
+    dev, default, production = (set(load_policy(name).required) for name in ("dev", "default", "production"))
+    assert default - dev == {"registry-1", "draw-1"}
+    assert dev < default
+    assert (
+        "| `dev` | `default` without `registry-1` and `draw-1` | `simulated`, `nitro`, `tdx`, `snp` |" in text
+    )
+    assert production - default == {"agree-1|tee-1"}
+    assert default == {name for name, _ in CHECKS} - {"agree-1", "tee-1", "local-1"}
+    assert load_policy("dev").accept_tee == ("simulated", "nitro", "tdx", "snp")
+    assert (
+        load_policy("default").accept_tee == load_policy("production").accept_tee == ("nitro", "tdx", "snp")
+    )
+    rows = re.findall(r"^\| `([a-z]+-\d)` \|", text, re.MULTILINE)
+    assert rows == [name for name, _ in CHECKS]
