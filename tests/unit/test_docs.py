@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -12,20 +13,23 @@ from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
 from simulated_run import Network
 
+from aos.adapters import frames
 from aos.cli import verify
 from aos.cli.app import app
-from aos.core.answer import write_answer
+from aos.core import tee
+from aos.core.answer import MAX_FULL_DRAW, write_answer
 from aos.core.receipt import CHECKS
 from aos.core.trust import load_policy
 from aos.operator import runer
 from aos.operator.settings import KEYS
-from aos.workers import opml_main, tee_main
+from aos.workers import enclave_host, opml_main, tee_main
+from aos.workers.enclave import messages
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -201,20 +205,19 @@ def test_a_command_that_does_not_exist_is_found(command: str) -> None:
 
 @cache
 def literals() -> frozenset[str]:
-    """Every text in the source that has the form of an error code, those made as ``f"family.{word}"`` too."""
+    """Every text in the source that has the form of an error code, also made as ``f"family.{word}"``, ``f"family.{word}_end"``."""
     found = set()
     for path in (ROOT / "src").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-        made = {
-            str(node.values[0].value)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.JoinedStr) and len(node.values) == 2
-            if isinstance(node.values[0], ast.Constant) and isinstance(node.values[1], ast.FormattedValue)
-        }
-        families = {text for text in made if re.fullmatch(r"[a-z_]+\.", text)}
+        words = {text for text in texts if re.fullmatch(r"[a-z_]+", text)}
         found |= {text for text in texts if CODE.match(text)}
-        found |= {family + word for family in families for word in texts if re.fullmatch(r"[a-z_]+", word)}
+        for node in ast.walk(tree):
+            match node:
+                case ast.JoinedStr(values=[ast.Constant(value=str(family)), ast.FormattedValue(), *rest]):
+                    end = "".join(str(value.value) for value in rest if isinstance(value, ast.Constant))
+                    if len(rest) < 2 and re.fullmatch(r"[a-z_]+\.", family) and re.fullmatch("[a-z_]*", end):
+                        found |= {family + word + end for word in words}
     return frozenset(found)
 
 
@@ -234,11 +237,111 @@ def test_a_code_that_no_source_has_is_found() -> None:
     assert known == {"link.skipped", "io.n_out"}
     assert known <= literals()
     assert codes_in("`link.frobnicated`") - literals() == {"link.frobnicated"}
+    assert codes_in("`tee.boot_signature` `tee.frobnicated_signature`") - literals() == {
+        "tee.frobnicated_signature"
+    }
 
 
 @pytest.mark.parametrize("path", [page(path) for path in SPECIFICATIONS])
 def test_every_error_code_exists(path: Path) -> None:
     assert codes_in(path.read_text(encoding="utf-8")) - literals() == set()
+
+
+# --- the specification and the code that refers to it
+
+REFERENCE = re.compile(r'(?:docs/spec/)?\b(\d\d-[a-z]+\.md)((?:,? (?:and )?"[^"]+")*)')
+
+
+def sections(path: Path) -> set[str]:
+    """The names under which code may refer to a page's parts: headings without their number and what stands in
+    parentheses, and the bold words that open a paragraph; in lower case."""
+    text = prose(path.read_text(encoding="utf-8"))
+    names = re.findall(r"^#{2,6} +(.+?)\s*$", text, re.MULTILINE)
+    names += re.findall(r"^\*\*([^*]+?)\.?\*\*", text, re.MULTILINE)
+    return {
+        re.sub(r"^(?:\d+\.|rules? [\d–]+:) | \(.*\)$", "", name.lower().replace("`", "")) for name in names
+    }
+
+
+def references(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The specification's pages that a source file names, each with the sections quoted behind it."""
+    for file, quoted in REFERENCE.findall(re.sub(r"\s+(?:# )?", " ", text)):
+        yield file, re.findall(r'"([^"]+)"', quoted)
+
+
+def broken_references(text: str) -> list[str]:
+    broken = []
+    for file, quoted in references(text):
+        target = ROOT / "docs" / "spec" / file
+        if not target.exists():
+            broken.append(file)
+            continue
+        broken += [f"{file}, {name}" for name in quoted if name.lower() not in sections(target)]
+    return broken
+
+
+@pytest.mark.parametrize("path", [page(path) for path in sorted((ROOT / "src").rglob("*.py"))])
+def test_every_page_and_section_of_the_specification_that_code_names_exists(path: Path) -> None:
+    assert broken_references(path.read_text(encoding="utf-8")) == []
+
+
+def test_code_names_every_page_of_the_specification() -> None:
+    named = {
+        file
+        for path in (ROOT / "src").rglob("*.py")
+        for file, _ in references(path.read_text(encoding="utf-8"))
+    }
+    assert named == {path.name for path in (ROOT / "docs" / "spec").glob("*.md")}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('docs/spec/02-signing.md, "Envelope" and "Link header"', []),
+        ('docs/spec/10-tee.md,\n"Simulated platform"', []),
+        ("docs/spec/11-frobnication.md", ["11-frobnication.md"]),
+        ("docs/spec/09-http.md, 04-frobnication.md", ["04-frobnication.md"]),
+        ('docs/spec/02-signing.md, "Envelope" and\n    # "Frob"', ["02-signing.md, Frob"]),
+        ('docs/spec/10-tee.md, "Hosts"', ["10-tee.md, Hosts"]),
+    ],
+)
+def test_a_reference_to_what_is_not_there_is_found(text: str, wrong: list[str]) -> None:
+    assert broken_references(text) == wrong
+
+
+STATEMENTS_OF_AN_ENCLAVE = (tee.TeeBoot, tee.SimulatedDocument, tee.TeeAnswer, tee.TeeEvidence)
+
+
+def test_the_tee_page_lists_every_statement_and_message_member_by_member() -> None:
+    declared = {
+        f"`{cls.TYPE}` {cls.V}" if hasattr(cls, "TYPE") else cls.__name__: [
+            field.name for field in dataclasses.fields(cls)
+        ]
+        for cls in (
+            *STATEMENTS_OF_AN_ENCLAVE,
+            *get_args(messages.FromHost),
+            *get_args(messages.FromEnclave),
+        )
+    }
+    text = (ROOT / "docs/spec/10-tee.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`aos\.[a-z_.]+` \d+|TeeEvidence) \|[^|]*\| (.*?) \|", text, re.MULTILINE)
+    written = {name: re.findall(r"(?:^|; )`(\w+)`", members) for name, members in rows}
+    assert written == declared
+
+
+def test_the_tee_pages_numbers_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/spec/10-tee.md").read_text(encoding="utf-8")
+    assert f"1 … {frames.MAX_FRAME_BYTES:,}" in text
+    assert messages.MAX_FRAME_BYTES == frames.MAX_FRAME_BYTES
+    assert f"`lifetime_ms` 1 … {messages.MAX_LIFETIME_MS:,}" in text
+    assert messages.MAX_MODEL_BYTES == 2**40
+    assert "`size` 1 … 2^40" in text
+    assert (enclave_host.LISTENS_WITHIN_S, enclave_host.LOADS_WITHIN_S) == (60, 30 * 60)
+    assert "within 60 s and have the model loaded within 30 min" in text
+    assert (enclave_host.REPLIES_WITHIN_S, enclave_host.TOKEN_WITHIN_S) == (60, 600)
+    assert "No word for 60 s after a boot, or for 600 s in a run" in text
+    assert enclave_host.LIFETIME_MS == 60 * 60 * 1000
+    assert "lifetime 1 h" in text
 
 
 # --- the threat model's table
@@ -360,19 +463,22 @@ def test_prose_is_wrapped(name: str) -> None:
     assert long == []
 
 
-def test_the_policy_table_is_the_policies() -> None:
-    text = (ROOT / "docs/verify-a-receipt.md").read_text(encoding="utf-8")
-    dev, default, production = (set(load_policy(name).required) for name in ("dev", "default", "production"))
-    assert default - dev == {"registry-1", "draw-1"}
-    assert dev < default
-    assert (
-        "| `dev` | `default` without `registry-1` and `draw-1` | `simulated`, `nitro`, `tdx`, `snp` |" in text
-    )
-    assert production - default == {"agree-1|tee-1"}
-    assert default == {name for name, _ in CHECKS} - {"agree-1", "tee-1", "local-1"}
-    assert load_policy("dev").accept_tee == ("simulated", "nitro", "tdx", "snp")
-    assert (
-        load_policy("default").accept_tee == load_policy("production").accept_tee == ("nitro", "tdx", "snp")
-    )
+@pytest.mark.parametrize("name", ["docs/verify-a-receipt.md", "docs/spec/08-receipts.md"])
+def test_the_policy_table_is_the_policies(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    policies = {policy: load_policy(policy) for policy in ("dev", "default", "production")}
+    required = {
+        "dev": ", ".join(f"`{check}`" for check in policies["dev"].required),
+        "default": "the same, `registry-1`, `draw-1`",
+        "production": "the same as `default`, and one of `agree-1`, `tee-1`",
+    }
+    for policy, words in required.items():
+        kinds = ", ".join(f"`{kind}`" for kind in policies[policy].accept_tee)
+        assert f"\n| `{policy}` | {words} | {kinds} |\n" in text
+    dev, default, production = (set(policy.required) for policy in policies.values())
+    assert dev | {"registry-1", "draw-1"} == default
+    assert default | {"agree-1|tee-1"} == production
+    assert default == {check for check, _ in CHECKS} - {"agree-1", "tee-1", "local-1"}
+    assert f"more than {MAX_FULL_DRAW} operators" in text
     rows = re.findall(r"^\| `([a-z]+-\d)` \|", text, re.MULTILINE)
-    assert rows == [name for name, _ in CHECKS]
+    assert rows == [check for check, _ in CHECKS]
