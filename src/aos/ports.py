@@ -17,7 +17,7 @@ class SamplingParams:
     """What decides the next token. Decimals are integers in millionths; ``seed`` is unsigned, 64 bits.
 
     ``top_k`` 0, ``top_p`` 1,000,000, ``min_p`` 0 and ``repeat_penalty`` 1,000,000 switch a rule off;
-    temperature 0 takes the likeliest token. Ranges: docs/spec/07-inference.md, "Parameters".
+    temperature 0 takes the likeliest token. Ranges: docs/spec/07-inference.md, "Limits and parameters".
     """
 
     temperature: int = MILLION

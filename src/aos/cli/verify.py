@@ -36,7 +36,7 @@ _HINTS = {
 _EXAMPLES = """examples:
   aos verify answer.aos                                   with .aos/trust.json or $AOS_TRUST
   aos verify answer.aos --trust network-trust.json --policy production
-  aos verify answer.aos --replay --model models/demo.gguf   re-execute it here
+  aos verify answer.aos --replay --model models/aos-demo.Q8_0.gguf   re-execute it here
   aos verify answer.aos --json | jq .result.verdict"""
 _EXIT_CODES = """exit codes: 0 VERIFIED, 10 NOT VERIFIED, 11 PARTIAL (a required check was skipped),
 12 evidence missing or unreadable, 2 usage, 30 broken trust file or unknown policy"""

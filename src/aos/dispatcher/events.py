@@ -1,4 +1,4 @@
-"""A job's events: stored with the fact they tell of, replayed to whoever follows the job (docs/spec/09-http.md, "events")."""
+"""A job's events: stored with the fact they tell of, replayed to whoever follows the job (docs/spec/09-http.md)."""
 
 import asyncio
 import json

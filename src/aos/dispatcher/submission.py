@@ -1,4 +1,4 @@
-"""From the bytes of a submission to a checked value (docs/spec/09-http.md, "submit"). Pure: nothing is looked up or stored."""
+"""From the bytes of a submission to a checked value (docs/spec/09-http.md). Pure: nothing is looked up or stored."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The ranges of sampling parameters and their hash (docs/spec/07-inference.md, "Parameters")."""
+"""The ranges of sampling parameters and their hash (docs/spec/07-inference.md, "Limits and parameters")."""
 
 from aos.core.encoding import canonical_json, tagged_hash
 from aos.errors import InvalidMessage
