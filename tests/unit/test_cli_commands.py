@@ -109,7 +109,7 @@ GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "project", "conf
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
-    named = "demo|up|ask|verify|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
+    named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
     named += "|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|dispatcher run"
     assert set(named.split("|")) == set(LEAVES)
 
@@ -254,7 +254,7 @@ WRONG = [
     Wrong("keys new text", 1, "system.refused", {"AOS_KEYSTORE_PASSWORD": "x"}),
     Wrong("keys new", 30, "keystore.unreadable", {"AOS_KEYSTORE_PASSWORD_FILE": "absent"}),
     Wrong("keys new", 30, "keystore.mode", {"AOS_KEYSTORE_PASSWORD_FILE": "text"}),
-    Wrong("operator init-db nonsense", 30, "config.pg_db_url"),
+    Wrong("operator init-db nonsense", 30, "config.value"),
     Wrong("operator init-db postgres://a:b@127.0.0.1:1/x", 20, "store.unavailable"),
     Wrong("operator status -c absent.yaml", 30, "config.file"),
     Wrong("operator status -c text", 30, "config.file"),

@@ -16,7 +16,7 @@ from aos.core.draw_document import MAX_DOCUMENT_BYTES, RecheckedDraw, read_draw_
 from aos.errors import ConfigError, RuleViolation
 
 _PARTIAL = 11
-DRAW_EXAMPLES = """curl -s $AOS_URL/v1/aos/jobs/$JOB_REF/draw | aos draw -
+DRAW_EXAMPLES = """aos draw draw.json
 aos draw draw.json --trust trust.json --json"""
 
 

@@ -47,12 +47,14 @@ class TooMany(Unavailable):
     http_status = 429
 
 
+_HTTP_CODES = {404: "http.not_found", 405: "http.method_not_allowed"}
+
+
 class _Refused(AOSError):
     """An error of HTTP itself."""
 
     def __init__(self, status: int) -> None:
-        phrase = HTTPStatus(status).phrase
-        super().__init__("http." + phrase.lower().replace(" ", "_").replace("-", "_"), f"{phrase}")
+        super().__init__(_HTTP_CODES.get(status, "http.refused"), HTTPStatus(status).phrase)
         self.http_status = status
 
 
