@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aos.core.arithmetic.floats import millionths, to_half
-from aos.core.arithmetic.matmul import quantise
+from aos.core.arithmetic.formats import BLOCK_FORMATS, dequantise, widen_bf16
+from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
 from aos.core.arithmetic.ops import exp, rms_norm, silu_product
 from aos.core.arithmetic.rope_table import rope_table
 from aos.core.arithmetic.sampler import Rules, choose, philox4x32_10
@@ -592,6 +593,7 @@ def arithmetic_vector() -> dict[str, Any]:
             "q": q[:, 0].astype(int).tolist(),
             "d": bits(d),
         },
+        "products": product_cases(),
         "rms_norm": {
             "x": bits(normed),
             "weight": bits(weight),
@@ -616,6 +618,40 @@ def arithmetic_vector() -> dict[str, Any]:
         ],
         "sampler": _sampler_cases(),
     }
+
+
+def product_cases() -> list[dict[str, Any]]:
+    """One row of every type: its packed bytes, dequantised weights, and its product with ``x`` (patterns joined)."""
+    x = (noise("product", 512) * 2).astype(np.float32)
+    x[64:96] = np.float32(2.0**-110)
+    cases: list[dict[str, Any]] = [{"x": "".join(bits(x))}]
+    for kind in TYPE_CODES:
+        columns = 512 if kind.endswith("K") else 288
+        raw = np.frombuffer(tensor_bytes(kind, f"product/{kind}", 1, columns, 1.0), dtype=np.uint8)
+        part = x[None, :columns]
+        if kind in BLOCK_FORMATS:
+            unpack = BLOCK_FORMATS[kind].unpack
+            packed = raw.reshape(1, columns // (256 if kind.endswith("K") else 32), -1)
+            weights = dequantise(unpack(packed)).reshape(1, columns)
+            y = BlockMatrix(packed, unpack, keep=True).product(*quantise(part))
+        else:
+            weights = (
+                widen_bf16(raw.view("<u2"))
+                if kind == "BF16"
+                else raw.view({"F32": "<f4", "F16": "<f2"}[kind])
+            )
+            weights = weights.astype(np.float32).reshape(1, columns)
+            y = DenseMatrix(weights).product(part)
+        cases.append(
+            {
+                "type": kind,
+                "columns": columns,
+                "packed": raw.tobytes().hex(),
+                "weights": "".join(bits(weights)) if kind in BLOCK_FORMATS else "",
+                "y": bits(y)[0],
+            }
+        )
+    return cases
 
 
 def _sampler_cases() -> list[dict[str, Any]]:
