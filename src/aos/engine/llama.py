@@ -6,7 +6,6 @@ is understood here (another key of the architecture, another tensor, another typ
 might change the result. Weights that are not finite are refused before any inference.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -31,6 +30,7 @@ MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 12
 MAX_CONTEXT = 1 << 20
 MAX_WINDOW = (1 << 32) - 1
+F32_MAX = float(np.finfo(np.float32).max)
 _CHECKED_AT_ONCE = 1 << 20
 
 
@@ -386,12 +386,7 @@ class _Keys:
 
     def positive(self, name: str, *, default: float | None = None) -> float:
         value = self.values.get(name, default)
-        if (
-            type(value) is not float
-            or not math.isfinite(value)
-            or value <= 0
-            or value != float(np.float32(value))
-        ):
+        if type(value) is not float or not 0 < value <= F32_MAX or value != float(np.float32(value)):
             self.refuse(name, "is not a positive binary32")
         return value
 
