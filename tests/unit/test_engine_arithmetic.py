@@ -14,7 +14,7 @@ from aos.core.arithmetic.floats import F32, ZERO, NumericTrap, check_finite, lan
 from aos.core.arithmetic.formats import BLOCK_FORMATS, U8, dequantise, widen_bf16
 from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
 from aos.core.arithmetic.ops import attention, exp, rms_norm, rope
-from aos.core.arithmetic.rope_table import rope_table
+from aos.core.arithmetic.rope_table import _nearest_of_pair, rope_table
 from aos.core.arithmetic.sampler import Rules, choose, philox4x32_10, uniform_bits
 from aos.errors import InvalidMessage
 
@@ -372,6 +372,37 @@ def test_the_rotary_table_is_the_correct_rounding() -> None:
                     assert abs(float(got) - exact) <= abs(exact) * 2.0**-24 + 1e-12
     assert cos[0].tolist() == [1.0] * 12
     assert not sin[0].any()
+
+
+@pytest.mark.parametrize(
+    ("base", "n_rot", "factors"),
+    [
+        (10_000.0, 8, None),
+        (500_000.0, 10, [1.0, 1.5, 8.0, 32.0, 2.0**20]),
+        (2.0**40, 6, None),
+        (1.5, 6, None),
+    ],
+)
+def test_pairs_of_binary64_give_the_rotary_table_that_integers_give(
+    base: float, n_rot: int, factors: list[float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = 2500
+    by_pairs = rope_table(base, n_rot, positions, factors)
+    shorter = rope_table(base, n_rot, 7, factors)
+    monkeypatch.setattr("aos.core.arithmetic.rope_table._PAIR_ERROR", 1.0)
+    by_integers = rope_table(base, n_rot, positions, factors)
+    for a, b, c in zip(by_pairs, by_integers, shorter, strict=True):
+        assert bits(a) == bits(b)
+        assert bits(a[:7]) == bits(c)
+
+
+def test_pairs_of_binary64_leave_what_they_cannot_decide() -> None:
+    half_way = 1.0 + 2.0**-24
+    high = np.array([half_way, half_way, half_way, 1.25, 0.0])
+    low = np.array([2.0**-110, 2.0**-60, -(2.0**-60), 0.0, 0.0])
+    nearest, sure = _nearest_of_pair(high, low)
+    assert sure.tolist() == [False, False, False, True, False]
+    assert nearest[3] == 1.25
 
 
 @pytest.mark.parametrize(
