@@ -66,17 +66,17 @@ def dequantise(blocks: Blocks) -> F32:
     return weights
 
 
-def halves(raw: U8, at: int) -> F32:
+def _halves(raw: U8, at: int) -> F32:
     """The binary16 at byte ``at`` of blocks [..., bytes], widened. Shape [...]."""
     return np.ascontiguousarray(raw[..., at : at + 2]).view("<f2")[..., 0].astype(np.float32)
 
 
 def _unpack_q8_0(raw: U8) -> Blocks:
-    return Blocks(raw[..., 2:].view(np.int8).astype(np.int16), halves(raw, 0))
+    return Blocks(raw[..., 2:].view(np.int8).astype(np.int16), _halves(raw, 0))
 
 
 def _unpack_q4_0(raw: U8) -> Blocks:
-    return Blocks(_nibbles(raw[..., 2:]) - np.int16(8), halves(raw, 0))
+    return Blocks(_nibbles(raw[..., 2:]) - np.int16(8), _halves(raw, 0))
 
 
 def _unpack_q4_1(raw: U8) -> Blocks:
@@ -85,7 +85,7 @@ def _unpack_q4_1(raw: U8) -> Blocks:
 
 def _unpack_q5_0(raw: U8) -> Blocks:
     weights = _nibbles(raw[..., 6:]) + _fifth_bits(raw[..., 2:6])
-    return Blocks(weights - np.int16(16), halves(raw, 0))
+    return Blocks(weights - np.int16(16), _halves(raw, 0))
 
 
 def _unpack_q5_1(raw: U8) -> Blocks:
@@ -111,7 +111,7 @@ def _unpack_q6_k(raw: U8) -> Blocks:
     pairs = (high >> np.array([[0], [2], [4], [6]], dtype=np.uint8) & 3).reshape(*raw.shape[:-1], 8, 32)
     weights = nibbles.astype(np.int16) + (pairs.astype(np.int16) << 4) - np.int16(32)
     steps = np.repeat(raw[..., 192:208].view(np.int8).astype(np.int16), 16, axis=-1).reshape(weights.shape)
-    d = np.repeat(halves(raw, 208)[..., None], 8, axis=-1)
+    d = np.repeat(_halves(raw, 208)[..., None], 8, axis=-1)
     return Blocks(_joined(weights, 1), _joined(d, 0), _joined(steps, 1))
 
 
@@ -135,8 +135,8 @@ def _low_then_high(packed: U8) -> I16:
 
 
 def _with_offset(raw: U8, weights: I16) -> Blocks:
-    offsets = halves(raw, 2)
-    return Blocks(weights, halves(raw, 0), None, offsets, np.ones(offsets.shape, dtype=np.int16))
+    offsets = _halves(raw, 2)
+    return Blocks(weights, _halves(raw, 0), None, offsets, np.ones(offsets.shape, dtype=np.int16))
 
 
 def _with_six_bit_scales(raw: U8, weights: I16) -> Blocks:
@@ -145,7 +145,7 @@ def _with_six_bit_scales(raw: U8, weights: I16) -> Blocks:
     steps = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=-1)
     counts = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=-1)
     steps = np.broadcast_to(steps[..., None], weights.shape)
-    d, dmin = (np.repeat(halves(raw, at)[..., None], 8, axis=-1) for at in (0, 2))
+    d, dmin = (np.repeat(_halves(raw, at)[..., None], 8, axis=-1) for at in (0, 2))
     return Blocks(
         _joined(weights, 1), _joined(d, 0), _joined(steps, 1), _joined(-dmin, 0), _joined(counts, 0)
     )
