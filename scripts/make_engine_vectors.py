@@ -321,8 +321,8 @@ def build_model(model: TinyModel) -> bytes:
         if name.endswith(".bias"):
             values = (noise(f"{model.name}/{name}", length) / 2).astype("<f4")
         if model.loud_norm and name.endswith(model.loud_norm):
-            # The product with a value of more than 2.9 in magnitude overflows.
-            values[:] = np.float32(2.0**128 / 2.9)
+            # The product with a value of more than 2.7 in magnitude overflows.
+            values[:] = np.float32(2.0**128 / 2.7)
         raw = values.tobytes()
         tensors.append((name, "F32", (length,), raw))
 
@@ -516,7 +516,7 @@ def model_vector(model: TinyModel, directory: Path) -> dict[str, Any]:
     path.write_bytes(build_model(model))
     engine = ReferenceEngine(path)
     cases = [run_case(engine, *run) for run in RUNS.get(model.name, SHORT_RUNS)]
-    if model.name == "tiny-trap":
+    if model.loud_piece or model.loud_norm:
         cases.extend(_search_traps(engine))
     if model.name == "tiny-q8_0":
         cases.extend(_stop_cases(engine, cases[0]))
@@ -550,7 +550,7 @@ def _stop_cases(engine: ReferenceEngine, greedy: dict[str, Any]) -> list[dict[st
 
 
 def _search_traps(engine: ReferenceEngine) -> list[dict[str, Any]]:
-    """The first one-letter prompt after which the engine chooses the loud token, and so traps."""
+    """The first one-letter prompt after which the engine chooses a token, and then traps."""
     for letter in "abcdefghijklmnopqrstuvwxyz":
         case = run_case(engine, "trap after a chosen token", letter, {"temperature": 0, "max_tokens": 4})
         if case["finish_reason"] == "numeric_trap" and case["tokens"]:
