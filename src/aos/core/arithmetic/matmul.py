@@ -1,8 +1,8 @@
 """Rules 1 and 2: activation quantisation and matrix products (docs/spec/07-inference.md).
 
-The only product handed to BLAS is the one of 32 small integers per block: every partial sum is an integer
-below 2^24 (at most 128 · 32 · 127 · 32, in Q6_K), so it is exact in binary32 in any order, with or without
-FMA. Everything inexact is done term by term in the written order.
+No BLAS. The one sum whose order is left to NumPy is that of 32 small integers per block: every partial sum
+is an integer below 2^24 (at most 128 · 32 · 127 · 32, in Q6_K), so it is exact in binary32 in any order,
+with or without FMA. Everything inexact is done term by term in the written order.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def _by_block(values: F32) -> F32:
 
 
 def _block_product(tile: _Tile, q: F32, d: F32) -> F32:
-    terms = np.matmul(q, tile.weights)
+    terms = np.einsum("bti,bir->btr", q, tile.weights)
     terms *= tile.scales * d
     if tile.offsets is not None and tile.counts is not None:
         # An exact integer of at most 63 · 32 · 127: how it is summed does not matter.
