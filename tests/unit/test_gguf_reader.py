@@ -171,9 +171,87 @@ def test_a_damaged_file_is_read_or_refused_by_name_in_bounded_time_and_memory(da
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert refused is None or refused in REFUSALS
-    # 4 MiB for the names of as many layers as may be declared; 1 byte of metadata is up to 40 as Python objects.
-    assert peak < 4 * 2**20 + 40 * len(data)
+    # 4 MiB for the names of as many layers as may be declared.
+    assert peak < 4 * 2**20 + 25 * len(data)
     assert time.thread_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("code", "form", "values"),
+    [
+        (0, "B", (0, 1, 127, 128, 255)),
+        (1, "b", (-128, -1, 0, 1, 127)),
+        (2, "H", (0, 65_535)),
+        (3, "h", (-32_768, 32_767)),
+        (4, "I", (0, 2**32 - 1)),
+        (5, "i", (-(2**31), 2**31 - 1)),
+        (6, "f", (0.5, -(2.0**-149))),
+        (7, "?", (True, False)),
+        (10, "Q", (0, 2**64 - 1)),
+        (11, "q", (-(2**63), 2**63 - 1)),
+        (12, "d", (0.1, -(2.0**-1074))),
+    ],
+)
+def test_numbers_of_every_type_are_read_as_they_are(code: int, form: str, values: tuple[float, ...]) -> None:
+    packed = [struct.pack("<" + form, value) for value in values]
+    array = struct.pack("<IIQ", 9, code, len(values)) + b"".join(packed)
+    entries = [array, *(struct.pack("<I", code) + value for value in packed)]
+    data = b"GGUF" + struct.pack("<IQQ", 3, 0, len(entries))
+    for index, entry in enumerate(entries):
+        data += struct.pack("<Q", 1) + str(index).encode() + entry
+    got = list(parse_gguf(memoryview(data), path=Path("numbers")).metadata.values())
+    assert got == [values, *values]
+    assert [type(value) for value in got[1:]] == [type(value) for value in values]
+
+
+def densest(kind: str) -> bytes:
+    """A file of about 200 kB that becomes as many Python objects as its bytes can."""
+    key = b"".join((struct.pack("<Q", 1), b"a", struct.pack("<I", 9)))
+    start = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    match kind:
+        case "shorts":
+            return start + key + struct.pack("<IQ", 3, 100_000) + b"\x80\x80" * 100_000
+        case "bytes":
+            return start + key + struct.pack("<IQ", 1, 200_000) + b"\x80" * 200_000
+        case "strings":
+            return start + key + struct.pack("<IQ", 8, 20_000) + (struct.pack("<Q", 2) + b"ab") * 20_000
+        case "keys":
+            keys = b"".join(
+                struct.pack("<Q", 4) + f"{n:04x}".encode() + struct.pack("<IB", 0, 1) for n in range(12_000)
+            )
+            return b"GGUF" + struct.pack("<IQQ", 3, 0, 12_000) + keys
+        case _:
+            tensors = b"".join(
+                struct.pack("<Q", 4) + f"{n:04x}".encode() + struct.pack("<IQIQ", 1, 8, 0, 32 * n)
+                for n in range(3000)
+            )
+            head = b"GGUF" + struct.pack("<IQQ", 3, 3000, 0) + tensors
+            return head + bytes(-len(head) % 32) + bytes(32 * 3000)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "shorts", "strings", "keys", "tensors"])
+def test_the_densest_files_take_a_small_multiple_of_their_size(kind: str) -> None:
+    data = densest(kind)
+    tracemalloc.start()
+    started = time.thread_time()
+    parse_gguf(memoryview(data), path=Path(kind))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 25 * len(data), peak / len(data)
+    assert time.thread_time() - started < 5
+
+
+def test_a_count_that_the_file_cannot_hold_takes_no_memory() -> None:
+    key = b"".join((struct.pack("<Q", 1), b"a", struct.pack("<I", 9)))
+    for item, count in ((0, 2**24), (8, 2**24), (12, 2**24)):
+        data = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<IQ", item, count)
+        tracemalloc.start()
+        with pytest.raises(InvalidMessage) as caught:
+            parse_gguf(memoryview(data), path=Path("short"))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert caught.value.code == "gguf.truncated"
+        assert peak < 2**18
 
 
 def test_weights_root_is_the_tree_over_tensors_rows_and_chunks() -> None:
