@@ -415,6 +415,8 @@ def test_pairs_of_binary64_leave_what_they_cannot_decide() -> None:
         (1e4, 0, 4, None, "rope.dimensions"),
         (1e4, 8, 0, None, "rope.positions"),
         (1e4, 8, 2**20 + 1, None, "rope.positions"),
+        (1e4, 1024, 2**17 + 1, None, "rope.positions"),
+        (1e4, 1026, 4, None, "rope.dimensions"),
         (1e4, 8, 4, [1.0] * 3, "rope.factor"),
         (1e4, 8, 4, [1.0, 1.0, 1.0, 0.5], "rope.factor"),
         (1e4, 8, 4, [1.0, 1.0, 1.0, float("nan")], "rope.factor"),

@@ -24,6 +24,8 @@ Pair = tuple[F64, F64]
 FRACTION_BITS = 256
 ERROR_BITS = 200
 MAX_POSITIONS = 1 << 20
+MAX_ENTRIES = 1 << 26
+"""Pairs times positions: 512 MiB of cos and sin."""
 MAX_FACTOR = 1 << 20
 DIGEST_TAG = b"AOS/rope-table/v1\0"
 
@@ -53,6 +55,12 @@ def rope_table(
             "rope.positions", f"{positions} is not in 1..{MAX_POSITIONS}", field="context_length"
         )
     half = n_rot // 2
+    if positions * half > MAX_ENTRIES:
+        raise InvalidMessage(
+            "rope.positions",
+            f"{positions} positions of {half} pairs are more than {MAX_ENTRIES} entries",
+            field="context_length",
+        )
     divisors = [Fraction(1)] * half if factors is None else [_factor(f) for f in factors]
     if len(divisors) != half:
         raise InvalidMessage(
