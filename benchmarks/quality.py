@@ -2,7 +2,7 @@
 
 python benchmarks/quality.py [--width 512] [--layers 4] [--positions 24] [--models 3] [TYPE ...]
 
-For each type, random-weight models of the llama graph (made by scripts/make_engine_vectors.py) run on random tokens: once in
+For each type, random-weight models of the llama graph (made by scripts/tiny_models.py) run on random tokens: once in
 binary64 over the dequantised weights with nothing quantised on the way (neither activations nor keys and values), once in the
 reference engine, once in llama.cpp as packaged in xllamacpp. An error is the root mean square, over all positions and the
 vocabulary, of the difference of the logits, each position's mean taken out (llama.cpp gives log-probabilities). The ratio is the
@@ -10,13 +10,12 @@ geometric mean over the models; at most 1.05 is asked for.
 """
 
 import argparse
-import importlib.util
+import importlib
 import math
 import random
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -148,18 +147,6 @@ def distance(a: F64, b: F64) -> float:
     return math.sqrt(float((difference * difference).mean()))
 
 
-def vector_maker() -> ModuleType:
-    """scripts/make_engine_vectors.py as a module."""
-    path = Path(__file__).resolve().parents[1] / "scripts" / "make_engine_vectors.py"
-    spec = importlib.util.spec_from_file_location("make_engine_vectors", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def errors(path: Path, tokens: list[int]) -> tuple[float, float, float]:
     """The logits' own spread, the reference engine's error, llama.cpp's error."""
     exact = ExactModel(path)
@@ -179,7 +166,8 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=24)
     parser.add_argument("--models", type=int, default=3)
     options = parser.parse_args()
-    maker = vector_maker()
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+    tiny_models = importlib.import_module("tiny_models")
     print(
         f"width {options.width}, {options.layers} layers, {options.positions} positions, {options.models} models"
     )
@@ -189,7 +177,7 @@ def main() -> None:
         for kind in options.types:
             rows = []
             for number in range(options.models):
-                model = maker.TinyModel(
+                model = tiny_models.TinyModel(
                     name=f"quality-{kind}-{number}",
                     default=kind,
                     width=options.width,
@@ -203,7 +191,7 @@ def main() -> None:
                     tied=False,
                 )
                 path = Path(directory) / f"{model.name}.gguf"
-                path.write_bytes(maker.build_model(model))
+                path.write_bytes(tiny_models.build_model(model))
                 rng = random.Random(number)
                 tokens = [1, *(rng.randrange(3, 300) for _ in range(options.positions - 1))]
                 rows.append(errors(path, tokens))

@@ -1,6 +1,6 @@
 """The tiny models of the engine's vectors, made by the script that makes the vectors."""
 
-import importlib.util
+import importlib
 import sys
 from functools import cache
 from pathlib import Path
@@ -23,13 +23,11 @@ def quality() -> ModuleType:
 
 
 def _module(directory: str, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / directory / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    # A script imports its neighbours, as when it is run.
+    path = str(REPOSITORY / directory)
+    if path not in sys.path:
+        sys.path.append(path)
+    return importlib.import_module(name)
 
 
 @cache
