@@ -1,26 +1,34 @@
-"""Make the test models and the vectors of the canonical engine (vectors/aos/engine;
-docs/spec/07-inference.md, "Vectors").
+"""Make the vectors of the canonical engine (vectors/aos/engine; docs/spec/07-inference.md, "Vectors").
 
-The models are tiny random llama GGUF files, made byte for byte from a name with SHAKE-256; they are not
-committed, their digests are. ``python scripts/make_engine_vectors.py`` writes the vectors anew, ``--models
-DIR`` only writes the models.
+``python scripts/make_engine_vectors.py`` writes the vectors anew, ``--models DIR`` only writes the models
+(tiny_models.py), which are not committed.
 """
 
 import argparse
 import json
 import struct
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256, shake_256
+from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from tiny_models import (
+    MODELS,
+    TYPE_CODES,
+    TinyModel,
+    build_model,
+    noise,
+    packed_string,
+    tensor_bytes,
+    vocabulary,
+)
 
 from aos.core.arithmetic.floats import millionths, to_half
-from aos.core.arithmetic.matmul import quantise
+from aos.core.arithmetic.formats import BLOCK_FORMATS, dequantise, widen_bf16
+from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
 from aos.core.arithmetic.ops import exp, rms_norm, silu_product
 from aos.core.arithmetic.rope_table import rope_table
 from aos.core.arithmetic.sampler import Rules, choose, philox4x32_10
@@ -32,202 +40,6 @@ from aos.ports import SamplingParams
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = ROOT / "vectors" / "aos" / "engine"
 SALT = bytes(range(32))
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-WORDS = (
-    "th he in er an re on at en nd the ing and ion _t _a _the _i _is _of _and _an _w _wh _what ou _you st es ed le"
-    " . , ?"
-)
-
-F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyModel:
-    """A recipe. ``types`` maps the last part of a tensor's name to a type; ``default`` is for the others."""
-
-    name: str
-    default: str
-    width: int = 32
-    ff_width: int = 64
-    layers: int = 1
-    heads: int = 2
-    kv_heads: int = 1
-    head_width: int = 16
-    n_rot: int = 16
-    n_ctx: int = 512
-    rope_base: float = 10_000.0
-    tied: bool = True
-    rope_factors: tuple[float, ...] = ()
-    types: dict[str, str] = field(default_factory=dict)
-    loud_piece: str = ""
-
-
-MODELS = (
-    TinyModel(name="tiny-q4_0", default="Q4_0", width=64, ff_width=96, layers=2, heads=4, kv_heads=2),
-    TinyModel(name="tiny-q8_0", default="Q8_0", ff_width=288, layers=2, tied=False),
-    TinyModel(name="tiny-f16", default="F16", ff_width=288, kv_heads=2, rope_base=500_000.0),
-    TinyModel(name="tiny-f32", default="F32", layers=2, n_ctx=64),
-    TinyModel(
-        name="tiny-mixed",
-        default="Q8_0",
-        width=64,
-        ff_width=96,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_width=24,
-        n_rot=24,
-        tied=False,
-        rope_factors=(1.0, 1.0, 1.0, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0, 8.0, 16.0, 32.0),
-        types={
-            "attn_q": "F16",
-            "attn_k": "Q4_0",
-            "attn_output": "F32",
-            "ffn_up": "F16",
-            "ffn_down": "Q4_0",
-            "token_embd": "Q4_0",
-        },
-    ),
-    TinyModel(name="tiny-trap", default="F32", loud_piece="?", n_ctx=128),
-)
-
-TYPE_CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8}
-
-
-def vocabulary() -> list[tuple[str, float, int]]:
-    """(piece, score, type): <unk>, <s>, </s>, the bytes, the space, the letters, some words."""
-    letters = [SPACE, *"abcdefghijklmnopqrstuvwxyz"]
-    words = [word.replace("_", SPACE) for word in WORDS.split()]
-    return [
-        ("<unk>", 0.0, 2),
-        ("<s>", 0.0, 3),
-        ("</s>", 0.0, 3),
-        *((f"<0x{value:02X}>", 0.0, 6) for value in range(256)),
-        *((letter, -100.0 - index, 1) for index, letter in enumerate(letters)),
-        *((word, -float(index), 1) for index, word in enumerate(words)),
-    ]
-
-
-def noise(seed: str, count: int) -> npt.NDArray[np.float64]:
-    """Bell-shaped numbers of variance 1, exact in binary64: sums of four 16-bit integers."""
-    words = np.frombuffer(shake_256(seed.encode()).digest(8 * count), dtype="<u2").reshape(count, 4)
-    return (words.astype(np.int64).sum(axis=1) - 2 * 65535) / 37837.0
-
-
-def tensor_bytes(kind: str, seed: str, rows: int, columns: int, spread: float) -> bytes:
-    """Raw weights of about the given spread."""
-    if kind in ("F32", "F16"):
-        dtype = "<f4" if kind == "F32" else "<f2"
-        return (noise(seed, rows * columns) * spread).astype(dtype).tobytes()
-    blocks = rows * columns // 32
-    raw = np.frombuffer(shake_256(seed.encode()).digest(blocks * 34), dtype=np.uint8).reshape(blocks, 34)
-    sizes = (raw[:, 0].astype(np.float64) / 256 + 0.5) * np.where(raw[:, 1] & 1, -1, 1)
-    if kind == "Q8_0":
-        scales, payload = sizes * spread / 74, raw[:, 2:]
-    else:
-        scales, payload = sizes * spread / 4.6, raw[:, 2:18]
-    return np.concatenate([scales.astype("<f2").view(np.uint8).reshape(blocks, 2), payload], axis=1).tobytes()
-
-
-def build_model(model: TinyModel) -> bytes:
-    """The whole file."""
-    tokens = vocabulary()
-    tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
-
-    def matrix(name: str, columns: int, rows: int, gain: float = 1.0) -> None:
-        kind = model.types.get(name.split(".")[-2], model.default)
-        raw = tensor_bytes(kind, f"{model.name}/{name}", rows, columns, gain * columns**-0.5)
-        if name == "token_embd.weight" and model.loud_piece:
-            ids = [index for index, (piece, _, _) in enumerate(tokens) if piece == model.loud_piece]
-            rows_f32 = np.frombuffer(raw, dtype="<f4").reshape(rows, columns).copy()
-            rows_f32[ids] = np.float32(2e19)
-            raw = rows_f32.tobytes()
-        tensors.append((name, kind, (columns, rows), raw))
-
-    def vector(name: str, length: int) -> None:
-        raw = (1 + noise(f"{model.name}/{name}", length) / 8).astype("<f4").tobytes()
-        tensors.append((name, "F32", (length,), raw))
-
-    attention, kv = model.heads * model.head_width, model.kv_heads * model.head_width
-    matrix("token_embd.weight", model.width, len(tokens), gain=4.0)
-    if model.rope_factors:
-        raw = np.array(model.rope_factors, dtype="<f4").tobytes()
-        tensors.append(("rope_freqs.weight", "F32", (len(model.rope_factors),), raw))
-    for layer in range(model.layers):
-        prefix = f"blk.{layer}."
-        vector(prefix + "attn_norm.weight", model.width)
-        matrix(prefix + "attn_q.weight", model.width, attention, gain=2.0)
-        matrix(prefix + "attn_k.weight", model.width, kv, gain=2.0)
-        matrix(prefix + "attn_v.weight", model.width, kv)
-        matrix(prefix + "attn_output.weight", attention, model.width)
-        vector(prefix + "ffn_norm.weight", model.width)
-        matrix(prefix + "ffn_gate.weight", model.width, model.ff_width)
-        matrix(prefix + "ffn_up.weight", model.width, model.ff_width)
-        matrix(prefix + "ffn_down.weight", model.ff_width, model.width)
-    vector("output_norm.weight", model.width)
-    if not model.tied:
-        matrix("output.weight", model.width, len(tokens), gain=4.0)
-    metadata: list[tuple[str, int, Any]] = [
-        ("general.architecture", 8, "llama"),
-        ("general.name", 8, model.name),
-        ("llama.context_length", 4, model.n_ctx),
-        ("llama.embedding_length", 4, model.width),
-        ("llama.block_count", 4, model.layers),
-        ("llama.feed_forward_length", 4, model.ff_width),
-        ("llama.attention.head_count", 4, model.heads),
-        ("llama.attention.head_count_kv", 4, model.kv_heads),
-        ("llama.attention.key_length", 4, model.head_width),
-        ("llama.attention.value_length", 4, model.head_width),
-        ("llama.rope.dimension_count", 4, model.n_rot),
-        ("llama.rope.freq_base", 6, model.rope_base),
-        ("llama.attention.layer_norm_rms_epsilon", 6, 1e-5),
-        ("llama.vocab_size", 4, len(tokens)),
-        ("tokenizer.ggml.model", 8, "llama"),
-        ("tokenizer.ggml.tokens", (9, 8), [piece for piece, _, _ in tokens]),
-        ("tokenizer.ggml.scores", (9, 6), [score for _, score, _ in tokens]),
-        ("tokenizer.ggml.token_type", (9, 5), [kind for _, _, kind in tokens]),
-        ("tokenizer.ggml.bos_token_id", 4, 1),
-        ("tokenizer.ggml.eos_token_id", 4, 2),
-        ("tokenizer.ggml.unknown_token_id", 4, 0),
-        ("tokenizer.ggml.add_bos_token", 7, True),
-        ("tokenizer.ggml.add_eos_token", 7, False),
-    ]
-    return gguf_bytes(metadata, tensors)
-
-
-def gguf_bytes(
-    metadata: Iterable[tuple[str, Any, Any]], tensors: list[tuple[str, str, tuple[int, ...], bytes]]
-) -> bytes:
-    """GGUF version 3, alignment 32. A metadata type is a number, or (9, item type) for an array."""
-    entries = list(metadata)
-    out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)))
-    for key, kind, value in entries:
-        out += _string(key)
-        if isinstance(kind, tuple):
-            out += struct.pack("<IIQ", 9, kind[1], len(value)) + b"".join(_value(kind[1], v) for v in value)
-        else:
-            out += struct.pack("<I", kind) + _value(kind, value)
-    offset = 0
-    for name, kind, shape, raw in tensors:
-        out += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, TYPE_CODES[kind], offset)
-        offset += -(-len(raw) // 32) * 32
-    for _, _, _, raw in tensors:
-        out += bytes(-len(out) % 32) + raw
-    return bytes(out + bytes(-len(out) % 32))
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _value(kind: int, value: Any) -> bytes:
-    if kind == 8:
-        return _string(value)
-    return struct.pack({4: "<I", 5: "<i", 6: "<f", 7: "<?"}[kind], value)
-
-
-# --- cases
 
 LONG = "what is the meaning of the thing and the other and you are in the end " * 20
 RUNS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
@@ -279,6 +91,10 @@ RUNS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("trap in the first position after BOS", "?", {"max_tokens": 4}),
     ],
 }
+SHORT_RUNS: list[tuple[str, str, dict[str, Any]]] = [
+    ("greedy", "what is the", {"temperature": 0, "repeat_penalty": 3_000_000, "max_tokens": 12}),
+    ("sampled", LONG[:40], {"temperature": 5_000_000, "top_p": 900_000, "max_tokens": 12, "seed": 21}),
+]
 OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
     ("temperature", {"temperature": -1}),
     ("temperature", {"temperature": 9_999}),
@@ -322,8 +138,8 @@ def model_vector(model: TinyModel, directory: Path) -> dict[str, Any]:
     path = directory / f"{model.name}.gguf"
     path.write_bytes(build_model(model))
     engine = ReferenceEngine(path)
-    cases = [run_case(engine, *run) for run in RUNS[model.name]]
-    if model.name == "tiny-trap":
+    cases = [run_case(engine, *run) for run in RUNS.get(model.name, SHORT_RUNS)]
+    if model.loud_piece or model.loud_norm:
         cases.extend(_search_traps(engine))
     if model.name == "tiny-q8_0":
         cases.extend(_stop_cases(engine, cases[0]))
@@ -357,7 +173,7 @@ def _stop_cases(engine: ReferenceEngine, greedy: dict[str, Any]) -> list[dict[st
 
 
 def _search_traps(engine: ReferenceEngine) -> list[dict[str, Any]]:
-    """The first one-letter prompt after which the engine chooses the loud token, and so traps."""
+    """The first one-letter prompt after which the engine chooses a token, and then traps."""
     for letter in "abcdefghijklmnopqrstuvwxyz":
         case = run_case(engine, "trap after a chosen token", letter, {"temperature": 0, "max_tokens": 4})
         if case["finish_reason"] == "numeric_trap" and case["tokens"]:
@@ -400,6 +216,7 @@ def arithmetic_vector() -> dict[str, Any]:
             "q": q[:, 0].astype(int).tolist(),
             "d": bits(d),
         },
+        "products": product_cases(),
         "rms_norm": {
             "x": bits(normed),
             "weight": bits(weight),
@@ -424,6 +241,40 @@ def arithmetic_vector() -> dict[str, Any]:
         ],
         "sampler": _sampler_cases(),
     }
+
+
+def product_cases() -> list[dict[str, Any]]:
+    """One row of every type: its packed bytes, dequantised weights, and its product with ``x`` (patterns joined)."""
+    x = (noise("product", 512) * 2).astype(np.float32)
+    x[64:96] = np.float32(2.0**-110)
+    cases: list[dict[str, Any]] = [{"x": "".join(bits(x))}]
+    for kind in TYPE_CODES:
+        columns = 512 if kind.endswith("K") else 288
+        raw = np.frombuffer(tensor_bytes(kind, f"product/{kind}", 1, columns, 1.0), dtype=np.uint8)
+        part = x[None, :columns]
+        if kind in BLOCK_FORMATS:
+            unpack = BLOCK_FORMATS[kind].unpack
+            packed = raw.reshape(1, columns // (256 if kind.endswith("K") else 32), -1)
+            weights = dequantise(unpack(packed)).reshape(1, columns)
+            y = BlockMatrix(packed, unpack, keep=True).product(*quantise(part))
+        else:
+            weights = (
+                widen_bf16(raw.view("<u2"))
+                if kind == "BF16"
+                else raw.view({"F32": "<f4", "F16": "<f2"}[kind])
+            )
+            weights = weights.astype(np.float32).reshape(1, columns)
+            y = DenseMatrix(weights).product(part)
+        cases.append(
+            {
+                "type": kind,
+                "columns": columns,
+                "packed": raw.tobytes().hex(),
+                "weights": "".join(bits(weights)) if kind in BLOCK_FORMATS else "",
+                "y": bits(y)[0],
+            }
+        )
+    return cases
 
 
 def _sampler_cases() -> list[dict[str, Any]]:
@@ -468,7 +319,7 @@ def file_vector() -> dict[str, Any]:
         cases.append({"name": name, "error": error, "at": at, "bytes": new.hex()})
 
     def after(text: str) -> int:
-        raw = _string(text)
+        raw = packed_string(text)
         if good.count(raw) != 1:
             raise ValueError(f"{text} is not unique")
         return good.index(raw) + len(raw)
@@ -528,7 +379,7 @@ def file_vector() -> dict[str, Any]:
     )
     patch("a name that is not UTF-8", "gguf.name", after("blk.1.ffn_up.weight") - 1, b"t", b"\xff")
     patch(
-        "another architecture", "engine.architecture", after("general.architecture") + 12, b"llama", b"qwen2"
+        "another architecture", "engine.architecture", after("general.architecture") + 12, b"llama", b"gemma"
     )
     patch(
         "another tokenizer", "tokenizer.unsupported", after("tokenizer.ggml.model") + 12, b"llama", b"plamo"
@@ -600,7 +451,17 @@ def file_vector() -> dict[str, Any]:
         u32(10**6),
     )
     start = (
-        -(-(good.rindex(_string("output.weight")) + len(_string("output.weight")) + 4 + 16 + 4 + 8) // 32)
+        -(
+            -(
+                good.rindex(packed_string("output.weight"))
+                + len(packed_string("output.weight"))
+                + 4
+                + 16
+                + 4
+                + 8
+            )
+            // 32
+        )
         * 32
     )
     patch("an infinite scale", "engine.not_finite", start, good[start : start + 2], b"\x00\x7c")

@@ -1,6 +1,6 @@
 """The tiny models of the engine's vectors, made by the script that makes the vectors."""
 
-import importlib.util
+import importlib
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,15 +13,21 @@ VECTORS = REPOSITORY / "vectors" / "aos" / "engine"
 @cache
 def maker() -> ModuleType:
     """scripts/make_engine_vectors.py as a module."""
-    spec = importlib.util.spec_from_file_location(
-        "make_engine_vectors", REPOSITORY / "scripts" / "make_engine_vectors.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return _module("scripts", "make_engine_vectors")
+
+
+@cache
+def quality() -> ModuleType:
+    """benchmarks/quality.py as a module."""
+    return _module("benchmarks", "quality")
+
+
+def _module(directory: str, name: str) -> ModuleType:
+    # A script imports its neighbours, as when it is run.
+    path = str(REPOSITORY / directory)
+    if path not in sys.path:
+        sys.path.append(path)
+    return importlib.import_module(name)
 
 
 @cache

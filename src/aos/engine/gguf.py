@@ -42,7 +42,9 @@ _SCALARS: Mapping[int, struct.Struct] = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+_SIGNED_BYTE, _BOOL, _STRING, _ARRAY = 1, 7, 8, 9
+_SIGNED = tuple(byte - 256 if byte > 127 else byte for byte in range(256))
+"""One object per value: an array of as many integers as bytes would else take 40 times the file's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,10 @@ class _Cursor:
         form = _SCALARS.get(kind)
         if form is None:
             _refuse("gguf.value_type", f"array type {kind} at byte {self.at} is unknown or nested")
-        items = tuple(item for (item,) in form.iter_unpack(self.take(count * form.size)))
+        raw = self.take(count * form.size)
+        if kind == _SIGNED_BYTE:
+            return tuple(_SIGNED[byte] for byte in raw)
+        items = tuple(item for (item,) in form.iter_unpack(raw))
         return tuple(self._bool(item) for item in items) if kind == _BOOL else items
 
     def _bool(self, value: int) -> bool:
