@@ -89,11 +89,7 @@ class Environment(ImmutableSandboxedEnvironment):
                 return Function(method, (obj,))
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         if isinstance(obj, Undefined):
-            return (
-                getattr(obj, attribute)
-                if attribute.isidentifier() and attribute[0] != "_"
-                else self.undefined()
-            )
+            obj._fail_with_undefined_error()
         if isinstance(obj, Namespace) or (isinstance(obj, LoopContext) and attribute in _LOOP_MEMBERS):
             return getattr(obj, attribute, self.undefined(obj=obj, name=attribute))
         return self.undefined(obj=obj, name=attribute)
