@@ -20,9 +20,13 @@ from tokenizer_cases import (
     fixture_rows,
     random_text,
     stand_in,
+    write_model,
 )
 
 from aos.engine.gguf import Value, read_gguf
+from aos.engine.llama_cpp import LlamaCppEngine
+from aos.engine.reference import ReferenceEngine
+from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.engine.tokenizer.bpe import UTF8_BYTES
 from aos.engine.tokenizer.pretokenize import (
@@ -37,6 +41,7 @@ from aos.engine.tokenizer.pretokenize import (
 from aos.engine.tokenizer.unicode_table import UNICODE_VERSION
 from aos.engine.tokenizer.vocabulary import CONTROL, NORMAL, USER_DEFINED, BytePairs
 from aos.errors import InvalidMessage
+from aos.ports import SamplingParams, TokenEvent
 
 FIXTURES = ("llama-bpe", "qwen2")
 
@@ -293,6 +298,36 @@ def test_two_equal_pieces_are_refused() -> None:
     with pytest.raises(InvalidMessage) as caught:
         read_vocabulary(with_tokens({0xFF: b"a"}))
     assert caught.value.code == "tokenizer.duplicate"
+
+
+def test_streamed_pieces_give_the_text_wherever_tokens_cut_its_characters() -> None:
+    tokenizer = Tokenizer(read_vocabulary(bpe_metadata((("a", "b"), ("b", "c")))))
+    text = "ab é你🦙\u200d\x00abc"
+    output, streamed = OutputText(()), ""
+    for token in tokenizer.encode(text):
+        output.push(tokenizer.piece(token))
+        streamed += output.release()
+        assert text.startswith(streamed)
+    output.finish()
+    assert streamed + output.release() == text
+
+
+def test_engines_run_a_model_with_byte_pairs_and_its_digest_is_in_the_manifest(tmp_path: Path) -> None:
+    metadata = bpe_metadata((("a", "b"),)) | {"tokenizer.ggml.eos_token_id": 259}
+    vocabulary = read_vocabulary(metadata)
+    path = write_model(metadata, tmp_path / "model.gguf")
+    reference, other = ReferenceEngine(path), LlamaCppEngine(path)
+    assert reference.manifest == other.manifest
+    assert reference.manifest.tokenizer == vocabulary.digest()
+    assert reference.manifest.arithmetic == 1
+    assert reference.tokenize("ab é") == other.tokenize("ab é") == Tokenizer(vocabulary).encode("ab é")
+    params = SamplingParams(max_tokens=8, seed=3)
+    for engine in (reference, other):
+        events: list[TokenEvent] = []
+        run = engine.generate("ab é", params, salt=bytes(32), on_token=events.append)
+        assert "".join(event.text for event in events) == run.text
+        raw = b"".join(Tokenizer(vocabulary).piece(token) for token in run.tokens)
+        assert run.text == raw.decode("utf-8", "replace")
 
 
 def test_lone_surrogates_are_refused() -> None:

@@ -6,15 +6,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from engine_models import maker
-from tokenizer_cases import random_text
+from tokenizer_cases import random_text, write_model
 
-from aos.engine.gguf import Value, read_gguf
+from aos.engine.gguf import read_gguf
 from aos.engine.llama_cpp import LlamaCppEngine
 
-WIDTH = 32
 TEXTS = 150
 # One vocabulary each, and every other way to split on one of them.
 CASES = (
@@ -25,17 +22,7 @@ CASES = (
 )
 
 
-def value_type(value: Value) -> tuple[object, object]:
-    """A metadata value as ``gguf_bytes`` wants it."""
-    if isinstance(value, tuple):
-        code = {bytes: 8, float: 6, int: 5}[type(value[0])]
-        return (9, code), [v.decode() if isinstance(v, bytes) else v for v in value]
-    if isinstance(value, bytes):
-        return 8, value.decode()
-    return {bool: 7, float: 6, int: 4}[type(value)], value
-
-
-def write_model(vocabulary: Path, pre: str, path: Path) -> Path:
+def engine_of(vocabulary: Path, pre: str, path: Path) -> LlamaCppEngine:
     metadata = {
         key: value
         for key, value in read_gguf(vocabulary).metadata.items()
@@ -43,36 +30,7 @@ def write_model(vocabulary: Path, pre: str, path: Path) -> Path:
     }
     if pre:
         metadata["tokenizer.ggml.pre"] = pre.encode()
-    tokens = metadata["tokenizer.ggml.tokens"]
-    assert isinstance(tokens, tuple)
-
-    def tensor(name: str, *shape: int) -> tuple[str, str, tuple[int, ...], bytes]:
-        kind, dtype = ("F16", "<f2") if len(shape) > 1 else ("F32", "<f4")
-        return name, kind, shape, np.full(int(np.prod(shape)), 0.01, dtype=dtype).tobytes()
-
-    block = [
-        *(tensor(f"blk.0.{name}.weight", WIDTH) for name in ("attn_norm", "ffn_norm")),
-        *(tensor(f"blk.0.attn_{name}.weight", WIDTH, WIDTH) for name in ("q", "k", "v", "output")),
-        *(tensor(f"blk.0.ffn_{name}.weight", WIDTH, WIDTH) for name in ("gate", "up", "down")),
-    ]
-    entries = [
-        ("general.architecture", 8, "llama"),
-        ("general.name", 8, "vocabulary"),
-        ("llama.context_length", 4, 128),
-        ("llama.embedding_length", 4, WIDTH),
-        ("llama.block_count", 4, 1),
-        ("llama.feed_forward_length", 4, WIDTH),
-        ("llama.attention.head_count", 4, 2),
-        ("llama.attention.head_count_kv", 4, 2),
-        ("llama.rope.dimension_count", 4, 16),
-        ("llama.rope.freq_base", 6, 1e4),
-        ("llama.attention.layer_norm_rms_epsilon", 6, 1e-5),
-        ("llama.vocab_size", 4, len(tokens)),
-        *((key, *value_type(value)) for key, value in metadata.items()),
-    ]
-    embedding = tensor("token_embd.weight", WIDTH, len(tokens))
-    path.write_bytes(maker().gguf_bytes(entries, [embedding, *block, tensor("output_norm.weight", WIDTH)]))
-    return path
+    return LlamaCppEngine(write_model(metadata, path))
 
 
 def every_code_point() -> Iterator[str]:
@@ -96,7 +54,7 @@ def test_ids_of_any_text_are_llama_cpps(
     shared_fixtures: Path, tmp_path: Path, vocabulary: str, pre: str
 ) -> None:
     source = shared_fixtures / "tokenizers" / f"ggml-vocab-{vocabulary}.gguf"
-    engine = LlamaCppEngine(write_model(source, pre, tmp_path / "model.gguf"))
+    engine = engine_of(source, pre, tmp_path / "model.gguf")
     assert engine._tokenizer is not None
     rng = random.Random(f"{vocabulary} {pre}")
     texts = [random_text(rng) for _ in range(TEXTS if not pre else TEXTS // 3)]
@@ -111,7 +69,7 @@ def test_ids_of_trusted_text_are_llama_cpps_with_special_tokens(
     shared_fixtures: Path, tmp_path: Path, vocabulary: str
 ) -> None:
     source = shared_fixtures / "tokenizers" / f"ggml-vocab-{vocabulary}.gguf"
-    engine = LlamaCppEngine(write_model(source, "", tmp_path / "model.gguf"))
+    engine = engine_of(source, "", tmp_path / "model.gguf")
     assert engine._tokenizer is not None
     rng = random.Random(23)
     names = [
@@ -134,7 +92,7 @@ def test_ids_of_trusted_text_are_llama_cpps_with_special_tokens(
 
 def test_a_kind_that_is_not_known_here_is_left_to_llama_cpp(shared_fixtures: Path, tmp_path: Path) -> None:
     source = shared_fixtures / "tokenizers" / "ggml-vocab-qwen2.gguf"
-    engine = LlamaCppEngine(write_model(source, "tekken", tmp_path / "model.gguf"))
+    engine = engine_of(source, "tekken", tmp_path / "model.gguf")
     assert engine._tokenizer is None
     text = "it's 12345 <|im_end|>"
     ids = engine.tokenize(text)

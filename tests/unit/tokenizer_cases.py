@@ -2,7 +2,11 @@
 
 import random
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from engine_models import maker
 
 from aos.engine.gguf import Value
 from aos.engine.tokenizer.bpe import BYTE_OF
@@ -153,6 +157,53 @@ def random_text(rng: random.Random) -> str:
         choices = (lambda: rng.choice(ATOMS), character, lambda: chr(rng.randrange(32, 127)))
         return "".join(rng.choice(choices)() for _ in range(rng.randrange(1, 40)))
     return rng.choice(ATOMS) * rng.randrange(1, 400)
+
+
+WIDTH = 32
+
+
+def value_type(value: Value) -> tuple[object, object]:
+    """A metadata value as ``gguf_bytes`` wants it."""
+    if isinstance(value, tuple):
+        code = {bytes: 8, float: 6, int: 5}[type(value[0])]
+        return (9, code), [v.decode() if isinstance(v, bytes) else v for v in value]
+    if isinstance(value, bytes):
+        return 8, value.decode()
+    return {bool: 7, float: 6, int: 4}[type(value)], value
+
+
+def write_model(metadata: Mapping[str, Value], path: Path) -> Path:
+    """A llama model of one tiny layer around ``tokenizer.*`` metadata."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, tuple)
+
+    def tensor(name: str, *shape: int) -> tuple[str, str, tuple[int, ...], bytes]:
+        kind, dtype = ("F16", "<f2") if len(shape) > 1 else ("F32", "<f4")
+        return name, kind, shape, np.full(int(np.prod(shape)), 0.01, dtype=dtype).tobytes()
+
+    block = [
+        *(tensor(f"blk.0.{name}.weight", WIDTH) for name in ("attn_norm", "ffn_norm")),
+        *(tensor(f"blk.0.attn_{name}.weight", WIDTH, WIDTH) for name in ("q", "k", "v", "output")),
+        *(tensor(f"blk.0.ffn_{name}.weight", WIDTH, WIDTH) for name in ("gate", "up", "down")),
+    ]
+    entries = [
+        ("general.architecture", 8, "llama"),
+        ("general.name", 8, "vocabulary"),
+        ("llama.context_length", 4, 128),
+        ("llama.embedding_length", 4, WIDTH),
+        ("llama.block_count", 4, 1),
+        ("llama.feed_forward_length", 4, WIDTH),
+        ("llama.attention.head_count", 4, 2),
+        ("llama.attention.head_count_kv", 4, 2),
+        ("llama.rope.dimension_count", 4, 16),
+        ("llama.rope.freq_base", 6, 1e4),
+        ("llama.attention.layer_norm_rms_epsilon", 6, 1e-5),
+        ("llama.vocab_size", 4, len(tokens)),
+        *((key, *value_type(value)) for key, value in metadata.items()),
+    ]
+    embedding = tensor("token_embd.weight", WIDTH, len(tokens))
+    path.write_bytes(maker().gguf_bytes(entries, [embedding, *block, tensor("output_norm.weight", WIDTH)]))
+    return path
 
 
 def category_by_this_python(point: int) -> str:
