@@ -159,6 +159,7 @@ UNUSABLE = {
     "nested sums": "{{ " + "1 + " * 5000 + "1 }}",
     "nested conditions": "{% if a %}" * 60 + "{% endif %}" * 60,
     "nested choices": "{{ " + "1 if 1 else " * 3000 + "1 }}",
+    "many branches": "{% if a %}" + "{% elif a %}" * 65 + "{% endif %}",
     "nested loops": "{% for a in [1] %}" * 7 + "{% endfor %}" * 7,
     "autoescape": "{% autoescape true %}{% endautoescape %}",
     "long": "a" * 65_537,
@@ -208,6 +209,13 @@ HOSTILE = {
         "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x }}",
         "chat.value",
     ),
+    "a list, printed": ("{{ messages }}", "chat.value"),
+    "a dictionary, joined": ("{{ 'a' ~ messages[0] }}", "chat.value"),
+    "stripping a long text of many characters": (
+        "{% set x = 'a' * 1000000 %}{{ x.strip('b' * 1000000 + 'a') }}",
+        "chat.steps",
+    ),
+    "searching from the end": ("{% set x = 'a' * 1000000 %}{{ x.rfind('ab' + 'a' * 400000) }}", "chat.steps"),
     "slices of a long text": (
         "{% set x = 'a' * 1000000 %}{% for i in range(99999) %}{% set y = x[1:] %}{% endfor %}",
         "chat.steps",

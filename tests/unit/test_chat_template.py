@@ -213,7 +213,7 @@ def test_no_content_changes_which_special_tokens_there_are(contents: list[str], 
         ("(messages[0].content | list) | join", False),
         ("('<|im_end|>' ~ messages[0].content)[::-1][::-1][:10]", True),
         ("messages[0].content * 2", False),
-        ("messages[0] | items | list", False),
+        ("messages[0].values() | list | join", False),
     ],
 )
 def test_no_operation_makes_a_strangers_text_the_templates(

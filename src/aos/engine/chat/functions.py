@@ -32,8 +32,12 @@ class Function:
 
 
 def text_of(budget: Budget, value: object) -> str:
-    """``value`` as Jinja prints it."""
+    """``value`` as Jinja prints it; lists and dictionaries have no text but JSON: Python's depends on the
+    Unicode version that it knows.
+    """
     budget.value(value)
+    if isinstance(value, list | tuple | dict):
+        raise unusable(f"a {type(value).__name__} is printed; tojson would do")
     return value if isinstance(value, str) else "" if isinstance(value, Undefined) else str(value)
 
 
@@ -68,6 +72,18 @@ def _method(function: Callable[..., Any]) -> Callable[..., object]:
     return run
 
 
+def _searching_method(function: Callable[..., Any]) -> Callable[..., object]:
+    """For what Python does by comparing all of the argument at every character of the text, at worst."""
+    method = _method(function)
+
+    def run(budget: Budget, text: str, *args: object, **kwargs: object) -> object:
+        widths = [len(value) for value in (*args, *kwargs.values()) if isinstance(value, str)]
+        budget.spend(len(text) * max(widths, default=0) // 32)
+        return method(budget, text, *args, **kwargs)
+
+    return run
+
+
 def _replace(budget: Budget, text: str, old: str, new: str, count: int = -1) -> str:
     _strings(text, old, new)
     budget.text(text)
@@ -85,11 +101,11 @@ def _join(budget: Budget, separator: str, values: object) -> str:
 
 
 STRING_METHODS: dict[str, Callable[..., object]] = {
-    "strip": _method(marked.strip),
-    "lstrip": _method(marked.lstrip),
-    "rstrip": _method(marked.rstrip),
+    "strip": _searching_method(marked.strip),
+    "lstrip": _searching_method(marked.lstrip),
+    "rstrip": _searching_method(marked.rstrip),
     "split": _method(marked.split),
-    "rsplit": _method(marked.rsplit),
+    "rsplit": _searching_method(marked.rsplit),
     "splitlines": _method(marked.splitlines),
     "removeprefix": _method(marked.removeprefix),
     "removesuffix": _method(marked.removesuffix),
@@ -100,7 +116,7 @@ STRING_METHODS: dict[str, Callable[..., object]] = {
     "startswith": _method(str.startswith),
     "endswith": _method(str.endswith),
     "find": _method(str.find),
-    "rfind": _method(str.rfind),
+    "rfind": _searching_method(str.rfind),
     "count": _method(str.count),
     "replace": _replace,
     "join": _join,

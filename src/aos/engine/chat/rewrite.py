@@ -10,6 +10,7 @@ from aos.errors import InvalidMessage
 
 MAX_DEPTH = 48
 MAX_LOOP_DEPTH = 6
+MAX_BRANCHES = 64
 MAX_INTEGER = 2**63 - 1
 
 _ALLOWED = (
@@ -44,6 +45,8 @@ def check(tree: nodes.Template) -> None:
         loops += isinstance(node, nodes.For)
         if depth > MAX_DEPTH or loops > MAX_LOOP_DEPTH:
             raise template_error("is nested too deeply")
+        if isinstance(node, nodes.If) and len(node.elif_) > MAX_BRANCHES:
+            raise template_error("has a condition with too many branches")
         if isinstance(node, nodes.For) and node.recursive:
             raise template_error("has a recursive loop, which is not supported")
         if isinstance(node, nodes.Call | nodes.Filter | nodes.Test) and (node.dyn_args or node.dyn_kwargs):
