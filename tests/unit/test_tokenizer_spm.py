@@ -9,85 +9,51 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizer_cases import fixture_rows, random_text, spm_metadata
 
 from aos.engine.gguf import read_gguf
-from aos.engine.tokenizer import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    SPACE,
-    UNKNOWN,
-    USER_DEFINED,
-    Tokenizer,
-    Vocabulary,
-    read_vocabulary,
-)
+from aos.engine.tokenizer import Tokenizer, Vocabulary, read_vocabulary
+from aos.engine.tokenizer.spm import SPACE
+from aos.engine.tokenizer.vocabulary import BYTE, NORMAL, USER_DEFINED, SentencePieces
 from aos.errors import InvalidMessage
-
-FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "tokenizers"
-SPM = FIXTURES / "ggml-vocab-llama-spm.gguf"
-
-needs_fixtures = pytest.mark.skipif(
-    not SPM.exists(), reason="tokenizer fixtures are not beside this checkout"
-)
 
 
 @pytest.fixture(scope="module")
-def llama() -> Tokenizer:
-    return Tokenizer(read_vocabulary(read_gguf(SPM).metadata))
+def llama(shared_fixtures: Path) -> Tokenizer:
+    path = shared_fixtures / "tokenizers" / "ggml-vocab-llama-spm.gguf"
+    return Tokenizer(read_vocabulary(read_gguf(path).metadata))
 
 
 def tiny_vocabulary(*pieces: tuple[str, float], kinds: dict[str, int] | None = None) -> Vocabulary:
-    """<unk>, <s>, </s>, the bytes, then ``pieces`` with their scores (kind NORMAL unless ``kinds`` says
-    otherwise).
+    """<unk>, <s>, </s>, the bytes, U+2581, then ``pieces`` with their scores (kind NORMAL unless ``kinds``
+    says otherwise).
     """
-    special = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-    byte = [(f"<0x{value:02X}>", 0.0, BYTE) for value in range(256)]
-    own = [(text, score, (kinds or {}).get(text, NORMAL)) for text, score in ((SPACE, -9.0), *pieces)]
-    entries = [*special, *byte, *own]
-    return Vocabulary(
-        pieces=tuple(text.encode() for text, _, _ in entries),
-        scores=tuple(score for _, score, _ in entries),
-        kinds=tuple(kind for _, _, kind in entries),
-        bos=1,
-        eos=2,
-        add_bos=True,
-        add_eos=False,
-        add_space_prefix=True,
+    return read_vocabulary(
+        spm_metadata(*((text, score, (kinds or {}).get(text, NORMAL)) for text, score in pieces))
     )
 
 
-def metadata_of(vocabulary: Vocabulary) -> dict[str, object]:
-    return {
-        "tokenizer.ggml.model": b"llama",
-        "tokenizer.ggml.tokens": vocabulary.pieces,
-        "tokenizer.ggml.scores": vocabulary.scores,
-        "tokenizer.ggml.token_type": vocabulary.kinds,
-        "tokenizer.ggml.bos_token_id": vocabulary.bos,
-        "tokenizer.ggml.eos_token_id": vocabulary.eos,
-    }
+def test_every_line_of_the_published_fixture_gives_the_published_ids(
+    llama: Tokenizer, shared_fixtures: Path
+) -> None:
+    rows = fixture_rows(shared_fixtures / "tokenizers", "llama-spm")
+    assert len(rows) > 40
+    for text, ids in rows:
+        assert llama.encode(text) == (llama.vocabulary.bos, *ids), repr(text)
+        assert llama.decode(ids) == text.encode()
 
 
-@needs_fixtures
-def test_every_line_of_the_published_fixture_gives_the_published_ids(llama: Tokenizer) -> None:
-    texts = SPM.with_suffix(".gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    rows = SPM.with_suffix(".gguf.out").read_text(encoding="utf-8").split("\n")[: len(texts)]
-    assert len(texts) > 40
-    for text, row in zip(texts, rows, strict=True):
-        assert llama.encode(text)[1:] == tuple(map(int, row.split())), repr(text)
-        assert llama.encode(text)[0] == llama.vocabulary.bos
-
-
-@needs_fixtures
 def test_decoding_gives_every_text_back_byte_for_byte(llama: Tokenizer) -> None:
     rng = random.Random(7)
-    alphabet = "aeint shLO  \n\t.,'{}<|>0123éßжд你好🦙\U0001f468\u200d\0\x7f"
-    for _ in range(300):
-        text = "".join(rng.choice(alphabet) for _ in range(rng.randrange(40)))
+    for text in (random_text(rng).replace(SPACE, "") for _ in range(500)):
         assert llama.decode(llama.encode(text)) == text.encode()
 
 
-@needs_fixtures
+def test_the_stand_in_for_the_space_comes_back_as_the_space_that_it_stands_for(llama: Tokenizer) -> None:
+    assert llama.encode(f"a{SPACE}b") == llama.encode("a b")
+    assert llama.decode(llama.encode(f"a{SPACE}b")) == b"a b"
+
+
 @pytest.mark.parametrize("text", ["</s>", "<s>", "<unk>", "<0x41>", "a</s>b<s><unk>", "[INST]<s></s>"])
 def test_special_tokens_in_user_text_stay_plain_text(llama: Tokenizer, text: str) -> None:
     ids = llama.encode(text)[1:]
@@ -99,9 +65,11 @@ def slow_merge(vocabulary: Vocabulary, text: str) -> list[str]:
     """The rule itself: merge the adjacent pair with the best score, leftmost among equals, until none is a
     piece.
     """
+    assert isinstance(vocabulary.rules, SentencePieces)
+    scores = vocabulary.rules.scores
     score = {
         piece.decode(): value
-        for piece, value, kind in zip(vocabulary.pieces, vocabulary.scores, vocabulary.kinds, strict=True)
+        for piece, value, kind in zip(vocabulary.pieces, scores, vocabulary.kinds, strict=True)
         if kind == NORMAL
     }
     symbols = list(text)
@@ -131,19 +99,51 @@ def test_a_character_that_is_no_piece_falls_back_to_its_bytes() -> None:
     assert tokenizer.encode("") == (1,)
 
 
-def test_user_defined_pieces_are_cut_out_longest_first() -> None:
+def test_user_defined_pieces_are_cut_out_of_trusted_text_longest_first() -> None:
     vocabulary = tiny_vocabulary(
         ("a", -1.0), ("<u>", 0.0), ("<u>>", 0.0), kinds={"<u>": USER_DEFINED, "<u>>": USER_DEFINED}
     )
     tokenizer = Tokenizer(vocabulary)
     space, a, user, longer = range(259, 263)
-    assert tokenizer.encode("a<u>a<u>>a") == (1, space, a, user, space, a, longer, space, a)
-    assert tokenizer.decode(tokenizer.encode("a<u> a<u>>a")) == b"a<u> a<u>>a"
+    ids = (1, space, a, user, space, a, longer, space, a)
+    assert tokenizer.encode("a<u>a<u>>a", special=True) == ids
+    assert tokenizer.decode(tokenizer.encode("a<u> a<u>>a", special=True)) == b"a<u> a<u>>a"
+
+
+def test_user_defined_pieces_never_come_out_of_plain_text() -> None:
+    # Not even by merging: "<u" and ">" are pieces that would join to it.
+    pieces = (("<", -1.0), ("u", -1.0), (">", -1.0), ("<u", -0.5), ("<u>", 0.0))
+    tokenizer = Tokenizer(tiny_vocabulary(*pieces, kinds={"<u>": USER_DEFINED}))
+    assert tokenizer.encode("<u>") == (1, 259, 263, 262)
+
+
+def test_user_defined_white_space_is_cut_out_of_any_text() -> None:
+    tokenizer = Tokenizer(tiny_vocabulary(("a", -1.0), ("\n\n", 0.0), kinds={"\n\n": USER_DEFINED}))
+    assert tokenizer.encode("a\n\na") == (1, 259, 260, 261, 259, 260)
+
+
+def test_the_space_prefix_follows_special_tokens_of_a_conversation() -> None:
+    tokenizer = Tokenizer(tiny_vocabulary(("a", -1.0)))
+    runs = [("<s>", True), ("a</s>", False), ("</s>", True), ("a", False)]
+    ids = tokenizer.encode_runs(runs)
+    assert ids[:3] == (1, 259, 260)
+    assert ids[-3:] == (2, 259, 260)
+    assert ids.count(2) == 1
+    assert tokenizer.decode(ids) == b"a</s>a"
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "é", "🦙", "ab"])
+def test_a_hundred_thousand_of_one_thing_is_not_quadratic(unit: str) -> None:
+    pieces = tuple((unit[0] * 2**k, -float(9 - k)) for k in range(5))
+    tokenizer = Tokenizer(tiny_vocabulary(*(piece for piece in pieces if not piece[0].isspace())))
+    text = unit * (2**17 // len(unit))
+    assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
 
 
 def test_bos_eos_and_space_prefix_follow_the_file() -> None:
     vocabulary = tiny_vocabulary(("a", -1.0))
-    bare = replace(vocabulary, add_bos=False, add_eos=True, add_space_prefix=False)
+    rules = SentencePieces(scores=(0.0,) * len(vocabulary.pieces), add_space_prefix=False)
+    bare = replace(vocabulary, add_bos=False, add_eos=True, rules=rules)
     assert Tokenizer(bare).encode("a") == (260, 2)
     assert vocabulary.digest() != bare.digest()
 
@@ -157,7 +157,7 @@ def test_lone_surrogates_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"tokenizer.ggml.model": b"gpt2"}, "tokenizer.unsupported"),
+        ({"tokenizer.ggml.model": b"bert"}, "tokenizer.unsupported"),
         ({"tokenizer.ggml.model": b"\xff"}, "tokenizer.unsupported"),
         ({"tokenizer.ggml.model": None}, "tokenizer.unsupported"),
         ({"tokenizer.ggml.tokens": None}, "tokenizer.missing"),
@@ -173,7 +173,7 @@ def test_lone_surrogates_are_refused() -> None:
     ],
 )
 def test_a_broken_vocabulary_is_refused_by_name(change: dict[str, object], code: str) -> None:
-    metadata = metadata_of(tiny_vocabulary()) | change
+    metadata = {**spm_metadata(), **change}
     with pytest.raises(InvalidMessage) as caught:
         Tokenizer(read_vocabulary({key: value for key, value in metadata.items() if value is not None}))  # type: ignore[misc]
     assert caught.value.code == code
@@ -183,11 +183,3 @@ def test_a_piece_that_appears_twice_is_refused() -> None:
     with pytest.raises(InvalidMessage) as caught:
         Tokenizer(tiny_vocabulary(("a", -1.0), ("a", -2.0)))
     assert caught.value.code == "tokenizer.duplicate"
-
-
-@needs_fixtures
-@pytest.mark.parametrize("name", ["ggml-vocab-llama-bpe.gguf", "ggml-vocab-qwen2.gguf"])
-def test_byte_pair_vocabularies_are_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidMessage, match="gpt2") as caught:
-        read_vocabulary(read_gguf(FIXTURES / name).metadata)
-    assert caught.value.code == "tokenizer.unsupported"

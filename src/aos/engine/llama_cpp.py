@@ -23,6 +23,8 @@ from aos.engine.manifest import Manifest, Progress, manifest_of
 from aos.engine.params import check_params
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
+from aos.engine.tokenizer.bpe import BYTE_OF
+from aos.engine.tokenizer.vocabulary import NORMAL, USER_DEFINED
 from aos.errors import ConfigError, InvalidMessage, RuleViolation, Unavailable
 from aos.ports import MILLION, FinishReason, Generation, SamplingParams, TokenEvent
 
@@ -51,8 +53,8 @@ class LlamaCppEngine:
         if not 1 <= threads <= 256:
             raise ConfigError("engine.threads", f"{threads} threads are not in 1..256", field="threads")
         file = read_gguf(path)
-        self._pieces = _pieces(file)
-        self._tokenizer = _spm(file)
+        self._tokenizer = _own_tokenizer(file)
+        self._pieces = _pieces(file, self._tokenizer)
         self._specials = _special_ids(file)
         self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
         self._model_id = self.manifest.model_id
@@ -275,10 +277,15 @@ def _silent(error: Exception) -> Unavailable:
     return Unavailable("engine.failed", f"llama.cpp does not answer: {error}")
 
 
-def _spm(file: GGUF) -> Tokenizer | None:
-    if file.metadata.get("tokenizer.ggml.model") != b"llama":
+def _own_tokenizer(file: GGUF) -> Tokenizer | None:
+    """None for byte-pair vocabularies whose way to split text is not known here."""
+    try:
+        vocabulary = read_vocabulary(file.metadata)
+    except InvalidMessage as error:
+        if error.code != "tokenizer.pre":
+            raise
         return None
-    return Tokenizer(read_vocabulary(file.metadata))
+    return Tokenizer(vocabulary)
 
 
 def _special_ids(file: GGUF) -> frozenset[int]:
@@ -286,42 +293,25 @@ def _special_ids(file: GGUF) -> frozenset[int]:
     return frozenset({eos} if type(eos) is int else ())
 
 
-def _pieces(file: GGUF) -> tuple[bytes, ...]:
-    """The bytes of every token: from the SentencePiece vocabulary, or from a byte-level BPE one."""
-    tokenizer = _spm(file)
+def _pieces(file: GGUF, tokenizer: Tokenizer | None) -> tuple[bytes, ...]:
+    """The bytes of every token: the tokenizer's, or those of a byte-pair vocabulary that it does not cover."""
     if tokenizer is not None:
         return tuple(tokenizer.piece(token) for token in range(len(tokenizer.vocabulary.pieces)))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     kinds = file.metadata.get("tokenizer.ggml.token_type")
-    if (
-        file.metadata.get("tokenizer.ggml.model") != b"gpt2"
-        or not isinstance(tokens, tuple)
-        or not isinstance(kinds, tuple)
-        or len(tokens) != len(kinds)
-    ):
+    if not isinstance(tokens, tuple) or not isinstance(kinds, tuple) or len(tokens) != len(kinds):
         raise InvalidMessage(
-            "tokenizer.unsupported",
-            "the file's tokenizer is neither of the llama (SentencePiece) nor of the gpt2 (byte-pair) kind",
-            field="tokenizer.ggml.model",
+            "tokenizer.length",
+            "tokenizer.ggml.tokens and token_type are not lists of one length",
+            field="tokenizer.ggml.tokens",
         )
-    byte_of = _byte_level_alphabet()
-    return tuple(_byte_level_piece(token, kind, byte_of) for token, kind in zip(tokens, kinds, strict=True))
+    return tuple(_piece(token, kind) for token, kind in zip(tokens, kinds, strict=True))
 
 
-def _byte_level_piece(token: object, kind: object, byte_of: dict[str, int]) -> bytes:
-    normal, user_defined = 1, 4
-    if not isinstance(token, bytes) or kind not in (normal, user_defined):
+def _piece(token: object, kind: object) -> bytes:
+    if not isinstance(token, bytes) or kind not in (NORMAL, USER_DEFINED):
         return b""
     text = token.decode("utf-8", "replace")
-    if kind == user_defined or any(c not in byte_of for c in text):
+    if kind == USER_DEFINED or any(c not in BYTE_OF for c in text):
         return token
-    return bytes(byte_of[c] for c in text)
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    table = {chr(value): value for value in printable}
-    table |= {chr(256 + index): value for index, value in enumerate(others)}
-    return table
+    return bytes(BYTE_OF[c] for c in text)
