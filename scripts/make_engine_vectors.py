@@ -1,7 +1,7 @@
 """Make the test models and the vectors of the canonical engine (vectors/aos/engine;
 docs/spec/07-inference.md, "Vectors").
 
-The models are tiny random llama GGUF files, made byte for byte from a name with SHAKE-256; they are not
+The models are tiny random GGUF files, made byte for byte from a name with SHAKE-256; they are not
 committed, their digests are. ``python scripts/make_engine_vectors.py`` writes the vectors anew, ``--models
 DIR`` only writes the models.
 """
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aos.core.arithmetic.floats import millionths, to_half
-from aos.core.arithmetic.matmul import quantise
+from aos.core.arithmetic.formats import BLOCK_FORMATS, dequantise, widen_bf16
+from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
 from aos.core.arithmetic.ops import exp, rms_norm, silu_product
 from aos.core.arithmetic.rope_table import rope_table
 from aos.core.arithmetic.sampler import Rules, choose, philox4x32_10
@@ -43,9 +44,13 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class TinyModel:
-    """A recipe. ``types`` maps the last part of a tensor's name to a type; ``default`` is for the others."""
+    """A recipe. ``types`` maps the last part of a tensor's name to a type; ``default`` is for the others.
+
+    ``omit`` names keys (without the architecture) that the file does without; ``extra`` adds some.
+    """
 
     name: str
+    architecture: str = "llama"
     default: str
     width: int = 32
     ff_width: int = 64
@@ -60,8 +65,14 @@ class TinyModel:
     rope_factors: tuple[float, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     loud_piece: str = ""
+    loud_norm: str = ""
+    omit: frozenset[str] = frozenset()
+    extra: tuple[tuple[str, int, Any], ...] = ()
 
 
+DERIVED_KEYS = frozenset(
+    {"attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size"}
+)
 MODELS = (
     TinyModel(name="tiny-q4_0", default="Q4_0", width=64, ff_width=96, layers=2, heads=4, kv_heads=2),
     TinyModel(name="tiny-q8_0", default="Q8_0", ff_width=288, layers=2, tied=False),
@@ -89,9 +100,151 @@ MODELS = (
         },
     ),
     TinyModel(name="tiny-trap", default="F32", loud_piece="?", n_ctx=128),
+    TinyModel(name="tiny-q4_1", default="Q4_1", width=64, ff_width=288, head_width=32, n_rot=32, n_ctx=128),
+    TinyModel(name="tiny-q5_0", default="Q5_0", width=64, ff_width=288, head_width=32, n_rot=32, n_ctx=128),
+    TinyModel(name="tiny-q5_1", default="Q5_1", width=64, ff_width=288, head_width=32, n_rot=32, n_ctx=128),
+    TinyModel(name="tiny-bf16", default="BF16", width=64, ff_width=288, head_width=32, n_rot=32, n_ctx=128),
+    TinyModel(
+        name="tiny-q4_k", default="Q4_K", width=256, ff_width=512, heads=4, head_width=64, n_rot=64, n_ctx=128
+    ),
+    TinyModel(
+        name="tiny-q5_k", default="Q5_K", width=256, ff_width=512, heads=4, head_width=64, n_rot=64, n_ctx=128
+    ),
+    TinyModel(
+        name="tiny-q6_k", default="Q6_K", width=256, ff_width=512, heads=4, head_width=64, n_rot=64, n_ctx=128
+    ),
+    # The layout of llama-2-7b-chat.Q4_0.gguf: its keys, its tensor types, ff_width / width as there.
+    TinyModel(
+        name="tiny-llama-2",
+        default="Q4_0",
+        width=256,
+        ff_width=704,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        head_width=64,
+        n_rot=64,
+        n_ctx=128,
+        tied=False,
+        types={"output": "Q6_K"},
+        omit=DERIVED_KEYS - {"rope.dimension_count"} | {"rope.freq_base"},
+    ),
+    # Llama 3.1 and 3.2: factors of the rotary angles, and the embedding's Q6_K as the output matrix.
+    TinyModel(
+        name="tiny-llama-3",
+        default="Q5_K",
+        width=256,
+        ff_width=768,
+        heads=8,
+        kv_heads=2,
+        head_width=32,
+        n_rot=32,
+        n_ctx=128,
+        rope_base=500_000.0,
+        rope_factors=(*(1.0,) * 8, 1.25, 2.5, 5.0, *(8.0,) * 5),
+        types={"token_embd": "Q6_K"},
+    ),
+    # Q4_K_M's mixture of types.
+    TinyModel(
+        name="tiny-qwen2",
+        architecture="qwen2",
+        default="Q4_K",
+        width=256,
+        ff_width=512,
+        layers=2,
+        heads=8,
+        kv_heads=2,
+        head_width=32,
+        n_rot=32,
+        n_ctx=128,
+        rope_base=1_000_000.0,
+        tied=False,
+        types={"attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q6_K"},
+        omit=DERIVED_KEYS,
+    ),
+    # Heads that are wider than width / heads and no multiple of 16.
+    TinyModel(
+        name="tiny-qwen3",
+        architecture="qwen3",
+        default="Q8_0",
+        width=64,
+        ff_width=96,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_width=40,
+        n_rot=40,
+        n_ctx=128,
+        rope_base=1_000_000.0,
+    ),
+    # Every type of 32 weights a block, some dimensions that do not turn, a window shorter than the context.
+    TinyModel(
+        name="tiny-qwen3-partial",
+        architecture="qwen3",
+        default="Q5_0",
+        width=64,
+        ff_width=96,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_width=24,
+        n_rot=16,
+        n_ctx=128,
+        rope_base=1_000_000.0,
+        tied=False,
+        types={
+            "attn_q": "Q4_1",
+            "attn_k": "Q5_1",
+            "attn_v": "BF16",
+            "attn_output": "F16",
+            "ffn_up": "Q8_0",
+            "ffn_down": "Q4_0",
+            "token_embd": "Q5_1",
+        },
+        extra=(("attention.sliding_window", 4, 64),),
+    ),
+    TinyModel(
+        name="tiny-qwen3-trap", architecture="qwen3", default="F32", n_ctx=64, loud_norm="attn_k_norm.weight"
+    ),
 )
 
-TYPE_CODES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8}
+TYPE_CODES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 6,
+    "Q5_1": 7,
+    "Q8_0": 8,
+    "Q4_K": 12,
+    "Q5_K": 13,
+    "Q6_K": 14,
+    "BF16": 30,
+}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A block format: weights and bytes a block, where its binary16 numbers lie.
+
+    ``scale`` is d's share of a weight's spread; ``offset`` is that of m or dmin in d.
+    """
+
+    weights: int
+    size: int
+    scale: float
+    offset: float = 0.0
+    scales_at: tuple[int, ...] = (0,)
+
+
+PACKINGS = {
+    "Q4_1": Packing(32, 20, 1 / 4.6, -7.5, (0, 2)),
+    "Q5_0": Packing(32, 22, 1 / 9.2),
+    "Q5_1": Packing(32, 24, 1 / 9.2, -15.5, (0, 2)),
+    "Q4_K": Packing(256, 144, 1 / 258, 7.5, (0, 2)),
+    "Q5_K": Packing(256, 176, 1 / 520, 15.5, (0, 2)),
+    "Q6_K": Packing(256, 210, 1 / 1370, scales_at=(208,)),
+}
 
 
 def vocabulary() -> list[tuple[str, float, int]]:
@@ -116,6 +269,11 @@ def noise(seed: str, count: int) -> npt.NDArray[np.float64]:
 
 def tensor_bytes(kind: str, seed: str, rows: int, columns: int, spread: float) -> bytes:
     """Raw weights of about the given spread."""
+    if kind == "BF16":
+        patterns = (noise(seed, rows * columns) * spread).astype("<f4").view("<u4") >> 16
+        return patterns.astype("<u2").tobytes()
+    if kind in PACKINGS:
+        return packed_bytes(PACKINGS[kind], seed, rows * columns, spread)
     if kind in ("F32", "F16"):
         dtype = "<f4" if kind == "F32" else "<f2"
         return (noise(seed, rows * columns) * spread).astype(dtype).tobytes()
@@ -127,6 +285,20 @@ def tensor_bytes(kind: str, seed: str, rows: int, columns: int, spread: float) -
     else:
         scales, payload = sizes * spread / 4.6, raw[:, 2:18]
     return np.concatenate([scales.astype("<f2").view(np.uint8).reshape(blocks, 2), payload], axis=1).tobytes()
+
+
+def packed_bytes(packing: Packing, seed: str, count: int, spread: float) -> bytes:
+    """Random blocks whose binary16 numbers give weights of about the given spread."""
+    blocks = count // packing.weights
+    raw = np.frombuffer(shake_256(seed.encode()).digest(blocks * (packing.size + 2)), dtype=np.uint8)
+    raw = raw.reshape(blocks, packing.size + 2)
+    sizes = (raw[:, 0].astype(np.float64) / 256 + 0.5) * np.where(raw[:, 1] & 1, -1, 1)
+    scales = (sizes * spread * packing.scale).astype("<f2")
+    out = raw[:, 2:].copy()
+    numbers = (scales, (scales.astype(np.float64) * packing.offset).astype("<f2"))
+    for at, number in zip(packing.scales_at, numbers, strict=False):
+        out[:, at : at + 2] = number.view(np.uint8).reshape(blocks, 2)
+    return out.tobytes()
 
 
 def build_model(model: TinyModel) -> bytes:
@@ -145,7 +317,13 @@ def build_model(model: TinyModel) -> bytes:
         tensors.append((name, kind, (columns, rows), raw))
 
     def vector(name: str, length: int) -> None:
-        raw = (1 + noise(f"{model.name}/{name}", length) / 8).astype("<f4").tobytes()
+        values = (1 + noise(f"{model.name}/{name}", length) / 8).astype("<f4")
+        if name.endswith(".bias"):
+            values = (noise(f"{model.name}/{name}", length) / 2).astype("<f4")
+        if model.loud_norm and name.endswith(model.loud_norm):
+            # The product with a value of more than 2.7 in magnitude overflows.
+            values[:] = np.float32(2.0**128 / 2.7)
+        raw = values.tobytes()
         tensors.append((name, "F32", (length,), raw))
 
     attention, kv = model.heads * model.head_width, model.kv_heads * model.head_width
@@ -159,6 +337,13 @@ def build_model(model: TinyModel) -> bytes:
         matrix(prefix + "attn_q.weight", model.width, attention, gain=2.0)
         matrix(prefix + "attn_k.weight", model.width, kv, gain=2.0)
         matrix(prefix + "attn_v.weight", model.width, kv)
+        if model.architecture == "qwen2":
+            vector(prefix + "attn_q.bias", attention)
+            vector(prefix + "attn_k.bias", kv)
+            vector(prefix + "attn_v.bias", kv)
+        if model.architecture == "qwen3":
+            vector(prefix + "attn_q_norm.weight", model.head_width)
+            vector(prefix + "attn_k_norm.weight", model.head_width)
         matrix(prefix + "attn_output.weight", attention, model.width)
         vector(prefix + "ffn_norm.weight", model.width)
         matrix(prefix + "ffn_gate.weight", model.width, model.ff_width)
@@ -167,21 +352,25 @@ def build_model(model: TinyModel) -> bytes:
     vector("output_norm.weight", model.width)
     if not model.tied:
         matrix("output.weight", model.width, len(tokens), gain=4.0)
-    metadata: list[tuple[str, int, Any]] = [
-        ("general.architecture", 8, "llama"),
+    sizes: list[tuple[str, int, Any]] = [
+        ("context_length", 4, model.n_ctx),
+        ("embedding_length", 4, model.width),
+        ("block_count", 4, model.layers),
+        ("feed_forward_length", 4, model.ff_width),
+        ("attention.head_count", 4, model.heads),
+        ("attention.head_count_kv", 4, model.kv_heads),
+        ("attention.key_length", 4, model.head_width),
+        ("attention.value_length", 4, model.head_width),
+        ("rope.dimension_count", 4, model.n_rot),
+        ("rope.freq_base", 6, model.rope_base),
+        ("attention.layer_norm_rms_epsilon", 6, 1e-5),
+        ("vocab_size", 4, len(tokens)),
+        *model.extra,
+    ]
+    metadata: list[tuple[str, Any, Any]] = [
+        ("general.architecture", 8, model.architecture),
         ("general.name", 8, model.name),
-        ("llama.context_length", 4, model.n_ctx),
-        ("llama.embedding_length", 4, model.width),
-        ("llama.block_count", 4, model.layers),
-        ("llama.feed_forward_length", 4, model.ff_width),
-        ("llama.attention.head_count", 4, model.heads),
-        ("llama.attention.head_count_kv", 4, model.kv_heads),
-        ("llama.attention.key_length", 4, model.head_width),
-        ("llama.attention.value_length", 4, model.head_width),
-        ("llama.rope.dimension_count", 4, model.n_rot),
-        ("llama.rope.freq_base", 6, model.rope_base),
-        ("llama.attention.layer_norm_rms_epsilon", 6, 1e-5),
-        ("llama.vocab_size", 4, len(tokens)),
+        *((f"{model.architecture}.{name}", kind, v) for name, kind, v in sizes if name not in model.omit),
         ("tokenizer.ggml.model", 8, "llama"),
         ("tokenizer.ggml.tokens", (9, 8), [piece for piece, _, _ in tokens]),
         ("tokenizer.ggml.scores", (9, 6), [score for _, score, _ in tokens]),
@@ -279,6 +468,10 @@ RUNS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("trap in the first position after BOS", "?", {"max_tokens": 4}),
     ],
 }
+SHORT_RUNS: list[tuple[str, str, dict[str, Any]]] = [
+    ("greedy", "what is the", {"temperature": 0, "repeat_penalty": 3_000_000, "max_tokens": 12}),
+    ("sampled", LONG[:40], {"temperature": 5_000_000, "top_p": 900_000, "max_tokens": 12, "seed": 21}),
+]
 OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
     ("temperature", {"temperature": -1}),
     ("temperature", {"temperature": 9_999}),
@@ -322,8 +515,8 @@ def model_vector(model: TinyModel, directory: Path) -> dict[str, Any]:
     path = directory / f"{model.name}.gguf"
     path.write_bytes(build_model(model))
     engine = ReferenceEngine(path)
-    cases = [run_case(engine, *run) for run in RUNS[model.name]]
-    if model.name == "tiny-trap":
+    cases = [run_case(engine, *run) for run in RUNS.get(model.name, SHORT_RUNS)]
+    if model.loud_piece or model.loud_norm:
         cases.extend(_search_traps(engine))
     if model.name == "tiny-q8_0":
         cases.extend(_stop_cases(engine, cases[0]))
@@ -357,7 +550,7 @@ def _stop_cases(engine: ReferenceEngine, greedy: dict[str, Any]) -> list[dict[st
 
 
 def _search_traps(engine: ReferenceEngine) -> list[dict[str, Any]]:
-    """The first one-letter prompt after which the engine chooses the loud token, and so traps."""
+    """The first one-letter prompt after which the engine chooses a token, and then traps."""
     for letter in "abcdefghijklmnopqrstuvwxyz":
         case = run_case(engine, "trap after a chosen token", letter, {"temperature": 0, "max_tokens": 4})
         if case["finish_reason"] == "numeric_trap" and case["tokens"]:
@@ -400,6 +593,7 @@ def arithmetic_vector() -> dict[str, Any]:
             "q": q[:, 0].astype(int).tolist(),
             "d": bits(d),
         },
+        "products": product_cases(),
         "rms_norm": {
             "x": bits(normed),
             "weight": bits(weight),
@@ -424,6 +618,40 @@ def arithmetic_vector() -> dict[str, Any]:
         ],
         "sampler": _sampler_cases(),
     }
+
+
+def product_cases() -> list[dict[str, Any]]:
+    """One row of every type: its packed bytes, dequantised weights, and its product with ``x`` (patterns joined)."""
+    x = (noise("product", 512) * 2).astype(np.float32)
+    x[64:96] = np.float32(2.0**-110)
+    cases: list[dict[str, Any]] = [{"x": "".join(bits(x))}]
+    for kind in TYPE_CODES:
+        columns = 512 if kind.endswith("K") else 288
+        raw = np.frombuffer(tensor_bytes(kind, f"product/{kind}", 1, columns, 1.0), dtype=np.uint8)
+        part = x[None, :columns]
+        if kind in BLOCK_FORMATS:
+            unpack = BLOCK_FORMATS[kind].unpack
+            packed = raw.reshape(1, columns // (256 if kind.endswith("K") else 32), -1)
+            weights = dequantise(unpack(packed)).reshape(1, columns)
+            y = BlockMatrix(packed, unpack, keep=True).product(*quantise(part))
+        else:
+            weights = (
+                widen_bf16(raw.view("<u2"))
+                if kind == "BF16"
+                else raw.view({"F32": "<f4", "F16": "<f2"}[kind])
+            )
+            weights = weights.astype(np.float32).reshape(1, columns)
+            y = DenseMatrix(weights).product(part)
+        cases.append(
+            {
+                "type": kind,
+                "columns": columns,
+                "packed": raw.tobytes().hex(),
+                "weights": "".join(bits(weights)) if kind in BLOCK_FORMATS else "",
+                "y": bits(y)[0],
+            }
+        )
+    return cases
 
 
 def _sampler_cases() -> list[dict[str, Any]]:
@@ -528,7 +756,7 @@ def file_vector() -> dict[str, Any]:
     )
     patch("a name that is not UTF-8", "gguf.name", after("blk.1.ffn_up.weight") - 1, b"t", b"\xff")
     patch(
-        "another architecture", "engine.architecture", after("general.architecture") + 12, b"llama", b"qwen2"
+        "another architecture", "engine.architecture", after("general.architecture") + 12, b"llama", b"gemma"
     )
     patch(
         "another tokenizer", "tokenizer.unsupported", after("tokenizer.ggml.model") + 12, b"llama", b"plamo"

@@ -13,9 +13,17 @@ VECTORS = REPOSITORY / "vectors" / "aos" / "engine"
 @cache
 def maker() -> ModuleType:
     """scripts/make_engine_vectors.py as a module."""
-    spec = importlib.util.spec_from_file_location(
-        "make_engine_vectors", REPOSITORY / "scripts" / "make_engine_vectors.py"
-    )
+    return _module("scripts", "make_engine_vectors")
+
+
+@cache
+def quality() -> ModuleType:
+    """benchmarks/quality.py as a module."""
+    return _module("benchmarks", "quality")
+
+
+def _module(directory: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / directory / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,15 +3,18 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
+import gguf
 import numpy as np
 import pytest
 
-from aos.core.arithmetic.floats import F32, NumericTrap, check_finite, lane_sum, millionths, nearest_f32
-from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise, unpack_q4_0, unpack_q8_0
+from aos.core.arithmetic.floats import F32, ZERO, NumericTrap, check_finite, lane_sum, millionths, nearest_f32
+from aos.core.arithmetic.formats import BLOCK_FORMATS, U8, dequantise, widen_bf16
+from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
 from aos.core.arithmetic.ops import attention, exp, rms_norm, rope
-from aos.core.arithmetic.rope_table import rope_table
+from aos.core.arithmetic.rope_table import _nearest_of_pair, rope_table
 from aos.core.arithmetic.sampler import Rules, choose, philox4x32_10, uniform_bits
 from aos.errors import InvalidMessage
 
@@ -50,13 +53,95 @@ def scalar_chunked(terms: Sequence[S], chunk: int) -> S:
     return total
 
 
-def scalar_block_dot(integers: list[list[int]], scales: Sequence[S], x: Sequence[S]) -> S:
+def scalar_block_terms(kind: str, block: bytes, x: Sequence[S]) -> list[S]:
+    """Rule 2 for one packed block against as many activations."""
     terms = []
-    for block, scale in enumerate(scales):
-        d, q = scalar_quantise(x[32 * block : 32 * block + 32])
-        isum = sum(a * b for a, b in zip(integers[block], q, strict=True))
-        terms.append((scale * d) * f(isum))
-    return scalar_chunked(terms, 8)
+    for index, part in enumerate(scalar_unpack(kind, block)):
+        dx, q = scalar_quantise(x[32 * index : 32 * index + 32])
+        isum = 0
+        for group, step in enumerate(part.steps):
+            width = 32 // len(part.steps)
+            at = range(width * group, width * (group + 1))
+            isum += step * sum(part.weights[i] * q[i] for i in at)
+        assert abs(isum) < 2**24
+        t = (part.d * dx) * f(isum)
+        if part.kind == "+m":
+            t = t + (part.m * dx) * f(sum(q))
+        elif part.kind == "-dmin":
+            t = t - (part.m * dx) * f(part.n * sum(q))
+        terms.append(t)
+    return terms
+
+
+def scalar_weights(kind: str, block: bytes) -> list[S]:
+    """Rule 8 for one packed block."""
+    out = []
+    for part in scalar_unpack(kind, block):
+        for i, w in enumerate(part.weights):
+            d = part.d
+            if kind.endswith("K"):
+                d = d * f(part.steps[i * len(part.steps) // 32])
+            value = d * f(w)
+            if part.kind == "+m":
+                value = value + part.m
+            elif part.kind == "-dmin":
+                value = value - part.m * f(part.n)
+            out.append(value)
+    return out
+
+
+@dataclass
+class Part:
+    """32 weights of a block as the specification describes them."""
+
+    d: S
+    weights: list[int]
+    steps: list[int]
+    kind: str = ""
+    m: S = ZERO
+    n: int = 1
+
+
+def scalar_unpack(kind: str, block: bytes) -> list[Part]:
+    def half(at: int) -> S:
+        return f(np.frombuffer(block[at : at + 2], dtype="<f2")[0])
+
+    if kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        at = 4 if kind.endswith("1") else 2
+        fifth = int.from_bytes(block[at : at + 4], "little") if kind[1] == "5" else 0
+        packed = block[-16:]
+        w = [packed[i] & 15 if i < 16 else packed[i - 16] >> 4 for i in range(32)]
+        w = [v + 16 * (fifth >> i & 1) for i, v in enumerate(w)]
+        if kind.endswith("1"):
+            return [Part(half(0), w, [1], "+m", half(2))]
+        return [Part(half(0), [v - (16 if kind == "Q5_0" else 8) for v in w], [1])]
+    if kind == "Q8_0":
+        return [Part(half(0), [v - 256 if v > 127 else v for v in block[2:]], [1])]
+    parts = []
+    if kind == "Q6_K":
+        for s in range(8):
+            low, high = block[64 * (s // 4) :], block[128 + 32 * (s // 4) :]
+            w = []
+            for i in range(32):
+                byte = low[32 * (s % 2) + i]
+                nibble = byte & 15 if s % 4 < 2 else byte >> 4
+                w.append(nibble + 16 * (high[i] >> 2 * (s % 4) & 3) - 32)
+            steps = [v - 256 if v > 127 else v for v in block[192 + 2 * s : 194 + 2 * s]]
+            parts.append(Part(half(208), w, steps))
+        return parts
+    packed = block[4:16]
+    for s in range(8):
+        if s < 4:
+            step, n = packed[s] & 63, packed[s + 4] & 63
+        else:
+            step = (packed[s + 4] & 15) + 16 * (packed[s - 4] >> 6)
+            n = (packed[s + 4] >> 4) + 16 * (packed[s] >> 6)
+        run = block[-128:][32 * (s // 2) :]
+        w = [run[i] & 15 if s % 2 == 0 else run[i] >> 4 for i in range(32)]
+        if kind == "Q5_K":
+            w = [v + 16 * (block[16 + i] >> s & 1) for i, v in enumerate(w)]
+        parts.append(Part(half(0), w, [step], "-dmin", half(2), n))
+    return parts
 
 
 def scalar_lanes(terms: Sequence[S]) -> S:
@@ -113,30 +198,66 @@ def scalar_attention(q: F32, keys: F32, values: F32, position: int) -> F32:
 # --- the comparisons
 
 
-@pytest.mark.parametrize("columns", [32, 256, 288, 544])
-def test_block_products_follow_rule_2(columns: int) -> None:
+def random_blocks(kind: str, rng: random.Random, rows: int, columns: int) -> U8:
+    """Packed blocks [rows, n, bytes] of random bits, with moderate, subnormal, zero and negative scales."""
+    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    raw = np.frombuffer(rng.randbytes(rows * columns // weights * size), dtype=np.uint8).copy()
+    raw = raw.reshape(rows, columns // weights, size)
+    for at in BLOCK_FORMATS[kind].scales_at:
+        raw[..., at + 1] = raw[..., at + 1] & 0x83 | 0x20
+        # A subnormal binary16, and zero.
+        raw[0, 0, at : at + 2] = (3, 0x80)
+        raw[1, 0, at : at + 2] = (0, 0)
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        (kind, columns)
+        for kind in BLOCK_FORMATS
+        for columns in ((256, 512, 768) if kind.endswith("K") else (32, 256, 288, 544))
+    ],
+)
+def test_block_products_follow_rule_2(kind: str, columns: int) -> None:
     rng = random.Random(columns)
-    rows, blocks = 5, columns // 32
-    raw = np.frombuffer(rng.randbytes(rows * blocks * 34), dtype=np.uint8).reshape(rows, blocks, 34).copy()
-    raw[..., 1] = raw[..., 1] & 0x83 | 0x20
-    integers, scales = unpack_q8_0(raw)
-    matrix = BlockMatrix(
-        rows,
-        lambda a, b: (
-            np.ascontiguousarray(integers[a:b].transpose(1, 2, 0)).astype(np.float32),
-            np.ascontiguousarray(scales[a:b].T),
-        ),
-        keep=False,
-        rows_per_tile=2,
-    )
+    rows = 5
+    raw = random_blocks(kind, rng, rows, columns)
+    matrices = [
+        BlockMatrix(raw, BLOCK_FORMATS[kind].unpack, keep=keep, rows_per_tile=tile)
+        for keep, tile in ((False, 2), (True, 4096))
+    ]
     x = random_f32(rng, 3, columns)
     x[1, :32] = f(2.0**-120)
     x[2] = f(-0.0)
-    got = matrix.product(*quantise(x))
-    for t in range(3):
-        for r in range(rows):
-            expected = scalar_block_dot(integers[r].tolist(), scales[r], x[t])
-            assert bits(got[t, r]) == bits(expected)
+    for matrix in matrices:
+        got = matrix.product(*quantise(x))
+        for t in range(3):
+            for r in range(rows):
+                size = columns // raw.shape[1]
+                terms = [
+                    term
+                    for b, block in enumerate(raw[r])
+                    for term in scalar_block_terms(kind, block.tobytes(), x[t, size * b : size * (b + 1)])
+                ]
+                assert bits(got[t, r]) == bits(scalar_chunked(terms, 8))
+
+
+@pytest.mark.parametrize("kind", BLOCK_FORMATS)
+def test_dequantised_weights_follow_rule_8_and_ggml(kind: str) -> None:
+    raw = random_blocks(kind, random.Random(kind), 6, 512)
+    got = dequantise(BLOCK_FORMATS[kind].unpack(raw)).reshape(6, 512)
+    expected = [[w for block in row for w in scalar_weights(kind, block.tobytes())] for row in raw]
+    assert bits(got) == bits(expected)
+    theirs = gguf.quants.dequantize(raw.reshape(6, -1), gguf.GGMLQuantizationType[kind])
+    assert bits(got) == bits(theirs)
+
+
+def test_bf16_weights_are_the_upper_halves_of_binary32() -> None:
+    patterns = np.array([0x3F80, 0xC000, 0x0001, 0x8000, 0x7F7F], dtype=np.uint16)
+    assert widen_bf16(patterns).tolist() == [1.0, -2.0, 2.0**-133, 0.0, float.fromhex("0x1.fep127")]
+    theirs = gguf.quants.dequantize(patterns.view(np.uint8), gguf.GGMLQuantizationType.BF16)
+    assert bits(widen_bf16(patterns)) == bits(theirs)
 
 
 @pytest.mark.parametrize("columns", [32, 256, 320, 544])
@@ -152,29 +273,29 @@ def test_dense_products_follow_rule_2(columns: int) -> None:
             )
 
 
-def test_isum_is_exact_at_its_largest() -> None:
-    weights = np.full((1, 32, 1), -128, dtype=np.float32)
-    matrix = BlockMatrix(1, lambda _a, _b: (weights, np.ones((1, 1), dtype=np.float32)), keep=True)
-    x = np.full((1, 32), 127, dtype=np.float32)
-    assert matrix.product(*quantise(x))[0, 0] == f(-128 * 127 * 32)
-
-
-def test_q4_0_puts_the_low_halves_first() -> None:
-    raw = np.zeros((1, 18), dtype=np.uint8)
-    raw[0, :2] = np.frombuffer(np.array([-0.5], dtype="<f2").tobytes(), dtype=np.uint8)
-    raw[0, 2] = 0xF1
-    integers, scales = unpack_q4_0(raw)
-    assert (int(integers[0, 0]), int(integers[0, 16]), int(integers[0, 1]), float(scales[0])) == (
-        -7,
-        7,
-        -8,
-        -0.5,
-    )
+@pytest.mark.parametrize("sign", [1, -1])
+def test_isum_is_exact_at_its_largest(sign: int) -> None:
+    x = np.full((1, 256), 127 * sign, dtype=np.float32)
+    q8_0 = np.full((1, 1, 34), 0x80, dtype=np.uint8)
+    q8_0[..., :2] = (0x00, 0x3C)
+    matrix = BlockMatrix(q8_0, BLOCK_FORMATS["Q8_0"].unpack, keep=True)
+    assert matrix.product(*quantise(x[:, :32]))[0, 0] == f(-128 * 127 * 32 * sign)
+    # Q6_K: every weight -32, every scale -128, d 2^-8 so that the sum of the row stays exact as well.
+    q6_k = np.zeros((1, 1, 210), dtype=np.uint8)
+    q6_k[..., 192:208] = 0x80
+    q6_k[..., 208:] = (0x00, 0x1C)
+    matrix = BlockMatrix(q6_k, BLOCK_FORMATS["Q6_K"].unpack, keep=True)
+    assert matrix.product(*quantise(x))[0, 0] == f(128 * 32 * 127 * 256 * sign / 256)
+    # Q5_K: every weight 31, scale 63, no offset.
+    q5_k = np.full((1, 1, 176), 0xFF, dtype=np.uint8)
+    q5_k[..., :4] = (0x00, 0x3C, 0, 0)
+    matrix = BlockMatrix(q5_k, BLOCK_FORMATS["Q5_K"].unpack, keep=True)
+    assert matrix.product(*quantise(x))[0, 0] == f(31 * 63 * 127 * 32 * sign) * f(8)
 
 
 def test_sums_in_lanes_follow_rule_3() -> None:
     rng = random.Random(3)
-    for n in (16, 64, 256):
+    for n in (16, 24, 40, 64, 256, 7):
         x = random_f32(rng, 2, n)
         weight = random_f32(rng, n)
         eps = f(1e-5)
@@ -185,17 +306,33 @@ def test_sums_in_lanes_follow_rule_3() -> None:
             assert bits(got[t]) == bits([(v * r) * w for v, w in zip(x[t], weight, strict=True)])
 
 
-def test_rotation_follows_rule_4_and_leaves_the_other_dimensions() -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_rotation_follows_rule_4_and_leaves_the_other_dimensions(halves: bool) -> None:
     rng = random.Random(4)
     x = random_f32(rng, 2, 3, 16)
     cos, sin = rope_table(10_000.0, 12, 50)
-    got = rope(x, cos[7:9], sin[7:9])
+    got = rope(x, cos[7:9], sin[7:9], halves=halves)
     for t in range(2):
         for head in range(3):
             for i in range(6):
-                a, b, c, s = x[t, head, 2 * i], x[t, head, 2 * i + 1], cos[7 + t, i], sin[7 + t, i]
-                assert bits(got[t, head, 2 * i : 2 * i + 2]) == bits([a * c - b * s, a * s + b * c])
+                first, second = (i, i + 6) if halves else (2 * i, 2 * i + 1)
+                a, b, c, s = x[t, head, first], x[t, head, second], cos[7 + t, i], sin[7 + t, i]
+                assert bits(got[t, head, [first, second]]) == bits([a * c - b * s, a * s + b * c])
     assert bits(got[..., 12:]) == bits(x[..., 12:])
+
+
+def test_a_norm_per_head_treats_every_head_as_a_row() -> None:
+    rng = random.Random(12)
+    x, weight = random_f32(rng, 3, 4, 24), random_f32(rng, 24)
+    got = rms_norm(x, weight, f(1e-6), 0)
+    for t in range(3):
+        for head in range(4):
+            r = f(1) / np.sqrt(scalar_lanes([v * v for v in x[t, head]]) / f(24) + f(1e-6))
+            assert bits(got[t, head]) == bits([(v * r) * w for v, w in zip(x[t, head], weight, strict=True)])
+    x[2, 1, 5] = f(1e30)
+    with np.errstate(over="ignore"), pytest.raises(NumericTrap) as caught:
+        rms_norm(x, weight, f(1e-6), 23)
+    assert (caught.value.op, caught.value.row) == (23, 2)
 
 
 def test_attention_follows_rule_6_across_chunks() -> None:
@@ -235,6 +372,37 @@ def test_the_rotary_table_is_the_correct_rounding() -> None:
                     assert abs(float(got) - exact) <= abs(exact) * 2.0**-24 + 1e-12
     assert cos[0].tolist() == [1.0] * 12
     assert not sin[0].any()
+
+
+@pytest.mark.parametrize(
+    ("base", "n_rot", "factors"),
+    [
+        (10_000.0, 8, None),
+        (500_000.0, 10, [1.0, 1.5, 8.0, 32.0, 2.0**20]),
+        (2.0**40, 6, None),
+        (1.5, 6, None),
+    ],
+)
+def test_pairs_of_binary64_give_the_rotary_table_that_integers_give(
+    base: float, n_rot: int, factors: list[float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = 2500
+    by_pairs = rope_table(base, n_rot, positions, factors)
+    shorter = rope_table(base, n_rot, 7, factors)
+    monkeypatch.setattr("aos.core.arithmetic.rope_table._PAIR_ERROR", 1.0)
+    by_integers = rope_table(base, n_rot, positions, factors)
+    for a, b, c in zip(by_pairs, by_integers, shorter, strict=True):
+        assert bits(a) == bits(b)
+        assert bits(a[:7]) == bits(c)
+
+
+def test_pairs_of_binary64_leave_what_they_cannot_decide() -> None:
+    half_way = 1.0 + 2.0**-24
+    high = np.array([half_way, half_way, half_way, 1.25, 0.0])
+    low = np.array([2.0**-110, 2.0**-60, -(2.0**-60), 0.0, 0.0])
+    nearest, sure = _nearest_of_pair(high, low)
+    assert sure.tolist() == [False, False, False, True, False]
+    assert nearest[3] == 1.25
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,19 @@ def compute(
     return recorder.rows, tail_logits(engine._model, np.concatenate(residuals)).tobytes()
 
 
-@pytest.mark.parametrize("name", ["tiny-q4_0", "tiny-q8_0", "tiny-f16", "tiny-mixed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny-q4_0",
+        "tiny-q8_0",
+        "tiny-f16",
+        "tiny-mixed",
+        "tiny-q5_1",
+        "tiny-llama-2",
+        "tiny-qwen2",
+        "tiny-qwen3-partial",
+    ],
+)
 def test_every_split_of_the_positions_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(model_bytes(name))

@@ -11,7 +11,8 @@ import pytest
 from engine_models import VECTORS, maker, model_bytes
 
 from aos.core.arithmetic.floats import millionths, to_half
-from aos.core.arithmetic.matmul import quantise
+from aos.core.arithmetic.formats import BLOCK_FORMATS, dequantise, widen_bf16
+from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
 from aos.core.arithmetic.ops import exp, rms_norm, silu_product
 from aos.core.arithmetic.rope_table import rope_table
 from aos.core.arithmetic.sampler import Rules, choose, philox4x32_10
@@ -109,6 +110,29 @@ def test_quantisation_gives_the_committed_integers() -> None:
     assert q[:, 0].astype(int).tolist() == ARITHMETIC["quantise"]["q"]
     assert same_bits(d, ARITHMETIC["quantise"]["d"])
     assert not any(ARITHMETIC["quantise"]["q"][1])
+
+
+def test_a_row_of_every_type_gives_the_committed_weights_and_product() -> None:
+    def joined(patterns: str) -> Any:
+        return floats([patterns[at : at + 8] for at in range(0, len(patterns), 8)])
+
+    x = joined(ARITHMETIC["products"][0]["x"])[None]
+    rows = ARITHMETIC["products"][1:]
+    assert {row["type"] for row in rows} == {*BLOCK_FORMATS, "F16", "BF16", "F32"}
+    for row in rows:
+        raw = np.frombuffer(bytes.fromhex(row["packed"]), dtype=np.uint8)
+        part = x[:, : row["columns"]]
+        if row["type"] in BLOCK_FORMATS:
+            unpack = BLOCK_FORMATS[row["type"]].unpack
+            blocks = row["columns"] // (256 if row["type"].endswith("K") else 32)
+            packed = raw.reshape(1, blocks, -1)
+            expected = joined(row["weights"]).view(np.uint32)
+            assert (dequantise(unpack(packed)).reshape(-1).view(np.uint32) == expected).all(), row["type"]
+            y = BlockMatrix(packed, unpack, keep=False).product(*quantise(part))
+        else:
+            dense = widen_bf16(raw.view("<u2")) if row["type"] == "BF16" else raw.view(f"<f{raw.size // 288}")
+            y = DenseMatrix(dense.astype(np.float32)[None]).product(part)
+        assert same_bits(y, [row["y"]]), row["type"]
 
 
 def test_rms_norm_gives_the_committed_bits() -> None:

@@ -1,22 +1,64 @@
 """The GGUF reader: reads what the gguf package reads, and no damage to a file gets past it as anything but a named refusal."""
 
 import random
+import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import gguf
 import pytest
 from engine_models import maker, model_bytes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aos.core.merkle import leaf_hash, tree_root
 from aos.engine import read_manifest
 from aos.engine.gguf import parse_gguf, read_gguf
+from aos.engine.llama import Model
 from aos.engine.manifest import CHUNK_TAG, row_hashes, weights_root
 from aos.engine.reference import ReferenceEngine
 from aos.errors import InvalidMessage, Unavailable
 from aos.ports import SamplingParams
 
+REFUSALS = {
+    *(
+        f"gguf.{code}"
+        for code in (
+            "magic",
+            "version",
+            "limit",
+            "truncated",
+            "value_type",
+            "duplicate_key",
+            "duplicate_tensor",
+            "name",
+            "alignment",
+            "tensor_shape",
+            "tensor_type",
+            "tensor_range",
+            "tensor_overlap",
+            "tensor_gap",
+            "trailing_bytes",
+        )
+    ),
+    *(
+        f"engine.{code}"
+        for code in (
+            "architecture",
+            "parameter",
+            "tensor_missing",
+            "tensor_unexpected",
+            "tensor_shape",
+            "tensor_type",
+            "not_finite",
+        )
+    ),
+}
+"""Every code that spec 07 gives to a file that is refused."""
 
-@pytest.mark.parametrize("name", ["tiny-q8_0", "tiny-mixed"])
+
+@pytest.mark.parametrize("name", ["tiny-q8_0", "tiny-mixed", "tiny-qwen2", "tiny-qwen3-partial"])
 def test_the_gguf_package_reads_the_same_tensors(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(model_bytes(name))
@@ -64,6 +106,74 @@ def test_random_damage_is_refused_by_name_or_runs(tmp_path: Path) -> None:
             refused.append(error.code)
     assert len(refused) > 50
     assert {code.split(".")[0] for code in refused} <= {"gguf", "engine", "tokenizer", "rope"}
+
+
+NUMBERS = (0, 1, 2, 31, 33, 2**16, 2**20, 2**24, 2**31, 2**32 - 1, 2**40, 2**60, 2**63, 2**64 - 1)
+
+
+@st.composite
+def damaged_files(draw: st.DrawFn) -> bytes:
+    """A tiny file after a few changes: bytes and words anywhere in its header, cuts, pieces left out or doubled."""
+    data = bytearray(model_bytes(draw(st.sampled_from(["tiny-f32", "tiny-q4_0", "tiny-qwen3-partial"]))))
+    header = data.index(b"blk.0.attn_norm.weight") if draw(st.booleans()) else len(data)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, max(0, min(header, len(data)) - 1)))
+        match draw(st.sampled_from(["byte", "word", "long", "cut", "delete", "double", "insert"])):
+            case "byte":
+                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
+            case "word":
+                data[at : at + 4] = struct.pack("<I", draw(st.sampled_from(NUMBERS)) % 2**32)
+            case "long":
+                data[at : at + 8] = struct.pack("<Q", draw(st.sampled_from(NUMBERS)))
+            case "cut":
+                del data[at:]
+            case "delete":
+                del data[at : at + draw(st.integers(1, 64))]
+            case "double":
+                piece = data[at : at + draw(st.integers(1, 64))]
+                data[at:at] = piece
+            case _:
+                data[at:at] = draw(st.binary(min_size=1, max_size=64))
+    return bytes(data)
+
+
+@st.composite
+def damaged_fields(draw: st.DrawFn) -> bytes:
+    """A tiny file with one number of its header (a count, length, type, dimension or offset) replaced."""
+    name = draw(st.sampled_from(["tiny-f32", "tiny-q4_k", "tiny-qwen2"]))
+    data = bytearray(model_bytes(name))
+    where = [8, 16, 24]
+    for piece in (b".context_length", b".block_count", b".head_count", b".feed_forward_length", b".tokens"):
+        end = data.index(piece) + len(piece)
+        where += [end, end + 4, end + 8]
+    for tensor in (b"token_embd.weight", b"blk.0.ffn_up.weight", b"blk.0.attn_norm.weight"):
+        end = data.index(tensor) + len(tensor)
+        where += [end - len(tensor) - 8, end, end + 4, end + 12, end + 20, end + 24]
+    at = draw(st.sampled_from(where))
+    if draw(st.booleans()):
+        data[at : at + 8] = struct.pack("<Q", draw(st.sampled_from(NUMBERS) | st.integers(0, 2**64 - 1)))
+    else:
+        data[at : at + 4] = struct.pack("<I", draw(st.integers(0, 2**32 - 1)))
+    return bytes(data)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=damaged_files() | damaged_fields())
+def test_a_damaged_file_is_read_or_refused_by_name_in_bounded_time_and_memory(data: bytes) -> None:
+    tracemalloc.start()
+    started = time.thread_time()
+    refused = None
+    try:
+        Model(parse_gguf(memoryview(data), path=Path("damaged")))
+    except InvalidMessage as error:
+        refused = error.code
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert refused is None or refused in REFUSALS
+    # 4 MiB for the names of as many layers as may be declared; 1 byte of metadata is up to 40 as Python objects.
+    assert peak < 4 * 2**20 + 40 * len(data)
+    assert time.thread_time() - started < 5
 
 
 def test_weights_root_is_the_tree_over_tensors_rows_and_chunks() -> None:

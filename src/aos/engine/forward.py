@@ -10,7 +10,6 @@ from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from aos.core.arithmetic.floats import F16, F32, NumericTrap, check_finite, to_half
 from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix, quantise
@@ -21,7 +20,9 @@ Matrix = BlockMatrix | DenseMatrix
 
 
 class Op(IntEnum):
-    """Operations inside a unit, in order; the number is what a trap commits."""
+    """Operations of a unit; the number is what a trap commits. They are evaluated in the order of their
+    numbers, except that Q_NORM and K_NORM come after V.
+    """
 
     EMBEDDING = 1
     ATTN_NORM = 2
@@ -44,6 +45,8 @@ class Op(IntEnum):
     OUTPUT_NORM = 19
     LOGITS = 20
     SAMPLER = 21
+    Q_NORM = 22
+    K_NORM = 23
 
 
 class Trap(Exception):
@@ -119,10 +122,15 @@ class Context:
         eps = np.float32(h.eps)
         cos, sin = self._cos[first:last], self._sin[first:last]
         normed = rms_norm(x, layer.attn_norm, eps, Op.ATTN_NORM)
-        q, k, v = products(normed, (layer.q, layer.k, layer.v), (Op.Q, Op.K, Op.V))
-        q = rope(q.reshape(rows, h.n_heads, h.head_width), cos, sin)
+        q, k, v = products(normed, (layer.q, layer.k, layer.v), (Op.Q, Op.K, Op.V), layer.biases)
+        q = q.reshape(rows, h.n_heads, h.head_width)
+        k = k.reshape(rows, h.n_kv_heads, h.head_width)
+        if layer.head_norms is not None:
+            q = rms_norm(q, layer.head_norms[0], eps, Op.Q_NORM)
+            k = rms_norm(k, layer.head_norms[1], eps, Op.K_NORM)
+        q = rope(q, cos, sin, halves=h.architecture.rope_halves)
         check_finite(q, Op.ROPE_Q)
-        k = rope(k.reshape(rows, h.n_kv_heads, h.head_width), cos, sin)
+        k = rope(k, cos, sin, halves=h.architecture.rope_halves)
         check_finite(k, Op.ROPE_K)
         k_half, v_half = to_half(k), to_half(v.reshape(k.shape))
         self._keys[index][:, :, first:last] = k_half.transpose(2, 1, 0)
@@ -169,17 +177,21 @@ def tail_logits(model: Model, x: F32) -> F32:
         return products(normed, (model.output,), (Op.LOGITS,))[0]
 
 
-def products(x: F32, matrices: Sequence[Matrix], ops: Sequence[int]) -> list[F32]:
+def products(
+    x: F32, matrices: Sequence[Matrix], ops: Sequence[int], biases: Sequence[F32] | None = None
+) -> list[F32]:
     """Rule 2 for several matrices over the same activations ``x`` [T, columns]. Raises NumericTrap."""
-    quantised: tuple[F32, npt.NDArray[np.float32]] | None = None
+    quantised: tuple[F32, F32] | None = None
     out: list[F32] = []
-    for matrix, op in zip(matrices, ops, strict=True):
+    for index, (matrix, op) in enumerate(zip(matrices, ops, strict=True)):
         if isinstance(matrix, BlockMatrix):
             if quantised is None:
                 quantised = quantise(x)
             y = matrix.product(*quantised)
         else:
             y = matrix.product(x)
+        if biases is not None:
+            y = y + biases[index]
         check_finite(y, op)
         out.append(y)
     return out

@@ -1,27 +1,27 @@
-"""The llama architecture as a GGUF file declares it: hyper-parameters, tensors, weights ready for the
-arithmetic.
+"""Models of the llama family (llama, qwen2, qwen3) as a GGUF file declares them: hyper-parameters, tensors,
+weights ready for the arithmetic.
 
 Implements docs/spec/07-inference.md, "The model file" and "The graph". Whatever the file holds beyond what
 is understood here (another key of the architecture, another tensor, another type) is refused by name: it
 might change the result. Weights that are not finite are refused before any inference.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from aos.core.arithmetic.floats import F32
-from aos.core.arithmetic.matmul import BLOCK, BlockMatrix, DenseMatrix, unpack_q4_0, unpack_q8_0
+from aos.core.arithmetic.formats import BLOCK, BLOCK_FORMATS, U8, dequantise, widen_bf16
+from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix
 from aos.engine.gguf import GGUF, Tensor, Value
 from aos.errors import InvalidMessage
 
-Unpack = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.int8], F32]]
-QUANTISED: Mapping[str, Unpack] = {"Q4_0": unpack_q4_0, "Q8_0": unpack_q8_0}
-DENSE: Mapping[str, np.dtype[np.floating[Any]]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+DENSE: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
+"""NumPy's element type by the name of the tensor type; BF16 has none and is read as bit patterns."""
+
 KEEP_UNPACKED_BELOW = 1 << 26
 """Weights of a file up to which all of them stay unpacked in memory (4 bytes each)."""
 
@@ -29,8 +29,29 @@ MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 12
 MAX_CONTEXT = 1 << 20
+MAX_WINDOW = (1 << 32) - 1
+F32_MAX = float(np.finfo(np.float32).max)
+_CHECKED_AT_ONCE = 1 << 18
 
-_ARCHITECTURE_KEYS = frozenset(
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """How a graph differs from the others of its family.
+
+    ``rope_halves``: rotated pairs are (i, i + n_rot/2), not (2i, 2i + 1). ``biases``: of q, k and v.
+    ``head_norms``: RMSNorm of every head of q and k before RoPE. ``rope_factors``: the file may have
+    ``rope_freqs.weight`` (Llama 3.1). ``neutral_keys``: values that say what holds anyway.
+    """
+
+    name: str
+    rope_halves: bool
+    biases: bool
+    head_norms: bool
+    rope_factors: bool
+    neutral_keys: Mapping[str, tuple[Value, ...]]
+
+
+_KEYS = frozenset(
     {
         "context_length",
         "embedding_length",
@@ -41,17 +62,56 @@ _ARCHITECTURE_KEYS = frozenset(
         "attention.key_length",
         "attention.value_length",
         "attention.layer_norm_rms_epsilon",
+        "attention.sliding_window",
         "rope.dimension_count",
         "rope.freq_base",
         "vocab_size",
     }
 )
+_NEUTRAL: Mapping[str, tuple[Value, ...]] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "rope.scaling.type": (b"none",),
+    "rope.scaling.factor": (1.0,),
+    "rope.scale_linear": (1.0,),
+}
+ARCHITECTURES: Mapping[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            name="llama",
+            rope_halves=False,
+            biases=False,
+            head_norms=False,
+            rope_factors=True,
+            neutral_keys={**_NEUTRAL, "tensor_data_layout": (b"Meta AI original pth",)},
+        ),
+        Architecture(
+            name="qwen2",
+            rope_halves=True,
+            biases=True,
+            head_norms=False,
+            rope_factors=False,
+            neutral_keys=_NEUTRAL,
+        ),
+        Architecture(
+            name="qwen3",
+            rope_halves=True,
+            biases=False,
+            head_norms=True,
+            rope_factors=False,
+            neutral_keys=_NEUTRAL,
+        ),
+    )
+}
+"""By the file's ``general.architecture``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HyperParameters:
     """Sizes of one model. ``eps`` and ``rope_base`` are the file's binary32 values."""
 
+    architecture: Architecture
     n_ctx: int
     n_layers: int
     n_vocab: int
@@ -73,22 +133,24 @@ class HyperParameters:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """Weights of one layer. A quantised product takes quantised activations, a dense one takes them as they
-    are.
+    are. ``biases`` are those of q, k and v; ``head_norms`` those of q and k, [head_width] each.
     """
 
     attn_norm: F32
     ffn_norm: F32
-    q: "BlockMatrix | DenseMatrix"
-    k: "BlockMatrix | DenseMatrix"
-    v: "BlockMatrix | DenseMatrix"
-    attn_output: "BlockMatrix | DenseMatrix"
-    gate: "BlockMatrix | DenseMatrix"
-    up: "BlockMatrix | DenseMatrix"
-    down: "BlockMatrix | DenseMatrix"
+    q: BlockMatrix | DenseMatrix
+    k: BlockMatrix | DenseMatrix
+    v: BlockMatrix | DenseMatrix
+    biases: tuple[F32, F32, F32] | None
+    head_norms: tuple[F32, F32] | None
+    attn_output: BlockMatrix | DenseMatrix
+    gate: BlockMatrix | DenseMatrix
+    up: BlockMatrix | DenseMatrix
+    down: BlockMatrix | DenseMatrix
 
 
 class Model:
-    """A checked llama model over its mapped file."""
+    """A checked model over its mapped file."""
 
     def __init__(self, file: GGUF) -> None:
         """Raises InvalidMessage: ``engine.architecture``, ``engine.parameter``, ``engine.tensor_*``,
@@ -100,47 +162,58 @@ class Model:
         self._keep = sum(t.rows * t.columns for t in file.tensors) <= KEEP_UNPACKED_BELOW
         h = self.hyper
         expected = expected_tensors(h)
-        for name in self._tensors.keys() - expected.keys() - {"rope_freqs.weight"}:
-            _refuse("engine.tensor_unexpected", f"tensor {name!r} has no place in a llama graph", name)
+        if h.architecture.rope_factors and "rope_freqs.weight" in self._tensors:
+            expected["rope_freqs.weight"] = (h.n_rot // 2,)
+        for name in self._tensors:
+            if name not in expected:
+                _refuse(
+                    "engine.tensor_unexpected",
+                    f"tensor {name!r} has no place in a {h.architecture.name} graph",
+                    name,
+                )
         for name, shape in expected.items():
             self._check(name, shape)
-        self.rope_factors = (
-            self._vector("rope_freqs.weight", h.n_rot // 2) if "rope_freqs.weight" in self._tensors else None
-        )
         for tensor in file.tensors:
-            if tensor.type.name in QUANTISED:
-                self._check_scales(tensor)
-        self.layers = [self._layer(index) for index in range(h.n_layers)]
-        self.output_norm = self._vector("output_norm.weight", h.width)
+            self._check_finite(tensor)
+        self.rope_factors = self._vector("rope_freqs.weight") if "rope_freqs.weight" in expected else None
+        self.layers = [self._layer(f"blk.{index}.") for index in range(h.n_layers)]
+        self.output_norm = self._vector("output_norm.weight")
         self.output = self._matrix("token_embd.weight" if h.tied else "output.weight")
 
     def embedding(self, tokens: list[int]) -> F32:
-        """Rule 8: dequantised rows of the embedding, d · q. Shape [len(tokens), width]."""
+        """Rule 8: dequantised rows of the embedding. Shape [len(tokens), width]."""
         tensor = self._tensors["token_embd.weight"]
-        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8).reshape(
-            tensor.rows, tensor.row_bytes
-        )[tokens]
-        if tensor.type.name in QUANTISED:
-            integers, scales = QUANTISED[tensor.type.name](
-                raw.reshape(len(tokens), -1, tensor.type.block_bytes)
-            )
-            rows: F32 = (scales[..., None] * integers.astype(np.float32)).reshape(len(tokens), -1)
-            return rows
-        return raw.view(DENSE[tensor.type.name]).astype(np.float32)
+        if tensor.type.name in DENSE:
+            return _widened(tensor, self._elements(tensor).reshape(tensor.rows, -1)[tokens])
+        packed = self._packed(tensor)[tokens]
+        blocks = BLOCK_FORMATS[tensor.type.name].unpack(packed)
+        return dequantise(blocks).reshape(len(tokens), -1)
 
-    def _layer(self, index: int) -> Layer:
-        width = self.hyper.width
-        prefix = f"blk.{index}."
+    def _layer(self, prefix: str) -> Layer:
+        architecture = self.hyper.architecture
+
+        def vector(name: str) -> F32:
+            return self._vector(prefix + name)
+
+        def matrix(name: str) -> BlockMatrix | DenseMatrix:
+            return self._matrix(f"{prefix}{name}.weight")
+
         return Layer(
-            attn_norm=self._vector(prefix + "attn_norm.weight", width),
-            ffn_norm=self._vector(prefix + "ffn_norm.weight", width),
-            q=self._matrix(prefix + "attn_q.weight"),
-            k=self._matrix(prefix + "attn_k.weight"),
-            v=self._matrix(prefix + "attn_v.weight"),
-            attn_output=self._matrix(prefix + "attn_output.weight"),
-            gate=self._matrix(prefix + "ffn_gate.weight"),
-            up=self._matrix(prefix + "ffn_up.weight"),
-            down=self._matrix(prefix + "ffn_down.weight"),
+            attn_norm=vector("attn_norm.weight"),
+            ffn_norm=vector("ffn_norm.weight"),
+            q=matrix("attn_q"),
+            k=matrix("attn_k"),
+            v=matrix("attn_v"),
+            biases=(vector("attn_q.bias"), vector("attn_k.bias"), vector("attn_v.bias"))
+            if architecture.biases
+            else None,
+            head_norms=(vector("attn_q_norm.weight"), vector("attn_k_norm.weight"))
+            if architecture.head_norms
+            else None,
+            attn_output=matrix("attn_output"),
+            gate=matrix("ffn_gate"),
+            up=matrix("ffn_up"),
+            down=matrix("ffn_down"),
         )
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -149,7 +222,7 @@ class Model:
             _refuse("engine.tensor_missing", f"tensor {name!r} is missing", name)
         if tensor.shape != shape:
             _refuse("engine.tensor_shape", f"tensor {name!r} has shape {tensor.shape}, not {shape}", name)
-        allowed = {"F32"} if len(shape) == 1 else {*QUANTISED, *DENSE}
+        allowed = {"F32"} if len(shape) == 1 else {*BLOCK_FORMATS, *DENSE}
         if tensor.type.name not in allowed:
             _refuse(
                 "engine.tensor_type",
@@ -157,100 +230,100 @@ class Model:
                 name,
             )
 
-    def _vector(self, name: str, length: int) -> F32:
-        self._check(name, (length,))
-        vector: F32 = self._dense(self._tensors[name])[0]
-        return vector
+    def _check_finite(self, tensor: Tensor) -> None:
+        if tensor.type.name in DENSE:
+            elements = self._elements(tensor)
+            for at in range(0, elements.size, _CHECKED_AT_ONCE):
+                if not np.isfinite(_widened(tensor, elements[at : at + _CHECKED_AT_ONCE])).all():
+                    _refuse("engine.not_finite", f"tensor {tensor.name!r} holds NaN or infinity", tensor.name)
+            return
+        blocks = self._packed(tensor).reshape(-1, tensor.type.block_bytes)
+        for at in range(0, blocks.shape[0], _CHECKED_AT_ONCE):
+            for scale in BLOCK_FORMATS[tensor.type.name].scales_at:
+                # The upper byte of a little-endian binary16 has all its exponent bits.
+                exponents = blocks[at : at + _CHECKED_AT_ONCE, scale + 1] & 0x7C
+                if (exponents == 0x7C).any():
+                    _refuse(
+                        "engine.not_finite", f"a scale of {tensor.name!r} is NaN or infinite", tensor.name
+                    )
 
-    def _dense(self, tensor: Tensor) -> F32:
-        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=DENSE[tensor.type.name])
-        weights = raw.reshape(tensor.rows, tensor.columns).astype(np.float32)
-        if not np.isfinite(weights).all():
-            _refuse("engine.not_finite", f"tensor {tensor.name!r} holds NaN or infinity", tensor.name)
-        return weights
+    def _elements(self, tensor: Tensor) -> npt.NDArray[np.generic]:
+        """Stored elements of a dense tensor, in file order."""
+        return np.frombuffer(self.file.tensor_bytes(tensor), dtype=DENSE[tensor.type.name])
 
-    def _check_scales(self, tensor: Tensor) -> None:
-        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8).reshape(
-            -1, tensor.type.block_bytes
-        )
-        for at in range(0, raw.shape[0], 1 << 20):
-            if not np.isfinite(np.ascontiguousarray(raw[at : at + (1 << 20), :2]).view("<f2")).all():
-                _refuse("engine.not_finite", f"a scale of {tensor.name!r} is NaN or infinite", tensor.name)
+    def _packed(self, tensor: Tensor) -> U8:
+        """Blocks [rows, blocks of a row, bytes of a block]."""
+        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8)
+        return raw.reshape(tensor.rows, -1, tensor.type.block_bytes)
+
+    def _vector(self, name: str) -> F32:
+        tensor = self._tensors[name]
+        return _widened(tensor, self._elements(tensor))
 
     def _matrix(self, name: str) -> BlockMatrix | DenseMatrix:
         tensor = self._tensors[name]
         if tensor.type.name in DENSE:
-            return DenseMatrix(self._dense(tensor))
-        unpack = QUANTISED[tensor.type.name]
-        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8)
-        blocks = raw.reshape(tensor.rows, tensor.columns // BLOCK, tensor.type.block_bytes)
+            return DenseMatrix(_widened(tensor, self._elements(tensor)).reshape(tensor.rows, -1))
+        return BlockMatrix(self._packed(tensor), BLOCK_FORMATS[tensor.type.name].unpack, keep=self._keep)
 
-        def load(first: int, last: int) -> tuple[F32, F32]:
-            integers, scales = unpack(blocks[first:last])
-            weights = np.ascontiguousarray(integers.transpose(1, 2, 0)).astype(np.float32)
-            return weights, np.ascontiguousarray(scales.T)
 
-        return BlockMatrix(tensor.rows, load, keep=self._keep)
+def _widened(tensor: Tensor, elements: npt.NDArray[np.generic]) -> F32:
+    if tensor.type.name == "BF16":
+        return widen_bf16(elements.astype(np.uint16))
+    return elements.astype(np.float32)
 
 
 def read_hyper_parameters(file: GGUF) -> HyperParameters:
-    """Read and check the ``llama.*`` keys. Raises InvalidMessage ``engine.architecture`` or
+    """Read and check the architecture's keys. Raises InvalidMessage ``engine.architecture`` or
     ``engine.parameter``.
     """
-    architecture = file.metadata.get("general.architecture")
-    if architecture != b"llama":
-        shown = (
-            architecture.decode("utf-8", "replace") if isinstance(architecture, bytes) else repr(architecture)
-        )
+    declared = file.metadata.get("general.architecture")
+    shown = declared.decode("utf-8", "replace") if isinstance(declared, bytes) else repr(declared)
+    architecture = ARCHITECTURES.get(shown) if isinstance(declared, bytes) else None
+    if architecture is None:
         raise InvalidMessage(
             "engine.architecture",
-            f"the architecture {shown!r} is not llama",
+            f"the architecture {shown[:64]!r} is not one of {', '.join(ARCHITECTURES)}",
             field="general.architecture",
             hint="run this model with the llama.cpp engine",
         )
-    metadata = {key[6:]: value for key, value in file.metadata.items() if key.startswith("llama.")}
-    _refuse_other_graphs(metadata)
-    width = _count(metadata, "embedding_length", MAX_WIDTH)
-    n_heads = _count(metadata, "attention.head_count", MAX_HEADS)
-    n_kv_heads = _count(metadata, "attention.head_count_kv", MAX_HEADS, default=n_heads)
-    head_width = _count(metadata, "attention.key_length", MAX_WIDTH, default=width // n_heads)
-    if _count(metadata, "attention.value_length", MAX_WIDTH, default=head_width) != head_width:
-        _refuse("engine.parameter", "keys and values differ in length", "llama.attention.value_length")
+    keys = _Keys(architecture, file)
+    width = keys.count("embedding_length", MAX_WIDTH)
+    n_heads = keys.count("attention.head_count", MAX_HEADS)
+    n_kv_heads = keys.count("attention.head_count_kv", MAX_HEADS, default=n_heads)
+    head_width = keys.count("attention.key_length", MAX_WIDTH, default=width // n_heads)
+    if keys.count("attention.value_length", MAX_WIDTH, default=head_width) != head_width:
+        keys.refuse("attention.value_length", "keys and values differ in length")
     if n_heads % n_kv_heads:
-        _refuse(
-            "engine.parameter",
-            f"{n_heads} heads over {n_kv_heads} key heads",
-            "llama.attention.head_count_kv",
-        )
-    n_rot = _count(metadata, "rope.dimension_count", MAX_WIDTH, default=head_width)
+        keys.refuse("attention.head_count_kv", f"{n_heads} heads over {n_kv_heads} key heads")
+    n_rot = keys.count("rope.dimension_count", MAX_WIDTH, default=head_width)
     if n_rot % 2 or n_rot > head_width:
-        _refuse(
-            "engine.parameter", f"{n_rot} rotated of {head_width} dimensions", "llama.rope.dimension_count"
-        )
-    ff_width = _count(metadata, "feed_forward_length", MAX_WIDTH)
+        keys.refuse("rope.dimension_count", f"{n_rot} rotated of {head_width} dimensions")
+    ff_width = keys.count("feed_forward_length", MAX_WIDTH)
     for name, columns in (
         ("embedding_length", width),
         ("feed_forward_length", ff_width),
         ("attention.head_count", n_heads * head_width),
     ):
         if columns % BLOCK:
-            _refuse(
-                "engine.parameter",
-                f"rows of {columns} weights are not whole blocks of {BLOCK}",
-                f"llama.{name}",
-            )
+            keys.refuse(name, f"rows of {columns} weights are not whole blocks of {BLOCK}")
     embedding = next((t for t in file.tensors if t.name == "token_embd.weight"), None)
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     n_vocab = len(tokens) if isinstance(tokens, tuple) else 0
-    if embedding is None or embedding.rows != n_vocab or metadata.get("vocab_size", n_vocab) != n_vocab:
-        _refuse(
-            "engine.parameter",
-            "vocabulary, vocab_size and embedding rows differ in number",
-            "llama.vocab_size",
-        )
+    if (
+        embedding is None
+        or embedding.rows != n_vocab
+        or keys.count("vocab_size", n_vocab, default=n_vocab) != n_vocab
+    ):
+        keys.refuse("vocab_size", "vocabulary, vocab_size and embedding rows differ in number")
+    n_ctx = keys.count("context_length", MAX_CONTEXT)
+    if keys.values.get("attention.sliding_window") not in (None, 0):
+        # Attention is over all earlier positions, which a window does not change in a context within it.
+        n_ctx = min(n_ctx, keys.count("attention.sliding_window", MAX_WINDOW))
     return HyperParameters(
-        n_ctx=_count(metadata, "context_length", MAX_CONTEXT),
-        n_layers=_count(metadata, "block_count", MAX_LAYERS),
+        architecture=architecture,
+        n_ctx=n_ctx,
+        n_layers=keys.count("block_count", MAX_LAYERS),
         n_vocab=n_vocab,
         width=width,
         ff_width=ff_width,
@@ -258,8 +331,8 @@ def read_hyper_parameters(file: GGUF) -> HyperParameters:
         n_kv_heads=n_kv_heads,
         head_width=head_width,
         n_rot=n_rot,
-        eps=_positive(metadata, "attention.layer_norm_rms_epsilon"),
-        rope_base=_positive(metadata, "rope.freq_base", default=10_000.0),
+        eps=keys.positive("attention.layer_norm_rms_epsilon"),
+        rope_base=keys.positive("rope.freq_base", default=10_000.0),
         tied=all(t.name != "output.weight" for t in file.tensors),
     )
 
@@ -273,52 +346,54 @@ def expected_tensors(h: HyperParameters) -> dict[str, tuple[int, ...]]:
     }
     if not h.tied:
         tensors["output.weight"] = (h.width, h.n_vocab)
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm.weight": (h.width,),
+        "attn_q.weight": (h.width, attention),
+        "attn_k.weight": (h.width, kv),
+        "attn_v.weight": (h.width, kv),
+        "attn_output.weight": (attention, h.width),
+        "ffn_norm.weight": (h.width,),
+        "ffn_gate.weight": (h.width, h.ff_width),
+        "ffn_up.weight": (h.width, h.ff_width),
+        "ffn_down.weight": (h.ff_width, h.width),
+    }
+    if h.architecture.biases:
+        layer |= {"attn_q.bias": (attention,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
+    if h.architecture.head_norms:
+        layer |= {"attn_q_norm.weight": (h.head_width,), "attn_k_norm.weight": (h.head_width,)}
     for index in range(h.n_layers):
-        prefix = f"blk.{index}."
-        tensors |= {
-            prefix + "attn_norm.weight": (h.width,),
-            prefix + "attn_q.weight": (h.width, attention),
-            prefix + "attn_k.weight": (h.width, kv),
-            prefix + "attn_v.weight": (h.width, kv),
-            prefix + "attn_output.weight": (attention, h.width),
-            prefix + "ffn_norm.weight": (h.width,),
-            prefix + "ffn_gate.weight": (h.width, h.ff_width),
-            prefix + "ffn_up.weight": (h.width, h.ff_width),
-            prefix + "ffn_down.weight": (h.ff_width, h.width),
-        }
+        tensors |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
     return tensors
 
 
-def _refuse_other_graphs(metadata: Mapping[str, Value]) -> None:
-    neutral: Mapping[str, tuple[Value, ...]] = {
-        "expert_count": (0,),
-        "expert_used_count": (0,),
-        "rope.scaling.type": (b"none",),
-        "rope.scale_linear": (1.0,),
-        "tensor_data_layout": (b"Meta AI original pth",),
-    }
-    for name in metadata.keys() - _ARCHITECTURE_KEYS:
-        if metadata[name] not in neutral.get(name, ()):
-            _refuse("engine.parameter", f"llama.{name} is not understood by this engine", f"llama.{name}")
+class _Keys:
+    """The keys that begin with the architecture's name, none of them unknown."""
 
+    def __init__(self, architecture: Architecture, file: GGUF) -> None:
+        self._prefix = architecture.name + "."
+        self.values: dict[str, Value] = {
+            key.removeprefix(self._prefix): value
+            for key, value in file.metadata.items()
+            if key.startswith(self._prefix)
+        }
+        for name, value in self.values.items():
+            if name not in _KEYS and value not in architecture.neutral_keys.get(name, ()):
+                self.refuse(name, "is not understood by this engine")
 
-def _count(metadata: Mapping[str, Value], name: str, limit: int, *, default: int | None = None) -> int:
-    value = metadata.get(name, default)
-    if type(value) is not int or not 1 <= value <= limit:
-        _refuse("engine.parameter", f"llama.{name} is not an integer in 1..{limit}", f"llama.{name}")
-    return value
+    def count(self, name: str, limit: int, *, default: int | None = None) -> int:
+        value = self.values.get(name, default)
+        if type(value) is not int or not 1 <= value <= limit:
+            self.refuse(name, f"is not an integer in 1..{limit}")
+        return value
 
+    def positive(self, name: str, *, default: float | None = None) -> float:
+        value = self.values.get(name, default)
+        if type(value) is not float or not 0 < value <= F32_MAX or value != float(np.float32(value)):
+            self.refuse(name, "is not a positive binary32")
+        return value
 
-def _positive(metadata: Mapping[str, Value], name: str, *, default: float | None = None) -> float:
-    value = metadata.get(name, default)
-    if (
-        type(value) is not float
-        or not math.isfinite(value)
-        or value <= 0
-        or value != float(np.float32(value))
-    ):
-        _refuse("engine.parameter", f"llama.{name} is not a positive binary32", f"llama.{name}")
-    return value
+    def refuse(self, name: str, message: str) -> NoReturn:
+        _refuse("engine.parameter", f"{self._prefix}{name}: {message}", self._prefix + name)
 
 
 def _refuse(code: str, message: str, field: str) -> NoReturn:

@@ -38,7 +38,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSizes:
-    """Hyper-parameters of a llama graph; ``*_bits`` are binary32 bit patterns."""
+    """Hyper-parameters of a graph; ``*_bits`` are binary32 bit patterns."""
 
     n_ctx: UInt32
     n_layers: UInt32

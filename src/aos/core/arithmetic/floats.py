@@ -75,9 +75,11 @@ def halving_tree(lanes: F32) -> F32:
 
 
 def lane_sum(terms: F32) -> F32:
-    """Sum over the last axis (a multiple of 16): 16 lanes (index mod 16), each in order from +0, then the
-    halving tree.
-    """
+    """Sum over the last axis: 16 lanes (index mod 16), each in order from +0, then the halving tree."""
+    short = -terms.shape[-1] % LANES
+    if short:
+        # A lane starts at +0 and so is never -0: adding +0 for a term that does not exist changes nothing.
+        terms = np.concatenate([terms, np.zeros((*terms.shape[:-1], short), dtype=np.float32)], axis=-1)
     groups = terms.reshape(*terms.shape[:-1], -1, LANES)
     lanes = groups[..., 0, :] + ZERO
     for index in range(1, groups.shape[-2]):

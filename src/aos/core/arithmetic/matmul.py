@@ -1,18 +1,18 @@
 """Rules 1 and 2: activation quantisation and matrix products (docs/spec/07-inference.md).
 
 The only product handed to BLAS is the one of 32 small integers per block: every partial sum is an integer
-below 2^24, so it is exact in binary32 in any order, with or without FMA. Everything inexact is done term by
-term in the written order.
+below 2^24 (at most 128 · 32 · 127 · 32, in Q6_K), so it is exact in binary32 in any order, with or without
+FMA. Everything inexact is done term by term in the written order.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from aos.core.arithmetic.floats import CHUNK, F32, ZERO
+from aos.core.arithmetic.formats import BLOCK, U8, Blocks
 
-BLOCK = 32
 BLOCKS_PER_CHUNK = CHUNK // BLOCK
 QUANTISE_BELOW = np.float32(2.0**-100)
 _TILE = 32
@@ -33,34 +33,61 @@ def quantise(x: F32) -> tuple[F32, F32]:
 
 
 class BlockMatrix:
-    """A quantised weight matrix [rows, columns]: integers and one scale per 32 columns of a row.
+    """A quantised weight matrix over its packed blocks [rows, blocks of a row, bytes].
 
-    ``load(first, last)`` gives (integers [columns/32, 32, rows] and scales [columns/32, rows], float32) of
-    a range of rows.
+    With ``keep`` the blocks stay unpacked (4 bytes a weight); without, every product unpacks them anew.
     """
 
     def __init__(
-        self, rows: int, load: Callable[[int, int], tuple[F32, F32]], *, keep: bool, rows_per_tile: int = 4096
+        self, packed: U8, unpack: Callable[[U8], Blocks], *, keep: bool, rows_per_tile: int = 4096
     ) -> None:
-        self.rows = rows
-        self._load = load
-        self._tiles = [(at, min(at + rows_per_tile, rows)) for at in range(0, rows, rows_per_tile)]
-        self._kept = [load(*tile) for tile in self._tiles] if keep else None
+        self.rows = packed.shape[0]
+        self._packed = packed
+        self._unpack = unpack
+        self._tiles = [(at, min(at + rows_per_tile, self.rows)) for at in range(0, self.rows, rows_per_tile)]
+        self._kept = [self._load(*tile) for tile in self._tiles] if keep else None
 
     def product(self, q: F32, d: F32) -> F32:
         """Rule 2: [T, rows] from ``quantise``'s pair."""
         out = np.empty((q.shape[1], self.rows), dtype=np.float32)
         for index, (first, last) in enumerate(self._tiles):
-            weights, scales = self._kept[index] if self._kept is not None else self._load(first, last)
+            tile = self._kept[index] if self._kept is not None else self._load(first, last)
             for at in range(0, q.shape[1], _TILE):
                 part = slice(at, at + _TILE)
-                out[part, first:last] = _block_product(weights, scales, q[:, part], d[:, part])
+                out[part, first:last] = _block_product(tile, q[:, part], d[:, part])
         return out
 
+    def _load(self, first: int, last: int) -> "_Tile":
+        blocks = self._unpack(self._packed[first:last])
+        return _Tile(
+            weights=np.ascontiguousarray(blocks.factors().transpose(1, 2, 0)).astype(np.float32),
+            scales=_by_block(blocks.scales),
+            offsets=None if blocks.offsets is None else _by_block(blocks.offsets),
+            counts=None if blocks.counts is None else _by_block(blocks.counts.astype(np.float32)),
+        )
 
-def _block_product(weights: F32, scales: F32, q: F32, d: F32) -> F32:
-    terms = np.matmul(q, weights)
-    terms *= scales[:, None, :] * d
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tile:
+    """Rows of a matrix with the block outermost: weights [blocks, 32, rows], the others [blocks, 1, rows]."""
+
+    weights: F32
+    scales: F32
+    offsets: F32 | None
+    counts: F32 | None
+
+
+def _by_block(values: F32) -> F32:
+    return np.ascontiguousarray(values.T)[:, None, :]
+
+
+def _block_product(tile: _Tile, q: F32, d: F32) -> F32:
+    terms = np.matmul(q, tile.weights)
+    terms *= tile.scales * d
+    if tile.offsets is not None and tile.counts is not None:
+        # An exact integer of at most 63 · 32 · 127: how it is summed does not matter.
+        sums = q.astype(np.int32).sum(axis=2, keepdims=True).astype(np.float32)
+        terms += (tile.offsets * d) * (tile.counts * sums)
     return chunked_sum(terms, BLOCKS_PER_CHUNK)
 
 
@@ -80,7 +107,7 @@ def chunked_sum(terms: F32, chunk: int) -> F32:
 
 
 class DenseMatrix:
-    """An F16 or F32 weight matrix, held as float32 [columns, rows]; activations are not quantised."""
+    """An F16, BF16 or F32 weight matrix, held as float32 [columns, rows]; activations are not quantised."""
 
     def __init__(self, weights: F32) -> None:
         self.weights = np.ascontiguousarray(weights.T)
@@ -105,21 +132,3 @@ class DenseMatrix:
         if total is None:
             raise ValueError("a product needs at least one column")
         return total
-
-
-def unpack_q8_0(raw: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int8], F32]:
-    """Blocks [..., 34]: a binary16 scale and 32 int8. Returns (integers [..., 32], scales [...])."""
-    return raw[..., 2:].view(np.int8), _scales(raw)
-
-
-def unpack_q4_0(raw: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int8], F32]:
-    """Blocks [..., 18]: a binary16 scale, then weight i in the low and i + 16 in the high half of byte i,
-    offset by 8.
-    """
-    packed = raw[..., 2:]
-    integers = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int8) - np.int8(8)
-    return integers, _scales(raw)
-
-
-def _scales(raw: npt.NDArray[np.uint8]) -> F32:
-    return np.ascontiguousarray(raw[..., :2]).view("<f2")[..., 0].astype(np.float32)

@@ -7,7 +7,7 @@ bits for a row whatever else is in the batch.
 
 import numpy as np
 
-from aos.core.arithmetic.floats import CHUNK, F32, LANES, ONE, ZERO, check_finite, lane_sum
+from aos.core.arithmetic.floats import CHUNK, F32, ONE, ZERO, check_finite, lane_sum
 from aos.core.arithmetic.matmul import chunked_sum
 
 EXP_LOW = np.float32(-87.0)
@@ -53,27 +53,31 @@ def silu_product(gate: F32, up: F32) -> F32:
 
 
 def rms_norm(x: F32, weight: F32, eps: np.float32, op: int) -> F32:
-    """Rule 3 over rows [T, n], n a multiple of 16. Raises NumericTrap for a sum or an output that is not
+    """Rule 3 over the last axis of ``x`` [T, ..., n]. Raises NumericTrap for a sum or an output that is not
     finite.
     """
     total = lane_sum(x * x)
     check_finite(total, op)
-    scale = ONE / np.sqrt(total / np.float32(x.shape[1]) + eps)
-    out: F32 = (x * scale[:, None]) * weight
+    scale = ONE / np.sqrt(total / np.float32(x.shape[-1]) + eps)
+    out: F32 = (x * scale[..., None]) * weight
     check_finite(out, op)
     return out
 
 
-def rope(x: F32, cos: F32, sin: F32) -> F32:
-    """Rule 4, llama pairs: ``x`` [T, heads, hd], ``cos`` and ``sin`` [T, n_rot/2]; dimensions from n_rot on
-    stay.
+def rope(x: F32, cos: F32, sin: F32, *, halves: bool) -> F32:
+    """Rule 4: ``x`` [T, heads, hd], ``cos`` and ``sin`` [T, n_rot/2]; dimensions from n_rot on stay.
+
+    Pairs are (i, i + n_rot/2) with ``halves``, else (2i, 2i + 1).
     """
     half = cos.shape[1]
+    first, second = (
+        (slice(0, half), slice(half, 2 * half)) if halves else (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+    )
     out = x.copy()
-    even, odd = x[:, :, 0 : 2 * half : 2], x[:, :, 1 : 2 * half : 2]
+    a, b = x[:, :, first], x[:, :, second]
     c, s = cos[:, None, :], sin[:, None, :]
-    out[:, :, 0 : 2 * half : 2] = even * c - odd * s
-    out[:, :, 1 : 2 * half : 2] = even * s + odd * c
+    out[:, :, first] = a * c - b * s
+    out[:, :, second] = a * s + b * c
     return out
 
 
@@ -103,9 +107,7 @@ def attention(q: F32, keys: F32, values: F32, first: int, ops: tuple[int, int, i
     weights = exp(scores - scores.max(axis=-1, keepdims=True))
     if rows > 1:
         weights[np.broadcast_to(absent[:, None, None, :], weights.shape)] = ZERO
-    padded = np.zeros((rows, kv_heads, heads // kv_heads, -(-count // LANES) * LANES), dtype=np.float32)
-    padded[..., :count] = weights
-    total = lane_sum(padded)
+    total = lane_sum(weights)
     check_finite(total, ops[1])
     mixed = _mix(weights, values[:count], first)
     out = mixed * (ONE / total)[..., None]

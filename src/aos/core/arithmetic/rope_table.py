@@ -1,9 +1,11 @@
 """The exact rotary table of rule 4: cos and sin of p · base^(-2i/n_rot) / factor_i, correctly rounded,
 without libm.
 
-docs/spec/07-inference.md, "Rotary table". Fixed-point integers with 256 fractional bits; the true value
-lies within 2^-200 of the computed one (error budget in the spec), and a value is accepted only where that
-whole interval rounds to one binary32.
+docs/spec/07-inference.md, "Rotary table". Fixed-point integers with 256 fractional bits give the turns of
+the first 1,024 positions and of every 1,024th; the true value lies within 2^-200 of the computed one (error
+budget in the spec). All other positions are turned by the addition theorem, in pairs of binary64 whose sum
+is within 2^-98 of the true value. A value is accepted only where the whole interval rounds to one binary32:
+where that of the pairs does not, the integers decide.
 """
 
 from collections.abc import Sequence
@@ -11,9 +13,13 @@ from fractions import Fraction
 from hashlib import sha256
 
 import numpy as np
+import numpy.typing as npt
 
 from aos.core.arithmetic.floats import F32
 from aos.errors import InvalidMessage
+
+F64 = npt.NDArray[np.float64]
+Pair = tuple[F64, F64]
 
 FRACTION_BITS = 256
 ERROR_BITS = 200
@@ -21,6 +27,8 @@ MAX_POSITIONS = 1 << 20
 MAX_FACTOR = 1 << 20
 DIGEST_TAG = b"AOS/rope-table/v1\0"
 
+_SPAN = 1024
+_PAIR_ERROR = 2.0**-98
 _ONE = 1 << FRACTION_BITS
 _ERROR = 1 << (FRACTION_BITS - ERROR_BITS)
 
@@ -84,21 +92,96 @@ def _inverse_root(base: Fraction, degree: int) -> int:
         root = better
 
 
-def _turns(angle: int, positions: int) -> tuple[list[float], list[float]]:
-    """cos and sin of 0 .. positions-1 times ``angle`` (fixed point), by the addition theorem, each rounded
-    to binary32.
-    """
-    cos_1, sin_1 = _cos_sin(angle)
+def _turns(angle: int, positions: int) -> tuple[F32, F32]:
+    """cos and sin of 0 .. positions-1 times ``angle`` (fixed point), each [positions]."""
+    span = min(_SPAN, positions)
+    near = _powers(_cos_sin(angle), span + 1)
+    far = _powers(near.pop(), -(-positions // span))
+    a, b = _Pairs(far), _Pairs(near)
+    cos, cos_sure = _nearest_of_pair(*_difference(_product(a.cos, b.cos), _product(a.sin, b.sin)))
+    sin, sin_sure = _nearest_of_pair(*_sum(_product(a.sin, b.cos), _product(a.cos, b.sin)))
+    unsure = ~(cos_sure & sin_sure).reshape(-1)[:positions]
+    unsure[0] = False  # exact: 1 and 0
+    for index in np.flatnonzero(unsure).tolist():
+        (cos_a, sin_a), (cos_b, sin_b) = far[index // span], near[index % span]
+        cos.reshape(-1)[index] = _round((cos_a * cos_b - sin_a * sin_b) >> FRACTION_BITS)
+        sin.reshape(-1)[index] = _round((sin_a * cos_b + cos_a * sin_b) >> FRACTION_BITS)
+    return cos.reshape(-1)[:positions], sin.reshape(-1)[:positions]
+
+
+def _powers(turn: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """(cos, sin) of 0 .. count-1 times a turn, by the addition theorem."""
+    cos_1, sin_1 = turn
     cos_p, sin_p = _ONE, 0
-    cosines, sines = [1.0], [0.0]
-    for _ in range(1, positions):
+    out = [(cos_p, sin_p)]
+    for _ in range(1, count):
         cos_p, sin_p = (
             (cos_p * cos_1 - sin_p * sin_1) >> FRACTION_BITS,
             (sin_p * cos_1 + cos_p * sin_1) >> FRACTION_BITS,
         )
-        cosines.append(_round(cos_p))
-        sines.append(_round(sin_p))
-    return cosines, sines
+        out.append((cos_p, sin_p))
+    return out
+
+
+class _Pairs:
+    """Turns as unevaluated sums of two binary64, off by at most 2^-106; [count] each."""
+
+    def __init__(self, turns: list[tuple[int, int]]) -> None:
+        self.cos = _pair([cos for cos, _ in turns])
+        self.sin = _pair([sin for _, sin in turns])
+
+
+def _pair(values: list[int]) -> Pair:
+    # Python rounds an integer to the nearest binary64; the rest is exact again as an integer.
+    high = [float(value) for value in values]
+    low = [float(value - int(h)) for value, h in zip(values, high, strict=True)]
+    scale = 2.0**-FRACTION_BITS
+    return np.array(high) * scale, np.array(low) * scale
+
+
+def _product(a: Pair, b: Pair) -> Pair:
+    """All products a_i · b_j, [len(a), len(b)]: the rounded product of the high parts (its error is exact, by
+    Dekker's splitting) and the sum of all that is smaller, low · low apart.
+    """
+    (a_high, a_low), (b_high, b_low) = (a[0][:, None], a[1][:, None]), b
+    (a_1, a_2), (b_1, b_2) = _split(a_high), _split(b_high)
+    product = a_high * b_high
+    error = ((a_1 * b_1 - product) + a_1 * b_2 + a_2 * b_1) + a_2 * b_2
+    return product, error + (a_high * b_low + a_low * b_high)
+
+
+def _split(x: F64) -> Pair:
+    """Two halves of 26 bits whose sum is x."""
+    shifted = x * 134_217_729.0
+    high = shifted - (shifted - x)
+    return high, x - high
+
+
+def _sum(a: Pair, b: Pair) -> Pair:
+    """The sum of two pairs; the high part's error is exact (Knuth), and so is the last step."""
+    high, error = _two_sum(a[0], b[0])
+    return _two_sum(high, error + (a[1] + b[1]))
+
+
+def _difference(a: Pair, b: Pair) -> Pair:
+    return _sum(a, (-b[0], -b[1]))
+
+
+def _two_sum(a: F64, b: F64) -> Pair:
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _nearest_of_pair(high: F64, low: F64) -> tuple[F32, npt.NDArray[np.bool_]]:
+    """The binary32 nearest to each pair's sum, and whether all values within 2^-98 round to it."""
+    nearest = high.astype(np.float32)
+    towards_zero = np.nextafter(nearest, np.float32(0)).astype(np.float64)
+    rounded = nearest.astype(np.float64)
+    # The smaller of the two distances to a neighbour; the margin is far above what the subtraction rounds.
+    half = np.abs(rounded - towards_zero) * (0.5 - 2.0**-31)
+    sure: npt.NDArray[np.bool_] = np.abs((high - rounded) + low) + _PAIR_ERROR < half
+    return nearest, sure
 
 
 def _cos_sin(angle: int) -> tuple[int, int]:
