@@ -194,7 +194,8 @@ void Matrix::row(size_t index, float* out) const {
     const float d = block.scale(row);
     const float offset = block.has_offset() ? block.offset(row) * static_cast<float>(block.count(row)) : 0.0f;
     for (size_t i = 0; i < kBlock; ++i, ++out) {
-      *out = d * static_cast<float>(block.weight(row, i));
+      // Exact products, but for the sign of a zero.
+      *out = (d * static_cast<float>(block.factor(row, i))) * static_cast<float>(block.weight(row, i));
       if (block.has_offset()) *out = *out + offset;
     }
   }

@@ -175,7 +175,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("waiting", &aos::Run::waiting)
       .def_prop_ro("trap", [](const aos::Run& run) -> nb::object {
         if (!run.trap()) return nb::none();
-        return nb::make_tuple(run.trap()->position, run.trap()->unit, static_cast<uint32_t>(run.trap()->op));
+        return nb::make_tuple(run.trap()->position, run.trap()->unit, aos::number(run.trap()->op));
       })
       .def("leaves", [](aos::Run& run, size_t positions) {
         std::vector<aos::Digest> leaves;

@@ -61,7 +61,12 @@ struct PackedBlock {
   }
   // The integer that multiplies the offset.
   int count(size_t row) const { return type == Type::Q4_K || type == Type::Q5_K ? at[16 + row] : 1; }
-  // The weight's integer, its 6-bit or 8-bit scale included.
+  // The integer scale of 16 or 32 columns, or 1.
+  int factor(size_t row, size_t column) const {
+    if (type == Type::Q4_K || type == Type::Q5_K) return at[row];
+    return type == Type::Q6_K ? static_cast<int8_t>(at[(column < 16 ? 0 : 16) + row]) : 1;
+  }
+  // The weight's integer; `factor` multiplies it.
   int weight(size_t row, size_t column) const {
     const uint8_t* payload = at + scale_bytes();
     const size_t lane = 4 * row + column % 4, j = column / 4;
@@ -69,14 +74,11 @@ struct PackedBlock {
     int value = payload[64 * (j % 4) + lane] >> (j < 4 ? 0 : 4) & 15;
     switch (type) {
       case Type::Q4_0: return value - 8;
-      case Type::Q4_1: return value;
-      case Type::Q4_K: return value * at[row];
+      case Type::Q4_1: case Type::Q4_K: return value;
       case Type::Q5_0: return (value | (payload[256 + lane] >> j & 1) << 4) - 16;
-      case Type::Q5_1: return value | (payload[256 + lane] >> j & 1) << 4;
-      case Type::Q5_K: return (value | (payload[256 + lane] >> j & 1) << 4) * at[row];
+      case Type::Q5_1: case Type::Q5_K: return value | (payload[256 + lane] >> j & 1) << 4;
       case Type::Q6_K:
-        value |= (payload[256 + 64 * (j / 4) + lane] >> 2 * (j % 4) & 3) << 4;
-        return (value - 32) * static_cast<int8_t>(at[(j < 4 ? 0 : 16) + row]);
+        return (value | (payload[256 + 64 * (j / 4) + lane] >> 2 * (j % 4) & 3) << 4) - 32;
       default: return 0;
     }
   }

@@ -29,7 +29,7 @@ std::vector<uint8_t> op_entry(const Trap& trap) {
   std::vector<uint8_t> entry(12);
   put_u32(entry.data(), trap.position);
   put_u32(entry.data() + 4, trap.unit);
-  put_u32(entry.data() + 8, static_cast<size_t>(trap.op));
+  put_u32(entry.data() + 8, number(trap.op));
   return entry;
 }
 
@@ -121,9 +121,9 @@ void Run::reserve(size_t positions) {
 // --- traps and leaves
 
 void Run::trapped(size_t row, Op op) {
-  const auto number = static_cast<uint32_t>(op);
+  const auto order = static_cast<uint32_t>(op);
   uint32_t before = ops_[row].load(std::memory_order_relaxed);
-  while ((before == 0 || number < before) && !ops_[row].compare_exchange_weak(before, number, std::memory_order_relaxed)) {
+  while ((before == 0 || order < before) && !ops_[row].compare_exchange_weak(before, order, std::memory_order_relaxed)) {
   }
 }
 
@@ -220,10 +220,19 @@ void Run::attention_half(const Layer& layer, size_t index) {
     const size_t position = first_ + row;
     float* q = q_.as<float>() + row * layer.q.padded_rows();
     float* k = k_.as<float>() + row * layer.k.padded_rows();
-    const float* v = v_.as<float>() + row * layer.v.padded_rows();
+    float* v = v_.as<float>() + row * layer.v.padded_rows();
+    if (!layer.q_bias.empty()) kernels_.add(q, layer.q_bias.data(), sizes_.attention_width());
+    if (!layer.k_bias.empty()) kernels_.add(k, layer.k_bias.data(), kv);
+    if (!layer.v_bias.empty()) kernels_.add(v, layer.v_bias.data(), kv);
     check(row, Op::q, q, sizes_.attention_width());
     check(row, Op::k, k, kv);
     check(row, Op::v, v, kv);
+    if (!layer.q_norm.empty()) {
+      for (size_t h = 0; h < sizes_.n_heads; ++h)
+        if (!kernels_.rms_norm(q + h * hd, layer.q_norm.data(), hd, sizes_.eps, q + h * hd)) trapped(row, Op::q_norm);
+      for (size_t h = 0; h < sizes_.n_kv_heads; ++h)
+        if (!kernels_.rms_norm(k + h * hd, layer.k_norm.data(), hd, sizes_.eps, k + h * hd)) trapped(row, Op::k_norm);
+    }
     const float* cos = model_->cos.data() + position * half;
     const float* sin = model_->sin.data() + position * half;
     for (size_t h = 0; h < sizes_.n_heads; ++h) kernels_.rope(q + h * hd, cos, sin, half, sizes_.rope_neighbours);

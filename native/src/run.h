@@ -13,12 +13,17 @@
 
 namespace aos {
 
-// Operations inside a unit, in order; the number is what a trap commits.
+// Operations inside a unit, in the order in which they are evaluated.
 enum class Op : uint32_t {
-  none = 0, embedding = 1, attn_norm = 2, q = 3, k = 4, v = 5, rope_q = 6, rope_k = 7, scores = 8, softmax_sum = 9,
-  attention = 10, attn_output = 11, attn_residual = 12, ffn_norm = 13, gate = 14, up = 15, activation = 16, down = 17,
-  ffn_residual = 18, output_norm = 19, logits = 20, sampler = 21,
+  none, embedding, attn_norm, q, k, v, q_norm, k_norm, rope_q, rope_k, scores, softmax_sum, attention, attn_output,
+  attn_residual, ffn_norm, gate, up, activation, down, ffn_residual, output_norm, logits, sampler,
 };
+// The number that a trap commits (rule 10).
+constexpr uint32_t number(Op op) {
+  if (op == Op::q_norm) return 22;
+  if (op == Op::k_norm) return 23;
+  return static_cast<uint32_t>(op) - (op > Op::k_norm ? 2 : 0);
+}
 
 struct Trap {
   size_t position, unit;

@@ -44,7 +44,7 @@ void quantise(const float* x, size_t n, uint8_t* tile, size_t width, size_t slot
   }
 }
 
-// Rule 2, quantised weights: per block (d·D)·fp32(Σ w·q), and (m·D)·fp32(n·Σ q) where the type has an offset; chunks of 8.
+// Rule 2, quantised weights: per block (d·D)·fp32(Σ s·w·q), plus (m·D)·fp32(n·Σ q) where the type has an offset; chunks of 8.
 template <Type type, size_t width>
 void quantised_product(const uint8_t* group, const void* tile, size_t blocks, float* y, size_t stride) {
   for (size_t t = 0; t < width; ++t)
@@ -59,7 +59,7 @@ void quantised_product(const uint8_t* group, const void* tile, size_t blocks, fl
         std::memcpy(&D, x + kTileScales * width + 4 * t, 4);
         int32_t isum = 0, qsum = 0;
         for (size_t i = 0; i < kBlock; ++i) {
-          isum += w.weight(row, i) * q[i];
+          isum += w.factor(row, i) * w.weight(row, i) * q[i];
           qsum += q[i];
         }
         float term = (w.scale(row) * D) * static_cast<float>(isum);

@@ -17,7 +17,7 @@ from aos.core.arithmetic.floats import F32, millionths
 from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
 from aos.engine import _native
 from aos.engine.gguf import GGUF, Tensor, read_gguf
-from aos.engine.llama import HyperParameters, expected_tensors, read_hyper_parameters
+from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
 from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
 from aos.engine.params import check_params, run_params_hash
 from aos.engine.state import ARITHMETIC_VERSION, StateHeader, StateLeaves
@@ -27,9 +27,6 @@ from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Una
 from aos.ports import MILLION, FinishReason, Generation, SamplingParams, TokenEvent
 
 ISA_VARIABLE = "AOS_ISA"
-MATRIX_TYPES = frozenset(
-    {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"}
-)
 _CONFIGURATION = frozenset({"engine.isa", "engine.threads", "engine.self_test"})
 _BROKEN_FILE = frozenset({"engine.not_finite", "engine.matrix", "engine.parameter"})
 
@@ -311,35 +308,10 @@ def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
     )
 
 
-def check_tensors(file: GGUF, hyper: HyperParameters) -> None:
-    """Names, shapes and types of a whole graph. Raises InvalidMessage ``engine.tensor_*``."""
-    tensors = {tensor.name: tensor for tensor in file.tensors}
-    expected = dict(expected_tensors(hyper))
-    if "rope_freqs.weight" in tensors:
-        expected["rope_freqs.weight"] = (hyper.n_rot // 2,)
-    for name in tensors.keys() - expected.keys():
-        raise _refusal("engine.tensor_unexpected", f"tensor {name!r} has no place in a llama graph", name)
-    for name, shape in expected.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise _refusal("engine.tensor_missing", f"tensor {name!r} is missing", name)
-        if tensor.shape != shape:
-            raise _refusal(
-                "engine.tensor_shape", f"tensor {name!r} has shape {tensor.shape}, not {shape}", name
-            )
-        allowed = {"F32"} if len(shape) == 1 else MATRIX_TYPES
-        if tensor.type.name not in allowed:
-            raise _refusal(
-                "engine.tensor_type",
-                f"tensor {name!r} is {tensor.type.name}; this engine computes {', '.join(sorted(allowed))}",
-                name,
-            )
-
-
 def _load(
     file: GGUF, hyper: HyperParameters, manifest: Manifest, cache_dir: Path | None, isa: str, threads: int
 ) -> _native.Model:
-    factors = next((t for t in file.tensors if t.name == "rope_freqs.weight"), None)
+    factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     cos, sin = cached_rope_table(
         hyper,
         None if factors is None else _vector(file, factors).tolist(),
@@ -362,7 +334,7 @@ def _load(
             head_width=hyper.head_width,
             n_rot=hyper.n_rot,
             eps=hyper.eps,
-            rope_neighbours=True,
+            rope_neighbours=not hyper.architecture.rope_halves,
         )
     for tensor in file.tensors:
         if tensor is factors:
@@ -371,7 +343,8 @@ def _load(
         layer, name = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
         with _translated(tensor.name):
             if len(tensor.shape) == 1:
-                model.set_vector(layer, name, _vector(file, tensor))
+                vector = f"{name}_bias" if parts[-1] == "bias" else name
+                model.set_vector(layer, vector, _vector(file, tensor))
             else:
                 raw = np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8)
                 model.set_matrix(layer, name, tensor.type.code, tensor.rows, tensor.columns, raw)
@@ -382,10 +355,6 @@ def _load(
 
 def _vector(file: GGUF, tensor: Tensor) -> F32:
     return np.frombuffer(file.tensor_bytes(tensor), dtype="<f4").astype(np.float32)
-
-
-def _refusal(code: str, message: str, field: str) -> InvalidMessage:
-    return InvalidMessage(code, message, field=field)
 
 
 @contextmanager
