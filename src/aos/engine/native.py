@@ -1,30 +1,27 @@
 """The native engine: the canonical arithmetic in C++ (native/src), with the bits of the reference engine.
 
-This side reads and checks the model file, tokenizes, ends runs by the text rules and writes the header; the
-native side holds the packed weights and computes, samples and hashes. ``AOS_ISA`` forces an instruction
-set. Not thread-safe: one run at a time.
+This side reads and checks the model file; the native side holds the packed weights and computes, samples and
+hashes. ``AOS_ISA`` forces an instruction set.
 """
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from aos.core.arithmetic.floats import F32, millionths
-from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
 from aos.engine import _native
+from aos.engine.canonical import CanonicalEngine
 from aos.engine.gguf import GGUF, Tensor, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
 from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
-from aos.engine.params import check_params, run_params_hash
-from aos.engine.state import ARITHMETIC_VERSION, StateHeader, StateLeaves
-from aos.engine.text import OutputText
+from aos.engine.state import StateHeader, StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable
-from aos.ports import MILLION, FinishReason, Generation, SamplingParams, TokenEvent
+from aos.ports import MILLION, SamplingParams
 
 ISA_VARIABLE = "AOS_ISA"
 _CONFIGURATION = frozenset({"engine.isa", "engine.threads", "engine.self_test"})
@@ -36,8 +33,10 @@ def instruction_sets() -> list[str]:
     return _native.instruction_sets()
 
 
-class NativeEngine:
+class NativeEngine(CanonicalEngine):
     """``aos.ports.Engine`` over one model packed into memory."""
+
+    step = _native.STEP
 
     def __init__(
         self,
@@ -65,233 +64,68 @@ class NativeEngine:
         if not 1 <= threads <= 256:
             raise ConfigError("engine.threads", f"{threads} threads are not in 1..256", field="threads")
         file = read_gguf(path)
-        self.tokenizer = Tokenizer(read_vocabulary(file.metadata))
+        tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self.hyper = read_hyper_parameters(file)
         check_tensors(file, self.hyper)
         self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
-        self._model_id = self.manifest.model_id
         self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads)
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
             mapped.madvise(mmap.MADV_DONTNEED)
-
-    @property
-    def profile(self) -> str:
-        return f"aos-canonical/{ARITHMETIC_VERSION}"
-
-    @property
-    def canonical(self) -> bool:
-        return True
+        super().__init__(tokenizer, self.manifest.model_id, self.hyper.n_ctx)
 
     @property
     def isa(self) -> str:
         """The instruction set that computes."""
         return self._model.isa
 
-    @property
-    def model_id(self) -> bytes:
-        return self._model_id
-
-    @property
-    def n_ctx(self) -> int:
-        return self.hyper.n_ctx
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Ids of a raw prompt. Raises InvalidMessage ``tokenizer.text``."""
-        return self.tokenizer.encode(text)
-
-    def generate(
-        self,
-        prompt: str,
-        params: SamplingParams,
-        *,
-        salt: bytes,
-        on_token: Callable[[TokenEvent], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Generation:
-        """Run ``prompt`` to its end (see ``aos.ports.Engine``).
-
-        Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``,
-        ``tokenizer.text``.
-        """
-        return self.traced(prompt, params, salt=salt, on_token=on_token, cancelled=cancelled)[1]
-
-    def traced(
-        self,
-        prompt: str,
-        params: SamplingParams,
-        *,
-        salt: bytes,
-        on_token: Callable[[TokenEvent], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
-        split: Callable[[int], int] | None = None,
-    ) -> tuple[StateLeaves, Generation]:
-        """``generate``, with the leaves that ``state_root`` is the root of.
-
-        ``split(rest)`` says how many of the positions that are left are computed next; every answer gives
-        the same bits.
-        """
-        run = _Run(self, prompt, params, salt, split)
-        if run.compute(run.prompt, cancelled):
-            while run.choose_next(on_token):
-                if cancelled is not None and cancelled():
-                    break
-                if not run.compute(run.tokens[-1:], None):
-                    break
-        result = run.result()
-        return run.state_leaves(), result
-
-    def replay(
-        self,
-        prompt: str,
-        tokens: Sequence[int],
-        params: SamplingParams,
-        *,
-        salt: bytes,
-        cancelled: bool = False,
-    ) -> Generation:
-        """Recompute the run that ``tokens`` claim to be (see ``aos.ports.Engine``).
-
-        Raises as ``generate``, and InvalidMessage ``engine.token``.
-        """
-        run = _Run(self, prompt, params, salt, None)
-        for token in tokens:
-            if type(token) is not int or not 0 <= token < self.hyper.n_vocab:
-                raise InvalidMessage(
-                    "engine.token", "a claimed token is not in the vocabulary", field="tokens"
-                )
-        claimed = list(tokens[: run.limit])
-        if cancelled and not claimed:
-            return run.result()
-        run.compute([*run.prompt, *claimed[:-1]], None)
-        for token in claimed:
-            if not run.choose_next(None) or run.tokens[-1] != token:
-                return run.result()
-        if not cancelled and (not claimed or run.compute(claimed[-1:], None)):
-            run.choose_next(None)
-        return run.result()
+    def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "_Computation":
+        return _Computation(self._model, self.hyper.n_layers, prompt, params)
 
 
-class _Run:
-    """One run: the native computation, the text, and how it ended."""
+class _Computation:
+    """A native run, its codes as this product's errors and its leaves as ``StateLeaves``."""
 
     def __init__(
-        self,
-        engine: NativeEngine,
-        prompt: str,
-        params: SamplingParams,
-        salt: bytes,
-        split: Callable[[int], int] | None,
+        self, model: _native.Model, n_layers: int, prompt: Sequence[int], params: SamplingParams
     ) -> None:
-        if len(salt) != 32:
-            raise InvalidMessage("engine.salt", "the salt is not 32 bytes", field="salt")
-        self.engine = engine
-        self.params = check_params(params)
-        self.salt = salt
-        self.prompt = list(engine.tokenizer.encode(prompt))
-        n_ctx = engine.n_ctx
-        if not self.prompt:
-            raise InvalidMessage(
-                "engine.empty_prompt", "the prompt is empty and the model has no BOS", field="prompt"
-            )
-        if len(self.prompt) >= n_ctx:
-            raise InvalidMessage(
-                "engine.prompt_too_long",
-                f"the prompt's {len(self.prompt)} tokens leave no room in the model's context of {n_ctx}",
-                field="prompt",
-            )
-        self.limit = min(params.max_tokens, n_ctx - len(self.prompt))
-        self.text = OutputText(params.stop)
-        self.tokens: list[int] = []
-        self.finish: FinishReason | None = None
-        self._split = split
-        self._leaves = b""
+        self._n_layers = n_layers
         with _translated():
-            self._native = _native.Run(engine._model, self.prompt, sampling_rules(params))
+            self._run = _native.Run(model, prompt, sampling_rules(params))
 
-    def compute(self, tokens: Sequence[int], cancelled: Callable[[], bool] | None) -> bool:
-        """Compute the next positions. False where the run ended (cancelled, or a trap comes next)."""
-        at = 0
-        while at < len(tokens) and self._native.trap is None:
-            if cancelled is not None and cancelled():
-                return False
-            rest = len(tokens) - at
-            count = min(_native.STEP, rest if self._split is None else self._split(rest))
-            with _translated():
-                self._native.extend(tokens[at : at + count])
-            at += count
-        return self._ready()
+    @property
+    def waiting(self) -> int:
+        return self._run.waiting
 
-    def _ready(self) -> bool:
-        if self._native.waiting:
-            return True
-        if self._native.trap is not None:
-            self.finish = "numeric_trap"
-        return False
+    @property
+    def trapped(self) -> bool:
+        return self._run.trap is not None
 
-    def choose_next(self, on_token: Callable[[TokenEvent], None] | None) -> bool:
-        """Sample at the next waiting position. False where the run ended, with or without a token."""
-        if not self._ready():
-            return False
+    def extend(self, tokens: Sequence[int]) -> None:
         with _translated():
-            token = self._native.choose()
-        if token < 0:
-            self.finish = "numeric_trap"
-            return False
-        self.tokens.append(token)
-        tokenizer = self.engine.tokenizer
-        if token == tokenizer.vocabulary.eos:
-            self.finish = "stop"
-        else:
-            self.text.push(tokenizer.piece(token))
-            if self.text.stopped:
-                self.finish = "stop"
-            elif len(self.tokens) == self.limit:
-                self.finish = "length"
-        if self.finish is not None:
-            self.text.finish()
-        if on_token is not None:
-            on_token(TokenEvent(index=len(self.tokens) - 1, token=token, text=self.text.release()))
-        return self.finish is None
+            self._run.extend(tokens)
 
-    def result(self) -> Generation:
-        """End the run where it stands (``cancelled`` where nothing else ended it)."""
-        finish: FinishReason = self.finish or "cancelled"
-        self.text.finish()
+    def choose(self) -> int | None:
         with _translated():
-            if finish == "numeric_trap":
-                self._leaves = self._native.leaves_to_trap()
-            else:
-                self._leaves = self._native.leaves(
-                    len(self.prompt) + len(self.tokens) - 1 if self.tokens else 0
-                )
-        header = StateHeader(
-            model_id=self.engine.model_id,
-            prompt_tokens_hash=prompt_tokens_hash(self.salt, self.prompt),
-            params_hash=run_params_hash(self.salt, self.params),
-            sampling_seed=self.params.seed,
-            n_prompt=len(self.prompt),
-            n_out=len(self.tokens),
-            finish_reason=finish,
-            tokens_hash=tokens_hash(self.salt, self.tokens),
-            response_hash=response_hash(self.salt, self.text.text),
-        )
-        return Generation(
-            prompt_tokens=tuple(self.prompt),
-            tokens=tuple(self.tokens),
-            text=self.text.text,
-            finish_reason=finish,
-            state_root=_native.root(header.entry(), self._leaves),
-        )
+            token = self._run.choose()
+        return None if token < 0 else token
 
-    def state_leaves(self) -> StateLeaves:
-        """The committed leaves by position and unit."""
-        leaves = StateLeaves(self.engine.hyper.n_layers)
-        hashes = [self._leaves[at : at + 32] for at in range(0, len(self._leaves), 32)]
-        units = self.engine.hyper.n_layers + 2
+    def _hashes(self, positions: int | None) -> bytes:
+        with _translated():
+            return self._run.leaves_to_trap() if positions is None else self._run.leaves(positions)
+
+    def leaves(self, positions: int | None) -> StateLeaves:
+        joined = self._hashes(positions)
+        hashes = [joined[at : at + 32] for at in range(0, len(joined), 32)]
+        units = self._n_layers + 2
+        leaves = StateLeaves(self._n_layers)
         leaves.positions = [hashes[at : at + units] for at in range(0, len(hashes), units)]
         return leaves
+
+    def state_root(self, header: StateHeader, positions: int | None) -> bytes:
+        with _translated():
+            return _native.root(header.entry(), self._hashes(positions))
 
 
 def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
