@@ -168,7 +168,7 @@ Matrix::Matrix(Pool& pool, uint32_t type, size_t rows, size_t columns, const uin
   std::atomic<bool> good{true};
   // Rows of a group take turns chunk by chunk, so that the group is written while it is in the cache.
   const size_t step = 8 * kChunk;
-  pool.run(groups(), [&](size_t index, size_t) {
+  pool.run(groups(), size, [&](size_t index, size_t) {
     for (size_t column = 0; column < columns_; column += step) {
       const size_t part = columns_ - column < step ? columns_ - column : step;
       uint8_t* out = memory_.data() + index * group_bytes_ + aos::group_bytes(type_, column);

@@ -32,8 +32,25 @@ size_t checked_threads(size_t threads) {
 
 }  // namespace
 
-Model::Model(const Sizes& s, const Kernels& k, size_t threads, const float* c, const float* n)
-    : sizes(checked(s)), kernels(k), pool(checked_threads(threads)), cos(c, c + s.n_ctx * (s.n_rot / 2)),
+Memory Pages::take(size_t size) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_.empty()) {
+      Memory page = std::move(free_.back());
+      free_.pop_back();
+      return page;
+    }
+  }
+  return Memory(size);
+}
+
+void Pages::give(Memory page) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (free_.size() < most_) free_.push_back(std::move(page));
+}
+
+Model::Model(const Sizes& s, const Kernels& k, size_t threads, size_t alone_below, const float* c, const float* n)
+    : sizes(checked(s)), kernels(k), pool(checked_threads(threads), alone_below), pages((s.n_ctx + kChunk - 1) / kChunk), cos(c, c + s.n_ctx * (s.n_rot / 2)),
       sin(n, n + s.n_ctx * (s.n_rot / 2)), layers(s.n_layers) {}
 
 Model::MatrixSlot Model::matrix_slot(size_t index, const std::string& name) {

@@ -1,6 +1,7 @@
 // A model ready to run: sizes, packed weights, rotary table, threads.
 #pragma once
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -29,10 +30,24 @@ struct Layer {
   std::vector<float> attn_norm, ffn_norm, q_norm, k_norm, q_bias, k_bias, v_bias;  // empty: the graph has none
 };
 
+// Pages of keys and values that runs have given back, for the next run. What a run finds in one is finite, and it reads
+// nothing that it has not written.
+class Pages {
+ public:
+  explicit Pages(size_t most) : most_(most) {}
+  Memory take(size_t size);
+  void give(Memory page);
+
+ private:
+  const size_t most_;
+  std::mutex mutex_;
+  std::vector<Memory> free_;
+};
+
 class Model {
  public:
   // `cos` and `sin` are [n_ctx][n_rot / 2].
-  Model(const Sizes& sizes, const Kernels& kernels, size_t threads, const float* cos, const float* sin);
+  Model(const Sizes& sizes, const Kernels& kernels, size_t threads, size_t alone_below, const float* cos, const float* sin);
 
   // Packs one tensor; `layer` is ignored for those that no layer has. Throws Error (matrix.h).
   void set_matrix(size_t layer, const std::string& name, uint32_t type, size_t rows, size_t columns, const uint8_t* file, size_t size);
@@ -43,6 +58,7 @@ class Model {
   const Sizes sizes;
   const Kernels& kernels;
   Pool pool;
+  Pages pages;
   std::vector<float> cos, sin;
   std::vector<Layer> layers;
   std::vector<float> output_norm;

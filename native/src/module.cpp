@@ -38,14 +38,14 @@ const aos::Kernels& tested(const std::string& isa) {
   return kernels;
 }
 
-std::shared_ptr<aos::Model> make_model(const std::string& isa, size_t threads, const Table& cos, const Table& sin, size_t n_ctx,
+std::shared_ptr<aos::Model> make_model(const std::string& isa, size_t threads, size_t alone_below, const Table& cos, const Table& sin, size_t n_ctx,
                                        size_t n_layers, size_t n_vocab, size_t width, size_t ff_width, size_t n_heads,
                                        size_t n_kv_heads, size_t head_width, size_t n_rot, float eps, bool rope_neighbours) {
   const aos::Sizes sizes{n_ctx, n_layers, n_vocab, width, ff_width, n_heads, n_kv_heads, head_width, n_rot, eps, rope_neighbours};
   for (const Table* table : {&cos, &sin})
     if (table->shape(0) != n_ctx || table->shape(1) != n_rot / 2)
       throw aos::Error("engine.parameter", "the rotary table has another shape than [n_ctx, n_rot / 2]");
-  return std::make_shared<aos::Model>(sizes, tested(isa), threads, cos.data(), sin.data());
+  return std::make_shared<aos::Model>(sizes, tested(isa), threads, alone_below, cos.data(), sin.data());
 }
 
 nb::bytes joined(const std::vector<aos::Digest>& digests) {
@@ -116,6 +116,7 @@ NB_MODULE(_native, m) {
     }
   });
 
+  m.attr("ALONE_BELOW") = aos::Pool::kAloneBelow;
   m.attr("STEP") = aos::Run::kStep;
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
@@ -150,7 +151,7 @@ NB_MODULE(_native, m) {
       }, nb::kw_only(), "temperature"_a, "top_k"_a, "limit_top_p"_a, "top_p"_a, "min_p"_a, "penalise"_a, "penalty"_a, "seed"_a);
 
   nb::class_<aos::Model>(m, "Model")
-      .def(nb::new_(&make_model), nb::kw_only(), "isa"_a, "threads"_a, "cos"_a, "sin"_a, "n_ctx"_a, "n_layers"_a, "n_vocab"_a,
+      .def(nb::new_(&make_model), nb::kw_only(), "isa"_a, "threads"_a, "alone_below"_a, "cos"_a, "sin"_a, "n_ctx"_a, "n_layers"_a, "n_vocab"_a,
            "width"_a, "ff_width"_a, "n_heads"_a, "n_kv_heads"_a, "head_width"_a, "n_rot"_a, "eps"_a, "rope_neighbours"_a)
       .def("set_matrix", [](aos::Model& model, size_t layer, const std::string& name, uint32_t type, size_t rows, size_t columns,
                             const Bytes& file) {

@@ -21,7 +21,7 @@ void relax() {
 
 }  // namespace
 
-Pool::Pool(size_t threads) : process_(getpid()) {
+Pool::Pool(size_t threads, size_t alone_below) : alone_below_(alone_below), process_(getpid()) {
   try {
     for (size_t thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
   } catch (...) {
@@ -57,9 +57,9 @@ void Pool::take(size_t thread) {
   }
 }
 
-void Pool::run(size_t items, const std::function<void(size_t, size_t)>& work) {
+void Pool::run(size_t items, size_t bytes, const std::function<void(size_t, size_t)>& work) {
   const std::lock_guard<std::mutex> region(region_);
-  if (workers_.empty() || items <= 1) {
+  if (workers_.empty() || items <= 1 || bytes < alone_below_) {
     for (size_t item = 0; item < items; ++item) work(item, 0);
     return;
   }

@@ -13,21 +13,24 @@ namespace aos {
 
 class Pool {
  public:
-  // `threads` counts the calling thread.
-  explicit Pool(size_t threads);
+  // `threads` counts the calling thread. A region that touches fewer than `alone_below` bytes stays on the caller, as
+  // waking others would take longer.
+  explicit Pool(size_t threads, size_t alone_below = kAloneBelow);
+  static constexpr size_t kAloneBelow = size_t{96} << 10;
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   size_t threads() const { return workers_.size() + 1; }
-  // Calls work(item, thread) for every item; thread is below threads(). Rethrows the first exception. Regions of
+  // Calls work(item, thread) for every item; thread is below threads(). `bytes` is about what all items touch together. Rethrows the first exception. Regions of
   // several callers take turns; a region must not start another.
-  void run(size_t items, const std::function<void(size_t, size_t)>& work);
+  void run(size_t items, size_t bytes, const std::function<void(size_t, size_t)>& work);
 
  private:
   void worker(size_t thread);
   void take(size_t thread);
 
+  const size_t alone_below_;
   std::vector<std::thread> workers_;
   const std::function<void(size_t, size_t)>* work_ = nullptr;
   size_t items_ = 0;

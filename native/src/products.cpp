@@ -77,7 +77,9 @@ void Tiles::multiply(Pool& pool, const Kernels& kernels, const std::vector<Produ
     }
     first_tile = end_tile;
   }
-  pool.run(extra.size + items.size(), [&](size_t index, size_t) {
+  size_t bytes = 0;
+  for (const Product& p : products) bytes += p.matrix->groups() * p.matrix->bytes_of_group() * ((positions_ + 3) / 4);
+  pool.run(extra.size + items.size(), bytes, [&](size_t index, size_t) {
     if (index < extra.size) return extra.work(index);
     const Item& item = items[index - extra.size];
     const Matrix& matrix = *item.product->matrix;

@@ -59,6 +59,10 @@ Run::Run(std::shared_ptr<Model> model, const std::vector<uint32_t>& prompt, cons
   waiting_from_ = n_prompt_ - 1;
 }
 
+Run::~Run() {
+  for (Memory& page : pages_) model_->pages.give(std::move(page));
+}
+
 void Run::extend(const std::vector<uint32_t>& tokens) {
   const Turn turn(busy_);
   if (trap_) throw Error("engine.trapped", "the run has trapped");
@@ -94,7 +98,7 @@ void Run::reserve(size_t positions) {
   const size_t leaves = positions * (sizes_.n_layers + 2);
   if (leaves_.size() < leaves) leaves_.resize(leaves);
   const size_t page_bytes = sizes_.n_layers * sizes_.n_kv_heads * kPage * (sizes_.head_width + sizes_.padded_head()) * 2;
-  while (pages_.size() * kPage < positions) pages_.push_back({Memory(page_bytes)});
+  while (pages_.size() * kPage < positions) pages_.push_back(model_->pages.take(page_bytes));
   if (scratch_positions_ < positions) {
     scratch_positions_ = (positions + positions / 2 + kPage) / kPage * kPage;
     const size_t floats = kQueries * (scratch_positions_ + sizes_.head_width + sizes_.padded_head());
@@ -173,11 +177,11 @@ Extra Run::pending() {
 
 void Run::flush() {
   const Extra extra = pending();
-  model_->pool.run(extra.size, [&](size_t index, size_t) { extra.work(index); });
+  model_->pool.run(extra.size, extra.size * 16 * sizes_.width, [&](size_t index, size_t) { extra.work(index); });
 }
 
-void Run::per_row(const std::function<void(size_t)>& work) {
-  model_->pool.run(rows_, [&](size_t row, size_t) { work(row); });
+void Run::per_row(size_t width, const std::function<void(size_t)>& work) {
+  model_->pool.run(rows_, rows_ * width * 16, [&](size_t row, size_t) { work(row); });
 }
 
 // --- the graph
@@ -185,7 +189,7 @@ void Run::per_row(const std::function<void(size_t)>& work) {
 void Run::embed(const std::vector<uint32_t>& tokens) {
   // Leaves of the position before may still cover x.
   if (!unhashed_.empty()) flush();
-  per_row([&](size_t row) {
+  per_row(sizes_.width, [&](size_t row) {
     float* x = x_.as<float>() + row * sizes_.width;
     model_->embedding.row(tokens[row], x);
     check(row, Op::embedding, x, sizes_.width);
@@ -195,7 +199,7 @@ void Run::embed(const std::vector<uint32_t>& tokens) {
 
 uint16_t* Run::keys(size_t page, size_t layer, size_t kv_head) const {
   const size_t one = kPage * (sizes_.head_width + sizes_.padded_head());
-  return pages_[page].memory.as<uint16_t>() + (layer * sizes_.n_kv_heads + kv_head) * one;
+  return pages_[page].as<uint16_t>() + (layer * sizes_.n_kv_heads + kv_head) * one;
 }
 
 uint16_t* Run::values(size_t page, size_t layer, size_t kv_head) const {
@@ -208,7 +212,7 @@ void Run::attention_half(const Layer& layer, size_t index) {
   const bool dense = layer.q.dense() || layer.k.dense() || layer.v.dense();
   const bool quantised = !layer.q.dense() || !layer.k.dense() || !layer.v.dense();
   tiles_.begin(rows_, width, quantised, dense);
-  per_row([&](size_t row) {
+  per_row(width, [&](size_t row) {
     float* normed = out_.as<float>() + row * width;
     if (!kernels_.rms_norm(x + row * width, layer.attn_norm.data(), width, sizes_.eps, normed)) trapped(row, Op::attn_norm);
     tiles_.put(kernels_, row, normed);
@@ -216,7 +220,7 @@ void Run::attention_half(const Layer& layer, size_t index) {
   tiles_.multiply(model_->pool, kernels_, {{&layer.q, q_.as<float>()}, {&layer.k, k_.as<float>()}, {&layer.v, v_.as<float>()}}, pending());
 
   const size_t kv = sizes_.kv_width();
-  per_row([&](size_t row) {
+  per_row(sizes_.attention_width(), [&](size_t row) {
     const size_t position = first_ + row;
     float* q = q_.as<float>() + row * layer.q.padded_rows();
     float* k = k_.as<float>() + row * layer.k.padded_rows();
@@ -254,7 +258,7 @@ void Run::attention_half(const Layer& layer, size_t index) {
   attend(index);
 
   tiles_.begin(rows_, sizes_.attention_width(), !layer.attn_output.dense(), layer.attn_output.dense());
-  per_row([&](size_t row) { tiles_.put(kernels_, row, mixed_.as<float>() + row * sizes_.attention_width()); });
+  per_row(sizes_.attention_width(), [&](size_t row) { tiles_.put(kernels_, row, mixed_.as<float>() + row * sizes_.attention_width()); });
   tiles_.multiply(model_->pool, kernels_, {{&layer.attn_output, out_.as<float>()}});
 }
 
@@ -262,7 +266,8 @@ void Run::attend(size_t index) {
   const size_t queries = rows_ * (sizes_.n_heads / sizes_.n_kv_heads);
   const size_t tiles = (queries + kQueries - 1) / kQueries;
   // The longest rows first, so that the threads end together.
-  model_->pool.run(tiles * sizes_.n_kv_heads, [&](size_t item, size_t thread) {
+  const size_t bytes = rows_ * sizes_.attention_width() * (first_ + rows_) * 2;
+  model_->pool.run(tiles * sizes_.n_kv_heads, bytes, [&](size_t item, size_t thread) {
     const size_t tile = tiles - 1 - item / sizes_.n_kv_heads, kv_head = item % sizes_.n_kv_heads;
     const size_t from = tile * kQueries;
     attend_tile(index, kv_head, from, queries - from < kQueries ? queries - from : kQueries, thread);
@@ -312,7 +317,7 @@ void Run::feed_forward(const Layer& layer) {
   const size_t width = sizes_.width, ff = sizes_.ff_width;
   float *x = x_.as<float>(), *out = out_.as<float>(), *gate = gate_.as<float>(), *up = up_.as<float>();
   tiles_.begin(rows_, width, !layer.gate.dense() || !layer.up.dense(), layer.gate.dense() || layer.up.dense());
-  per_row([&](size_t row) {
+  per_row(width, [&](size_t row) {
     float *at = x + row * width, *o = out + row * width;
     check(row, Op::attn_output, o, width);
     kernels_.add(at, o, width);
@@ -322,7 +327,7 @@ void Run::feed_forward(const Layer& layer) {
   });
   tiles_.multiply(model_->pool, kernels_, {{&layer.gate, gate}, {&layer.up, up}});
   tiles_.begin(rows_, ff, !layer.down.dense(), layer.down.dense());
-  per_row([&](size_t row) {
+  per_row(ff, [&](size_t row) {
     float *g = gate + row * ff, *u = up + row * ff;
     check(row, Op::gate, g, ff);
     check(row, Op::up, u, ff);
@@ -331,7 +336,7 @@ void Run::feed_forward(const Layer& layer) {
     tiles_.put(kernels_, row, g);
   });
   tiles_.multiply(model_->pool, kernels_, {{&layer.down, out}});
-  per_row([&](size_t row) {
+  per_row(width, [&](size_t row) {
     float *at = x + row * width, *o = out + row * width;
     check(row, Op::down, o, width);
     kernels_.add(at, o, width);
@@ -355,14 +360,14 @@ void Run::compute_tails() {
   tail_ops_.assign(count, 0);
   tiles_.begin(count, width, !output.dense(), output.dense());
   std::vector<float> normed(count * width);
-  model_->pool.run(count, [&](size_t row, size_t) {
+  model_->pool.run(count, count * width * 16, [&](size_t row, size_t) {
     float* out = normed.data() + row * width;
     if (!kernels_.rms_norm(waiting_.data() + row * width, model_->output_norm.data(), width, sizes_.eps, out))
       tail_ops_[row] = static_cast<uint32_t>(Op::output_norm);
     tiles_.put(kernels_, row, out);
   });
   tiles_.multiply(model_->pool, kernels_, {{&output, logits_.as<float>()}}, pending());
-  model_->pool.run(count, [&](size_t row, size_t) {
+  model_->pool.run(count, count * sizes_.n_vocab * 4, [&](size_t row, size_t) {
     const bool finite = kernels_.finite(logits_.as<float>() + row * output.padded_rows(), sizes_.n_vocab);
     if (tail_ops_[row] == 0 && !finite) tail_ops_[row] = static_cast<uint32_t>(Op::logits);
   });

@@ -38,6 +38,8 @@ class Run {
 
   Run(std::shared_ptr<Model> model, const std::vector<uint32_t>& prompt, const SamplingRules& rules);
 
+  ~Run();
+
   // Computes the next positions, at most kStep. Beyond a trap nothing is computed.
   void extend(const std::vector<uint32_t>& tokens);
   size_t length() const { return length_; }
@@ -54,9 +56,6 @@ class Run {
   static Digest root(const std::vector<uint8_t>& header_entry, const std::vector<Digest>& leaves);
 
  private:
-  struct Page {
-    Memory memory;
-  };
   // A leaf to be hashed: in the next parallel region, before what it covers is overwritten.
   struct Leaf {
     uint32_t position, unit;
@@ -72,7 +71,7 @@ class Run {
   void settle(size_t unit);
   void trapped(size_t row, Op op);
   void check(size_t row, Op op, const float* x, size_t n);
-  void per_row(const std::function<void(size_t)>& work);
+  void per_row(size_t width, const std::function<void(size_t)>& work);
   uint16_t* keys(size_t page, size_t layer, size_t kv_head) const;
   uint16_t* values(size_t page, size_t layer, size_t kv_head) const;
   void reserve(size_t positions);
@@ -91,7 +90,7 @@ class Run {
   size_t outputs_ = 0;
   std::optional<Trap> trap_;
   Sampler sampler_;
-  std::vector<Page> pages_;
+  std::vector<Memory> pages_;  // keys and values, kPage positions each
   std::vector<std::atomic<uint32_t>> ops_;
   Tiles tiles_;
   size_t capacity_ = 0;

@@ -8,6 +8,7 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
+ALONE_BELOW: int
 STEP: int
 
 class Error(Exception): ...
@@ -32,6 +33,7 @@ class Model:
         *,
         isa: str,
         threads: int,
+        alone_below: int,
         cos: F32,
         sin: F32,
         n_ctx: int,

@@ -46,8 +46,10 @@ class NativeEngine(CanonicalEngine):
         progress: Progress | None = None,
         threads: int = 1,
         isa: str | None = None,
+        alone_below: int = _native.ALONE_BELOW,
     ) -> None:
-        """``isa`` is one of ``instruction_sets()``; without it ``AOS_ISA``, else the fastest.
+        """``isa`` is one of ``instruction_sets()``; without it ``AOS_ISA``, else the fastest. Work on fewer
+        than ``alone_below`` bytes stays on one thread. No result depends on these, nor on ``threads``.
 
         Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``, ``rope.*``) for a file that it
         cannot run, ConfigError ``engine.isa``, ``engine.threads`` or ``engine.self_test``, Unavailable
@@ -68,7 +70,7 @@ class NativeEngine(CanonicalEngine):
         self.hyper = read_hyper_parameters(file)
         check_tensors(file, self.hyper)
         self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
-        self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads)
+        self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads, alone_below)
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
@@ -143,7 +145,13 @@ def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
 
 
 def _load(
-    file: GGUF, hyper: HyperParameters, manifest: Manifest, cache_dir: Path | None, isa: str, threads: int
+    file: GGUF,
+    hyper: HyperParameters,
+    manifest: Manifest,
+    cache_dir: Path | None,
+    isa: str,
+    threads: int,
+    alone_below: int,
 ) -> _native.Model:
     factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     cos, sin = cached_rope_table(
@@ -156,6 +164,7 @@ def _load(
         model = _native.Model(
             isa=isa,
             threads=threads,
+            alone_below=alone_below,
             cos=cos,
             sin=sin,
             n_ctx=hyper.n_ctx,
