@@ -2,7 +2,7 @@
 
 #include "error.h"
 
-#if defined(AOS_X86)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <xmmintrin.h>
 #endif
@@ -10,7 +10,7 @@
 namespace aos {
 namespace {
 
-#if defined(AOS_X86)
+#if defined(AOS_AVX)
 struct Registers {
   uint32_t a = 0, b = 0, c = 0, d = 0;
 };
@@ -47,7 +47,7 @@ bool has_avx512() {
 const std::vector<const Kernels*>& instruction_sets() {
   static const std::vector<const Kernels*> sets = [] {
     std::vector<const Kernels*> found{&kScalar};
-#if defined(AOS_X86)
+#if defined(AOS_AVX)
     if (has_avx2()) found.push_back(&kAvx2);
     if (has_avx512()) found.push_back(&kAvx512);
 #endif
@@ -69,7 +69,7 @@ const Kernels& instruction_set(const std::string& name) {
 }
 
 bool has_sha_instructions() {
-#if defined(AOS_X86)
+#if defined(AOS_AVX)
   const uint32_t c = cpuid(1, 0).c;
   return (c >> 9 & 1) && (c >> 19 & 1) && (cpuid(7, 0).b >> 29 & 1);  // SSSE3, SSE4.1, SHA
 #else
@@ -77,7 +77,7 @@ bool has_sha_instructions() {
 #endif
 }
 
-#if defined(AOS_X86)
+#if defined(__x86_64__)
 FloatState::FloatState() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
 FloatState::~FloatState() { _mm_setcsr(static_cast<uint32_t>(saved_)); }
 #elif defined(__aarch64__)

@@ -107,7 +107,7 @@ struct Kernels {
 };
 
 extern const Kernels kScalar;
-#if defined(AOS_X86)
+#if defined(AOS_AVX)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif

@@ -12,7 +12,7 @@ namespace {
 constexpr int kSpins = 4000;
 
 void relax() {
-#if defined(AOS_X86)
+#if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   __asm__ volatile("yield");

@@ -43,7 +43,7 @@ void compress(uint32_t* state, const uint8_t* data, size_t count) {
 using Compress = void (*)(uint32_t*, const uint8_t*, size_t);
 
 Compress chosen() {
-#if defined(AOS_X86)
+#if defined(AOS_AVX)
   static const Compress function = has_sha_instructions() ? compress_with_sha_instructions : compress;
   return function;
 #else

@@ -24,7 +24,7 @@ class Sha256 {
 // The root over leaf hashes; there must be one at least.
 Digest tree_root(std::vector<Digest> level);
 
-#if defined(AOS_X86)
+#if defined(AOS_AVX)
 // sha256_ni.cpp; only where has_sha_instructions().
 void compress_with_sha_instructions(uint32_t* state, const uint8_t* blocks, size_t count);
 #endif

@@ -183,12 +183,13 @@ class _Run:
 
     def compute(self, tokens: Sequence[int], cancelled: Callable[[], bool] | None) -> bool:
         """Compute the next positions. False where the run ended (cancelled, or a trap comes next)."""
-        for at in range(0, len(tokens), self.engine.step):
+        at = 0
+        while at < len(tokens) and not self._computation.trapped:
             if cancelled is not None and cancelled():
                 return False
-            self._computation.extend(tokens[at : at + self.engine.step])
-            if self._computation.trapped:
-                break
+            count = self.engine.step
+            self._computation.extend(tokens[at : at + count])
+            at += count
         return self._ready()
 
     def _ready(self) -> bool:
