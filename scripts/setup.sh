@@ -43,5 +43,6 @@ if [ ! -e .venv ]; then
 fi
 echo "setup: installing the packages of constraints.txt"
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
-pip install --quiet --constraint constraints.txt hatchling editables
+pip install --quiet --constraint constraints.txt scikit-build-core nanobind cmake ninja
+echo "setup: compiling the native engine"
 pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'

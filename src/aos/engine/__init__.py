@@ -1,4 +1,4 @@
-"""Inference engines behind ``aos.ports.Engine``: the canonical reference engine and llama.cpp.
+"""Inference engines behind ``aos.ports.Engine``: the canonical native and reference engines, and llama.cpp.
 
 Engines are imported when asked for, so that the rest of the product does not pay for them.
 """
@@ -12,7 +12,7 @@ from aos.ports import Engine
 if TYPE_CHECKING:
     from aos.engine.manifest import Manifest
 
-EngineKind = Literal["reference", "llama.cpp"]
+EngineKind = Literal["native", "reference", "llama.cpp"]
 
 
 def load_engine(
@@ -26,10 +26,15 @@ def load_engine(
     """Load a GGUF file into an engine.
 
     ``cache_dir`` keeps the model's manifest and rotary table; ``progress`` gets bytes done and bytes in
-    all; ``threads`` is for llama.cpp (the reference engine uses one). Raises InvalidMessage (``gguf.*``,
-    ``tokenizer.*``, ``engine.*``, ``rope.*``), Unavailable (``engine.file_unreadable``), ConfigError
-    (``engine.kind``).
+    all; ``threads`` is for the native engine and llama.cpp (the reference engine uses one). ``native`` and
+    ``reference`` give the same bits. Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``,
+    ``rope.*``), Unavailable (``engine.file_unreadable``, ``engine.memory``), ConfigError (``engine.kind``,
+    ``engine.isa``, ``engine.threads``, ``engine.self_test``).
     """
+    if kind == "native":
+        from aos.engine.native import NativeEngine
+
+        return NativeEngine(path, cache_dir=cache_dir, progress=progress, threads=threads)
     if kind == "reference":
         from aos.engine.reference import ReferenceEngine
 
@@ -40,7 +45,7 @@ def load_engine(
         return LlamaCppEngine(path, cache_dir=cache_dir, progress=progress, threads=threads)
     from aos.errors import ConfigError
 
-    raise ConfigError("engine.kind", f"{kind!r} is not an engine", hint="use reference or llama.cpp")
+    raise ConfigError("engine.kind", f"{kind!r} is not an engine", hint="use native, reference or llama.cpp")
 
 
 def read_manifest(

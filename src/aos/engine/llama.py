@@ -22,6 +22,7 @@ from aos.errors import InvalidMessage
 DENSE: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
 """NumPy's element type by the name of the tensor type; BF16 has none and is read as bit patterns."""
 
+ROPE_FACTORS = "rope_freqs.weight"
 KEEP_UNPACKED_BELOW = 1 << 26
 """Weights of a file up to which all of them stay unpacked in memory (4 bytes each)."""
 
@@ -159,23 +160,12 @@ class Model:
         self.file = file
         self._tensors = {tensor.name: tensor for tensor in file.tensors}
         self.hyper = read_hyper_parameters(file)
+        check_tensors(file, self.hyper)
         self._keep = sum(t.rows * t.columns for t in file.tensors) <= KEEP_UNPACKED_BELOW
         h = self.hyper
-        expected = expected_tensors(h)
-        if h.architecture.rope_factors and "rope_freqs.weight" in self._tensors:
-            expected["rope_freqs.weight"] = (h.n_rot // 2,)
-        for name in self._tensors:
-            if name not in expected:
-                _refuse(
-                    "engine.tensor_unexpected",
-                    f"tensor {name!r} has no place in a {h.architecture.name} graph",
-                    name,
-                )
-        for name, shape in expected.items():
-            self._check(name, shape)
         for tensor in file.tensors:
             self._check_finite(tensor)
-        self.rope_factors = self._vector("rope_freqs.weight") if "rope_freqs.weight" in expected else None
+        self.rope_factors = self._vector(ROPE_FACTORS) if ROPE_FACTORS in self._tensors else None
         self.layers = [self._layer(f"blk.{index}.") for index in range(h.n_layers)]
         self.output_norm = self._vector("output_norm.weight")
         self.output = self._matrix("token_embd.weight" if h.tied else "output.weight")
@@ -216,20 +206,6 @@ class Model:
             down=matrix("ffn_down"),
         )
 
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            _refuse("engine.tensor_missing", f"tensor {name!r} is missing", name)
-        if tensor.shape != shape:
-            _refuse("engine.tensor_shape", f"tensor {name!r} has shape {tensor.shape}, not {shape}", name)
-        allowed = {"F32"} if len(shape) == 1 else {*BLOCK_FORMATS, *DENSE}
-        if tensor.type.name not in allowed:
-            _refuse(
-                "engine.tensor_type",
-                f"tensor {name!r} is {tensor.type.name}; this engine computes {', '.join(sorted(allowed))}",
-                name,
-            )
-
     def _check_finite(self, tensor: Tensor) -> None:
         if tensor.type.name in DENSE:
             elements = self._elements(tensor)
@@ -265,6 +241,34 @@ class Model:
         if tensor.type.name in DENSE:
             return DenseMatrix(_widened(tensor, self._elements(tensor)).reshape(tensor.rows, -1))
         return BlockMatrix(self._packed(tensor), BLOCK_FORMATS[tensor.type.name].unpack, keep=self._keep)
+
+
+def check_tensors(file: GGUF, h: HyperParameters) -> None:
+    """Names, shapes and types of a whole graph's tensors. Raises InvalidMessage ``engine.tensor_*``."""
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    expected = expected_tensors(h)
+    if h.architecture.rope_factors and ROPE_FACTORS in tensors:
+        expected[ROPE_FACTORS] = (h.n_rot // 2,)
+    for name in tensors:
+        if name not in expected:
+            _refuse(
+                "engine.tensor_unexpected",
+                f"tensor {name!r} has no place in a {h.architecture.name} graph",
+                name,
+            )
+    for name, shape in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            _refuse("engine.tensor_missing", f"tensor {name!r} is missing", name)
+        if tensor.shape != shape:
+            _refuse("engine.tensor_shape", f"tensor {name!r} has shape {tensor.shape}, not {shape}", name)
+        allowed = {"F32"} if len(shape) == 1 else {*BLOCK_FORMATS, *DENSE}
+        if tensor.type.name not in allowed:
+            _refuse(
+                "engine.tensor_type",
+                f"tensor {name!r} is {tensor.type.name}; this engine computes {', '.join(sorted(allowed))}",
+                name,
+            )
 
 
 def _widened(tensor: Tensor, elements: npt.NDArray[np.generic]) -> F32:

@@ -1,0 +1,221 @@
+"""The native engine: the canonical arithmetic in C++ (native/src), with the bits of the reference engine.
+
+This side reads and checks the model file; the native side holds the packed weights and computes, samples and
+hashes. ``AOS_ISA`` forces an instruction set.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from aos.core.arithmetic.floats import F32, millionths
+from aos.engine import _native
+from aos.engine.canonical import CanonicalEngine
+from aos.engine.gguf import GGUF, Tensor, read_gguf
+from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
+from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
+from aos.engine.state import StateHeader, StateLeaves
+from aos.engine.tokenizer import Tokenizer, read_vocabulary
+from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable
+from aos.ports import MILLION, SamplingParams
+
+ISA_VARIABLE = "AOS_ISA"
+_CONFIGURATION = frozenset({"engine.isa", "engine.threads", "engine.self_test"})
+_BROKEN_FILE = frozenset({"engine.not_finite", "engine.matrix", "engine.parameter"})
+
+
+def instruction_sets() -> list[str]:
+    """What this processor and this build have, the plainest first."""
+    return _native.instruction_sets()
+
+
+class NativeEngine(CanonicalEngine):
+    """``aos.ports.Engine`` over one model packed into memory."""
+
+    step = _native.STEP
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
+        threads: int = 1,
+        isa: str | None = None,
+        alone_below: int = _native.ALONE_BELOW,
+    ) -> None:
+        """``isa`` is one of ``instruction_sets()``; without it ``AOS_ISA``, else the fastest. Work on fewer
+        than ``alone_below`` bytes stays on one thread. No result depends on these, nor on ``threads``.
+
+        Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``, ``rope.*``) for a file that it
+        cannot run, ConfigError ``engine.isa``, ``engine.threads`` or ``engine.self_test``, Unavailable
+        ``engine.memory``.
+        """
+        name = isa or os.environ.get(ISA_VARIABLE) or instruction_sets()[-1]
+        if name not in instruction_sets():
+            raise ConfigError(
+                "engine.isa",
+                f"the instruction set {name!r} is unknown or this processor lacks it",
+                field=ISA_VARIABLE,
+                hint=f"use one of {', '.join(instruction_sets())}, or leave {ISA_VARIABLE} out",
+            )
+        if not 1 <= threads <= 256:
+            raise ConfigError("engine.threads", f"{threads} threads are not in 1..256", field="threads")
+        file = read_gguf(path)
+        tokenizer = Tokenizer(read_vocabulary(file.metadata))
+        self.hyper = read_hyper_parameters(file)
+        check_tensors(file, self.hyper)
+        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
+        self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads, alone_below)
+        mapped = file.data.obj
+        if isinstance(mapped, mmap.mmap):
+            # Everything is packed: the file's pages need not stay in memory.
+            mapped.madvise(mmap.MADV_DONTNEED)
+        super().__init__(tokenizer, self.manifest.model_id, self.hyper.n_ctx)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that computes."""
+        return self._model.isa
+
+    def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "_Computation":
+        return _Computation(self._model, self.hyper.n_layers, prompt, params)
+
+
+class _Computation:
+    """A native run, its codes as this product's errors and its leaves as ``StateLeaves``."""
+
+    def __init__(
+        self, model: _native.Model, n_layers: int, prompt: Sequence[int], params: SamplingParams
+    ) -> None:
+        self._n_layers = n_layers
+        with _translated():
+            self._run = _native.Run(model, prompt, sampling_rules(params))
+
+    @property
+    def waiting(self) -> int:
+        return self._run.waiting
+
+    @property
+    def trapped(self) -> bool:
+        return self._run.trap is not None
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        with _translated():
+            self._run.extend(tokens)
+
+    def choose(self) -> int | None:
+        with _translated():
+            token = self._run.choose()
+        return None if token < 0 else token
+
+    def _hashes(self, positions: int | None) -> bytes:
+        with _translated():
+            return self._run.leaves_to_trap() if positions is None else self._run.leaves(positions)
+
+    def leaves(self, positions: int | None) -> StateLeaves:
+        joined = self._hashes(positions)
+        hashes = [joined[at : at + 32] for at in range(0, len(joined), 32)]
+        units = self._n_layers + 2
+        leaves = StateLeaves(self._n_layers)
+        leaves.positions = [hashes[at : at + units] for at in range(0, len(hashes), units)]
+        return leaves
+
+    def state_root(self, header: StateHeader, positions: int | None) -> bytes:
+        with _translated():
+            return _native.root(header.entry(), self._hashes(positions))
+
+
+def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
+    """Checked parameters as rule 9 uses them: binary32 nearest to the millionths."""
+    return _native.SamplingRules(
+        temperature=float(millionths(params.temperature)),
+        top_k=params.top_k,
+        limit_top_p=params.top_p < MILLION,
+        top_p=float(millionths(params.top_p)),
+        min_p=float(millionths(params.min_p)),
+        penalise=params.repeat_penalty != MILLION,
+        penalty=float(millionths(params.repeat_penalty)),
+        seed=params.seed,
+    )
+
+
+def _load(
+    file: GGUF,
+    hyper: HyperParameters,
+    manifest: Manifest,
+    cache_dir: Path | None,
+    isa: str,
+    threads: int,
+    alone_below: int,
+) -> _native.Model:
+    factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
+    cos, sin = cached_rope_table(
+        hyper,
+        None if factors is None else _vector(file, factors).tolist(),
+        cache_dir,
+        manifest.rope_table,
+    )
+    with _translated():
+        model = _native.Model(
+            isa=isa,
+            threads=threads,
+            alone_below=alone_below,
+            cos=cos,
+            sin=sin,
+            n_ctx=hyper.n_ctx,
+            n_layers=hyper.n_layers,
+            n_vocab=hyper.n_vocab,
+            width=hyper.width,
+            ff_width=hyper.ff_width,
+            n_heads=hyper.n_heads,
+            n_kv_heads=hyper.n_kv_heads,
+            head_width=hyper.head_width,
+            n_rot=hyper.n_rot,
+            eps=hyper.eps,
+            rope_neighbours=not hyper.architecture.rope_halves,
+        )
+    for tensor in file.tensors:
+        if tensor is factors:
+            continue
+        parts = tensor.name.split(".")
+        layer, name = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
+        with _translated(tensor.name):
+            if len(tensor.shape) == 1:
+                vector = f"{name}_bias" if parts[-1] == "bias" else name
+                model.set_vector(layer, vector, _vector(file, tensor))
+            else:
+                raw = np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8)
+                model.set_matrix(layer, name, tensor.type.code, tensor.rows, tensor.columns, raw)
+    with _translated():
+        model.seal()
+    return model
+
+
+def _vector(file: GGUF, tensor: Tensor) -> F32:
+    return np.frombuffer(file.tensor_bytes(tensor), dtype="<f4").astype(np.float32)
+
+
+@contextmanager
+def _translated(tensor: str | None = None) -> Iterator[None]:
+    """The native side's codes as this product's errors."""
+    try:
+        yield
+    except _native.Error as error:
+        code, message = error.args
+        raise _error(code, message, tensor) from error
+
+
+def _error(code: str, message: str, tensor: str | None) -> AOSError:
+    if code in _CONFIGURATION:
+        return ConfigError(code, message)
+    if code == "engine.memory":
+        return Unavailable(code, message, hint="give the process more memory, or take a smaller model")
+    if tensor is not None or code in _BROKEN_FILE:
+        named = message if tensor is None else f"{tensor!r}: {message}"
+        return InvalidMessage(code, named, field=tensor)
+    return RuleViolation(code, message)
