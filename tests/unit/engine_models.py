@@ -17,6 +17,12 @@ def maker() -> ModuleType:
 
 
 @cache
+def tiny_models() -> ModuleType:
+    """scripts/tiny_models.py as a module."""
+    return _module("scripts", "tiny_models")
+
+
+@cache
 def quality() -> ModuleType:
     """benchmarks/quality.py as a module."""
     return _module("benchmarks", "quality")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from engine_models import maker
+from engine_models import tiny_models
 
 from aos.engine.gguf import Value
 from aos.engine.tokenizer.bpe import BYTE_OF
@@ -202,7 +202,9 @@ def write_model(metadata: Mapping[str, Value], path: Path) -> Path:
         *((key, *value_type(value)) for key, value in metadata.items()),
     ]
     embedding = tensor("token_embd.weight", WIDTH, len(tokens))
-    path.write_bytes(maker().gguf_bytes(entries, [embedding, *block, tensor("output_norm.weight", WIDTH)]))
+    path.write_bytes(
+        tiny_models().gguf_bytes(entries, [embedding, *block, tensor("output_norm.weight", WIDTH)])
+    )
     return path
 
 
