@@ -418,7 +418,8 @@ class HubPeer:
         if method in operator.deaf:
             raise Unavailable("link.timeout", "no answer")
         # What the operator learns of the dispatcher's clock with the message.
-        operator.clock = operator.clock.merge(VectorClock({1: (await self._clock.tick())[1]}))
+        learned = (await self._clock.tick())[1]
+        operator.clock = operator.clock.merge(VectorClock({1: learned}))
         self._react(operator, method, body)
         if lost:
             await asyncio.Event().wait()

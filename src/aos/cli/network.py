@@ -170,7 +170,8 @@ def demo(
 def _interrupt_once(*_: object) -> None:
     """End the demo in order; further signals would only break off its cleaning up."""
     for number in _ENDINGS:
-        signal.signal(number, signal.SIG_IGN)
+        # Not SIG_IGN: of a signal that is pending now, Python would complain with a traceback.
+        signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt
 
 
