@@ -46,7 +46,7 @@ class Case:
         return operator.registration(network=NETWORK, dispatcher=DISPATCHER, time_ms=self.now)
 
     async def register(self, operator: OperatorPeer) -> str:
-        return await self.registry.register(self.registration(operator).to_json())
+        return (await self.registry.register(self.registration(operator).to_json())).node_id
 
 
 async def found(path: Path, *operators: OperatorPeer) -> Founded:

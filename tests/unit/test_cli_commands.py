@@ -105,12 +105,12 @@ def leaves(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 LEAVES = dict(leaves())
-GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "project", "config"]
+GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "registry", "project", "config"]
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
-    named += "|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|dispatcher run"
+    named += "|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|operator register|dispatcher run|registry list|registry admit"
     assert set(named.split("|")) == set(LEAVES)
 
 
@@ -263,6 +263,9 @@ WRONG = [
     Wrong("operator -c absent.yaml", 30, "config.file"),
     Wrong("dispatcher run -c absent.yaml", 30, "config.file"),
     Wrong("project new x -c absent.yaml", 30, "config.file"),
+    Wrong("registry list -c absent.yaml", 30, "config.file"),
+    Wrong("registry admit 0x00 -c absent.yaml", 30, "config.file"),
+    Wrong("operator register -c absent.yaml", 30, "config.file"),
     Wrong("config show -c absent.yaml", 30, "config.file"),
     Wrong("config show -c truncated.gguf", 30, "config.file"),
     Wrong("up", 30, "local.model"),

@@ -38,9 +38,6 @@ WRAPPED = ["README.md", "CHANGELOG.md"] + [
     for name in ("architecture", "glossary", "operator-guide", "threat-model", "verify-a-receipt")
 ]
 THREATS = ROOT / "docs" / "threat-model.md"
-NOT_YET = {"aos registry admit"}
-"""Commands that the specification names and no code has yet; once one exists, it must leave this list."""
-
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 CODE = re.compile(r"[a-z][a-z_]*\.[a-z][a-z0-9_]*\Z")
@@ -166,21 +163,16 @@ def unknown_options(words: list[str], text: str) -> str:
 
 @pytest.mark.parametrize("path", [page(path) for path in PAGES])
 def test_every_command_line_exists_with_its_options(path: Path) -> None:
-    found = set(commands_in(path.read_text(encoding="utf-8"))) - NOT_YET
+    found = set(commands_in(path.read_text(encoding="utf-8")))
     assert {command: why for command in found if (why := problem_with(command))} == {}
 
 
 @pytest.mark.parametrize("path", [page(path) for path in sorted((ROOT / "src").rglob("*.py"))])
 def test_every_command_that_a_hint_names_exists(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    found = set(re.findall(r"`(aos [a-z][^`\n{]*)`", text)) - NOT_YET
+    found = set(re.findall(r"`(aos [a-z][^`\n{]*)`", text))
     found |= set(re.findall(r"^\s+Example: (aos [^\n]*?)(?: {2,}.*| &&.*)?$", text, re.MULTILINE))
     assert {command: why for command in found if (why := problem_with(command))} == {}
-
-
-@pytest.mark.parametrize("command", sorted(NOT_YET))
-def test_what_is_listed_as_not_yet_there_is_not_there(command: str) -> None:
-    assert problem_with(command)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from aos.cli.keys import keys_app
 from aos.cli.models import model_app
 from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, doctor, project_app, up
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
+from aos.cli.registry import registry_app
 
 app = typer.Typer(
     name="aos",
@@ -75,5 +76,6 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(model_app, name="model")
 app.add_typer(operator_app, name="operator")
 app.add_typer(dispatcher_app, name="dispatcher")
+app.add_typer(registry_app, name="registry")
 app.add_typer(project_app, name="project")
 app.add_typer(config_app, name="config")

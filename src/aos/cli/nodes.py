@@ -119,6 +119,48 @@ def drain(*, config: ConfigFile, as_json: AsJson = False) -> None:
     )
 
 
+@operator_app.command(
+    "register",
+    cls=Command,
+    short_help="Ask the dispatcher to be entered in its registry.",
+    epilog="""aos operator register -c FILE.yaml
+aos operator register -c FILE.yaml --model-id kXwnqrlUM4kfkq-4JYHp3PXTmpN8RPQ4Opmi5BtWbmI""",
+)
+def register(
+    *,
+    config: ConfigFile,
+    model_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="A model id, as `aos model add` prints it; default: what the workers serve."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register this operator, or tell a dispatcher that knows it what it offers now."""
+    from aos.core.encoding import b64u_decode, b64u_encode
+    from aos.operator.registration import register as register_operator
+
+    models = [b64u_decode(text, length=32) for text in model_id or []]
+    done = register_operator(config, models)
+    facts = {
+        "node_id": done.node_id,
+        "network": done.network,
+        "job_type": done.job_type,
+        "models": [b64u_encode(model) for model in done.models],
+        "admitted": done.admitted,
+    }
+    if as_json:
+        voice.data_json("operator.register", facts)
+        return
+    for name, value in facts.items():
+        voice.data(f"{name:<18} {_shown(value)}")
+    if done.admitted:
+        voice.say("it can be drawn two epochs from now; `aos operator status` says when")
+    else:
+        voice.say("it waits: the dispatcher's owner admits it with `aos registry admit`")
+
+
 @dispatcher_app.command("run", cls=Command, epilog="aos dispatcher run -c FILE.yaml")
 def dispatcher_run(
     *, config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's YAML file.")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from aos.adapters.postgres import Connection, Pool, unavailable
+from aos.adapters.postgres import Connection, Pool, Record, unavailable
 from aos.core import beacon, draw, vrf
 from aos.core.codec import decode, encode
 from aos.core.encoding import canonical_json
@@ -59,6 +59,19 @@ class SnapshotInForce:
     @property
     def root(self) -> bytes:
         return self.signed.statement.root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """An operator as the registry holds it."""
+
+    node_id: str
+    admitted: bool
+    counts_from: int
+    """The first epoch in whose draws it may claim a seat, once admitted."""
+    job_types: tuple[str, ...]
+    models: int
+    """How many it offers."""
 
 
 class Registry:
@@ -179,8 +192,9 @@ class Registry:
             )
         return node
 
-    async def register(self, value: object, *, genesis: bool = False) -> str:
-        """Enter an operator: signature, proof of possession, a free range. Registering again with the same key is no change.
+    async def register(self, value: object, *, genesis: bool = False) -> Entered:
+        """Enter an operator: signature, proof of possession, a free range. A newer registration with the same keys changes
+        what it offers, and nothing else: its range and the epoch that it counts from stay.
 
         Raises InvalidMessage, VerificationError ``registration.*``, ``vrf.*``, ``signature.*``; RuleViolation
         ``registration.full``, ``registration.queue_full``, ``registration.exists``.
@@ -205,34 +219,57 @@ class Registry:
         since = 0 if genesis else max(1, self.epoch())  # 0 is the genesis operators' alone: it counts at once
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(4711)")
-            held = await db.fetchrow("SELECT vrf_key FROM operator WHERE node_id = $1", request.node_id)
-            if held is not None:
-                if held["vrf_key"] == request.vrf_key:
-                    return request.node_id
-                raise RuleViolation("registration.exists", "this operator is registered with another VRF key")
-            if await db.fetchval("SELECT 1 FROM operator WHERE vrf_key = $1", request.vrf_key):
-                raise RuleViolation(
-                    "registration.key_taken", "another operator has this VRF key", field="vrf_key"
-                )
             admitted = genesis or self._config.open_registration
-            if not admitted and await db.fetchval(_PENDING) >= MAX_PENDING:
-                raise RuleViolation("registration.queue_full", "too many operators wait to be admitted")
-            await db.execute(
-                """INSERT INTO operator (node_id, vrf_key, job_types, models, since_epoch, admitted, registration, time_ms)
-                   VALUES ($1, $2, $3, $4, $5, false, $6, $7)""",
-                request.node_id,
-                request.vrf_key,
-                list(request.job_types),
-                list(request.models),
-                since,
-                _text(pair.to_json()),
-                request.time,
-            )
-            if admitted:
+            held = await db.fetchrow("SELECT vrf_key FROM operator WHERE node_id = $1", request.node_id)
+            if held is not None and held["vrf_key"] != request.vrf_key:
+                raise RuleViolation("registration.exists", "this operator is registered with another VRF key")
+            if held is None:
+                await self._enter_in(db, pair, since, admitted=admitted)
+            else:
+                await db.execute(
+                    """UPDATE operator SET job_types = $2, models = $3, registration = $4, time_ms = $5
+                       WHERE node_id = $1 AND time_ms < $5""",
+                    request.node_id,
+                    list(request.job_types),
+                    list(request.models),
+                    _text(pair.to_json()),
+                    request.time,
+                )
+            row = await db.fetchrow("SELECT * FROM operator WHERE node_id = $1", request.node_id)
+            if admitted and not row["admitted"]:
                 await self._admit_in(db, request.node_id, since)
-        return request.node_id
+                row = await db.fetchrow("SELECT * FROM operator WHERE node_id = $1", request.node_id)
+        return _entered(row)
 
-    async def admit(self, node_id: str) -> None:
+    async def _enter_in(
+        self, db: Connection, pair: Signed[Registration], since: int, *, admitted: bool
+    ) -> None:
+        request = pair.statement
+        if await db.fetchval("SELECT 1 FROM operator WHERE vrf_key = $1", request.vrf_key):
+            raise RuleViolation(
+                "registration.key_taken", "another operator has this VRF key", field="vrf_key"
+            )
+        if not admitted and await db.fetchval(_PENDING) >= MAX_PENDING:
+            raise RuleViolation("registration.queue_full", "too many operators wait to be admitted")
+        await db.execute(
+            """INSERT INTO operator (node_id, vrf_key, job_types, models, since_epoch, admitted, registration, time_ms)
+               VALUES ($1, $2, $3, $4, $5, false, $6, $7)""",
+            request.node_id,
+            request.vrf_key,
+            list(request.job_types),
+            list(request.models),
+            since,
+            _text(pair.to_json()),
+            request.time,
+        )
+
+    async def operators(self) -> list[Entered]:
+        """Everybody who has registered, those who wait first."""
+        async with unavailable():
+            rows = await self._pool.fetch("SELECT * FROM operator ORDER BY admitted, node_id")
+        return [_entered(row) for row in rows]
+
+    async def admit(self, node_id: str) -> Entered:
         """Give a waiting operator its number and range; it counts two epochs from now. Admitting twice is no change.
 
         Raises RuleViolation ``registration.unknown``, ``registration.full``.
@@ -244,6 +281,7 @@ class Registry:
                 raise RuleViolation("registration.unknown", f"no operator {node_id[:64]} has registered")
             if not admitted:
                 await self._admit_in(db, node_id, max(1, self.epoch()))
+            return _entered(await db.fetchrow("SELECT * FROM operator WHERE node_id = $1", node_id))
 
     async def _admit_in(self, db: Connection, node_id: str, since: int) -> None:
         start = await db.fetchval("SELECT coalesce(max(range_end), 0) FROM operator")
@@ -317,6 +355,16 @@ class Registry:
         """Sign the snapshot of epoch 0 and return its root."""
         await self._sign_up_to(0)
         return (await self.by_epoch(0)).root
+
+
+def _entered(row: Record) -> Entered:
+    return Entered(
+        node_id=row["node_id"],
+        admitted=row["admitted"],
+        counts_from=row["since_epoch"] and row["since_epoch"] + draw.KEY_AGE_EPOCHS,
+        job_types=tuple(row["job_types"]),
+        models=len(row["models"]),
+    )
 
 
 def _text(value: object) -> str:

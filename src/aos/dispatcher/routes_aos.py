@@ -111,7 +111,8 @@ async def registry(
 async def register(request: Request) -> Response:
     """A signed `aos.registration` with proof of possession of the VRF key."""
     value = parse_json_strict(await body_of(request), max_bytes=64 * 1024)
-    return JSONResponse({"node_id": await _registry(request).register(value)})
+    entered = await _registry(request).register(value)
+    return JSONResponse({"node_id": entered.node_id, "admitted": entered.admitted})
 
 
 @router.get(

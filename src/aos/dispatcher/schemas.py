@@ -283,9 +283,10 @@ class RegistryAnswer(_Shape):
 
 
 class Registered(_Shape):
-    """Who was entered."""
+    """Who was entered, and whether it waits to be admitted."""
 
     node_id: str
+    admitted: bool
 
 
 class Model(_Shape):

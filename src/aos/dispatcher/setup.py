@@ -1,9 +1,10 @@
-"""Founding a network in an empty database, and making projects: what `aos up` and `aos project new` call."""
+"""Founding a network, making projects, admitting operators: what `aos up`, `aos project` and `aos registry` call."""
 
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core import beacon
 from aos.core.statements import Registration, Signed
 from aos.dispatcher.config import DispatcherConfig, load_config
-from aos.dispatcher.registry import RANGES, Registry
+from aos.dispatcher.registry import RANGES, Entered, Registry
 from aos.errors import RuleViolation
 
 MIGRATIONS = "aos.dispatcher.sql"
@@ -100,6 +101,28 @@ async def new_project(config_path: Path, name: str) -> tuple[str, str]:
     pool = await connect_pool(config.pg_url, max_size=1)
     try:
         return await create_project(pool, name, quota=config.rerun_quota)
+    finally:
+        await pool.close()
+
+
+async def list_operators(config_path: Path) -> list[Entered]:
+    """Everybody who has registered, those who wait first. Raises ConfigError, Unavailable."""
+    async with _opened(config_path) as registry:
+        return await registry.operators()
+
+
+async def admit_operator(config_path: Path, node_id: str) -> Entered:
+    """Raises ConfigError, Unavailable, RuleViolation ``registration.unknown``, ``registration.full``."""
+    async with _opened(config_path) as registry:
+        return await registry.admit(node_id)
+
+
+@asynccontextmanager
+async def _opened(config_path: Path) -> AsyncIterator[Registry]:
+    config = load_config(config_path)
+    pool = await connect_pool(config.pg_url, max_size=1)
+    try:
+        yield await Registry.load(pool, config)
     finally:
         await pool.close()
 

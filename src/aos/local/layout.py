@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aos.adapters.simulated_tee import create_simulated_platform, load_simulated_platform
+from aos.core.registration import make_registration
 from aos.core.signing import address_of
-from aos.core.statements import JobType, Registration, Signed, sign
-from aos.core.vrf import ecvrf_public_key, prove_possession
+from aos.core.statements import Registration, Signed
+from aos.core.vrf import ecvrf_public_key
 from aos.errors import ConfigError
 
 NodeKind = Literal["opml", "tee"]
@@ -133,19 +134,14 @@ def registration(
     node: Node, *, network: str, dispatcher: str, model_ids: tuple[bytes, ...], time_ms: int
 ) -> Signed[Registration]:
     """The signed request of ``node`` to be entered in the registry."""
-    job_types: tuple[JobType, ...] = (node.kind,)
-    return sign(
-        node.keys.signer,
-        Registration(
-            network=network,
-            dispatcher=dispatcher,
-            node_id=node.keys.address,
-            vrf_key=node.keys.vrf_key,
-            possession=prove_possession(node.keys.vrf, network=network, address=node.keys.address),
-            job_types=job_types,
-            models=model_ids,
-            time=time_ms,
-        ),
+    return make_registration(
+        signer_key=node.keys.signer,
+        vrf_seed=node.keys.vrf,
+        network=network,
+        dispatcher=dispatcher,
+        job_type=node.kind,
+        models=model_ids,
+        time_ms=time_ms,
     )
 
 
