@@ -186,17 +186,43 @@ def test_a_child_outlives_the_thread_that_asked_for_it(make: MakeProcess) -> Non
     assert process.poll() is None
 
 
-def test_the_supervisor_stops_the_last_started_first(make: MakeProcess, tmp_path: Path) -> None:
+class Server:
+    """What programs use; it writes down when it is stopped."""
+
+    def __init__(self, name: str, order: Path) -> None:
+        self.name, self._order = name, order
+
+    def start(self) -> None:
+        pass
+
+    def poll(self) -> int | None:
+        return None
+
+    def stop(self) -> None:
+        with self._order.open("a") as file:
+            file.write(self.name)
+
+
+def test_the_supervisor_stops_programs_at_once_and_then_what_they_use_the_last_started_first(
+    make: MakeProcess, tmp_path: Path
+) -> None:
     order = tmp_path / "order"
+    # Each ends only when all three have been asked to.
     code = (
-        "import signal, sys, time\n"
-        "def end(*_):\n    open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit()\n"
+        "import pathlib, signal, sys, time\n"
+        "asked = [pathlib.Path(sys.argv[1] + n) for n in 'abc']\n"
+        "def end(*_):\n"
+        "    pathlib.Path(sys.argv[1] + sys.argv[2]).touch()\n"
+        "    while not all(path.exists() for path in asked): time.sleep(0.01)\n"
+        "    open(sys.argv[1], 'a').write('.'); sys.exit()\n"
         "signal.signal(signal.SIGTERM, end)\nprint('up', flush=True)\ntime.sleep(600)"
     )
     with Supervisor() as supervisor:
+        for name in "xy":
+            supervisor.start(Server(name, order))
         for name in "abc":
             supervisor.start(make(code, str(order), name, name=name, ready=log_contains("up")))
-    assert order.read_text() == "cba"
+    assert order.read_text() == "...yx"
 
 
 def test_the_supervisor_restarts_a_crashed_child_and_says_so(make: MakeProcess) -> None:

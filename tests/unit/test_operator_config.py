@@ -286,11 +286,19 @@ def test_a_missing_file_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["worker_token_file", "keystore_password_file"])
-def test_a_secret_file_that_is_missing_or_empty_is_refused(tmp_path: Path, name: str) -> None:
-    path = written(tmp_path, minimal(**{name: "secret"}))
+def test_a_secret_file_that_is_missing_empty_or_open_to_others_is_refused(tmp_path: Path, name: str) -> None:
+    path, secret = written(tmp_path, minimal(**{name: "secret"})), tmp_path / "secret"
     assert refused(path).code == "config.file"
-    (tmp_path / "secret").write_text("\n")
+    secret.write_text("\n")
+    secret.chmod(0o600)
     assert refused(path).code == "config.file"
+    secret.write_text("open sesame\n")
+    secret.chmod(0o640)
+    error = refused(path)
+    assert (error.code, error.hint) == ("config.file", f"chmod 600 {secret}")
+    assert "sesame" not in str(error)
+    secret.chmod(0o600)
+    load_config(path, environment={})
 
 
 # --- keys

@@ -236,6 +236,7 @@ class Process:
         self._ready_timeout_s = ready_timeout_s
         self._grace_s = grace_s
         self._popen: subprocess.Popen[bytes] | None = None
+        self._asked = False
         self._log_offset = 0
 
     @property
@@ -259,6 +260,7 @@ class Process:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._log_offset = log.tell()
+            self._asked = False
             self._popen = spawn(self.argv, env={**os.environ, **self._env}, cwd=self._cwd, output=log)
         if self._ready is not None:
             try:
@@ -286,10 +288,16 @@ class Process:
                 )
             time.sleep(_POLL_S)
 
+    def ask_to_stop(self) -> None:
+        """SIGTERM, without waiting; ``stop`` waits."""
+        if not self._asked and self._popen is not None and self._popen.poll() is None:
+            self._asked = True
+            self._popen.terminate()
+
     def stop(self) -> None:
         """SIGTERM; after the grace period SIGKILL to its process group. Returns when it is gone."""
-        if self._popen is not None and self._popen.poll() is None:
-            self._popen.terminate()
+        self.ask_to_stop()
+        if self._popen is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(self._grace_s)
         self.kill()
@@ -346,7 +354,7 @@ class _Seat:
 
 
 class Supervisor:
-    """Starts services in order, restarts those that crash, stops all in the opposite order."""
+    """Starts services in order, restarts those that crash, stops all."""
 
     def __init__(self, *, on_crash: Callable[[Crash], None] | None = None) -> None:
         self._seats: list[_Seat] = []
@@ -389,8 +397,13 @@ class Supervisor:
             self.check()
 
     def stop(self) -> None:
-        """Stop every child, the last started first, whatever goes wrong with one of them."""
+        """Stop every child, whatever goes wrong with one of them: programs all at once, then, the last started
+        first, the servers that they use.
+        """
         errors: list[Exception] = []
+        for seat in self._seats:
+            if isinstance(seat.service, Process):
+                seat.service.ask_to_stop()
         while self._seats:
             try:
                 self._seats.pop().service.stop()

@@ -445,8 +445,15 @@ def _password(values: _Values, directory: Path) -> str | None:
 
 
 def read_secret(path: Path, field: str) -> str:
-    """First line of a file. Raises ConfigError ``config.file``; the content is in no message."""
+    """First line of a file that nobody else may read. Raises ConfigError ``config.file``; the content is in no message."""
     try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(
+                "config.file",
+                f"{field}: {path} is readable by others than its owner",
+                field=field,
+                hint=f"chmod 600 {path}",
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
