@@ -215,6 +215,11 @@ class Run:
             return len(self.prompt) + self.limit - 1
         return len(self.prompt) + min(len(self._claimed) + 1, self.limit) - 1
 
+    @property
+    def left_to_compute(self) -> int:
+        """Tokens that are known and not computed; with none left, one is to be chosen."""
+        return len(self._todo)
+
     def start(self, computation: Computation, positions: int = 0) -> None:
         """Compute with ``computation``, which has the prompt's first ``positions`` already."""
         self._computation = computation
@@ -232,6 +237,10 @@ class Run:
         if self._started().trapped:
             self._todo = []
         self._check_trap()
+
+    def close(self) -> None:
+        """Let go of the computation and its memory. Nothing more can be asked of the run."""
+        self._computation = None
 
     def _started(self) -> Computation:
         if self._computation is None:

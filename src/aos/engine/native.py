@@ -83,7 +83,7 @@ class NativeEngine(CanonicalEngine):
         """The instruction set that computes."""
         return self._model.isa
 
-    def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "_Computation":
+    def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "NativeRun":
         return self.batch().begin(prompt, params)
 
     def batch(self) -> "NativeBatch":
