@@ -177,6 +177,11 @@ void Batch::flush() {
   held_hashing_.clear();
 }
 
+void Batch::settle_leaves() {
+  const Turn turn(*this);
+  flush();
+}
+
 void Batch::per_row(size_t width, const std::function<void(size_t)>& work) {
   model_->pool.run(rows_.size(), rows_.size() * width * 16, [&](size_t row, size_t) { work(row); });
 }

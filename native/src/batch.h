@@ -30,6 +30,9 @@ class Batch : public std::enable_shared_from_this<Batch> {
   // Chooses the token at the next waiting position of each of these runs, or kTrapped; trap() is then that of the tail.
   std::vector<int64_t> choose(const std::vector<std::shared_ptr<Run>>& runs);
 
+  // Hashes the leaves that wait, so that the batch holds no page of a run.
+  void settle_leaves();
+
   const std::shared_ptr<Model>& model() const { return model_; }
 
  private:

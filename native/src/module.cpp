@@ -182,7 +182,8 @@ NB_MODULE(_native, m) {
         for (const auto& [run, tokens] : parts) given.push_back({run, tokens});
         batch.extend(given);
       }, "parts"_a, Release())
-      .def("choose", &aos::Batch::choose, "runs"_a, Release());
+      .def("choose", &aos::Batch::choose, "runs"_a, Release())
+      .def("settle_leaves", &aos::Batch::settle_leaves, Release());
 
   nb::class_<aos::Run>(m, "Run")
       .def(nb::new_([](std::shared_ptr<aos::Batch> batch, const std::vector<uint32_t>& prompt, const aos::SamplingRules& rules) {

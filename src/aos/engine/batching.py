@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from aos.engine.canonical import Claim, Run
 from aos.engine.native import PAGE_POSITIONS, NativeEngine, NativeRun
@@ -27,12 +28,13 @@ WITH_OTHERS = 64
 class Limits:
     """``runs`` at a time, ``waiting`` behind them, ``pages`` of 256 positions in use (cached ones included)."""
 
+    MOST_PAGES: ClassVar[int] = 1 << 20
     runs: int = 8
     waiting: int = 64
     pages: int = 64
 
     def __post_init__(self) -> None:
-        for name, most in (("runs", 256), ("waiting", 65_536), ("pages", 1 << 20)):
+        for name, most in (("runs", 256), ("waiting", 65_536), ("pages", self.MOST_PAGES)):
             if not (0 if name == "waiting" else 1) <= getattr(self, name) <= most:
                 raise ConfigError("engine.limits", f"{name} is out of range (at most {most})", field=name)
 
@@ -338,10 +340,11 @@ class BatchingEngine:
         request.prefix = Prefix()
         request.native = None
         request.run.close()
+        if isinstance(outcome, BaseException):
+            outcome.__traceback__ = None  # its frames, and leaves that wait, would keep pages in use
+            self._batch.settle_leaves()
         with self._lock:
             self._unfinished -= 1
-        if isinstance(outcome, BaseException):
-            outcome.__traceback__ = None  # its frames would keep pages in use
         request.events.put(outcome)
 
 

@@ -140,6 +140,11 @@ class NativeBatch:
                 None if token < 0 else token for token in self._batch.choose([run.native for run in runs])
             ]
 
+    def settle_leaves(self) -> None:
+        """Hash the leaves that wait: a batch holds the pages that they are of."""
+        with _translated():
+            self._batch.settle_leaves()
+
 
 class NativeRun:
     """A native run (a ``Computation``), its codes as this product's errors and its leaves as
