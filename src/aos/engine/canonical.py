@@ -263,7 +263,7 @@ class Run:
             return None
         self.tokens.append(token)
         tokenizer = self._engine.tokenizer
-        if token == tokenizer.vocabulary.eos:
+        if token in tokenizer.vocabulary.ends:
             self._end("stop")
         else:
             self._text.push(tokenizer.piece(token))
