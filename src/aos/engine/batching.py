@@ -17,7 +17,7 @@ from typing import ClassVar
 from aos.engine.canonical import Claim, Run
 from aos.engine.native import PAGE_POSITIONS, NativeEngine, NativeRun
 from aos.engine.prefixes import Prefix, PrefixCache
-from aos.errors import AOSError, ConfigError, RuleViolation, Unavailable
+from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.ports import Engine, Generation, SamplingParams, TokenEvent
 
 WITH_OTHERS = 64
@@ -240,7 +240,7 @@ class BatchingEngine:
             request = self._waiting.popleft()
             try:
                 self._begin(request)
-            except (AOSError, MemoryError) as error:
+            except Exception as error:
                 self._finish(request, error)
             else:
                 self._active.append(request)
@@ -291,8 +291,8 @@ class BatchingEngine:
         try:
             self._compute()
             self._choose()
-        except (AOSError, MemoryError) as error:
-            # The machine failed (requests were checked before): whoever was in the step cannot go on.
+        except Exception as error:
+            # Requests were checked before, so it is the machine or this engine: who was in the step hears of it.
             for request in self._active:
                 self._finish(request, error)
             self._active = []
