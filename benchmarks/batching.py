@@ -55,19 +55,27 @@ def main() -> None:
     alone = [native.generate(prompt, params, salt=SALT) for prompt in prompts(max(PARALLEL))]
     print(f"{path.name}, {native.isa}, {arguments.threads} threads, median of {arguments.rounds}")
     rates: dict[int, list[float]] = {count: [] for count in PARALLEL}
+    # On a busy machine processor time says more: waiting for memory is in it, waiting for a core is not.
+    busy: dict[int, list[float]] = {count: [] for count in PARALLEL}
     for _ in range(arguments.rounds):
         for count in PARALLEL:
             answers: list[Generation] = []
+            before = time.process_time()
             took = seconds(
                 lambda count=count, answers=answers: answers.extend(ask_all(engine, count, params))
             )
             if answers != alone[:count]:
                 raise SystemExit("an answer differs from that of the same request alone")
-            rates[count].append(sum(len(answer.tokens) for answer in answers) / took)
-    one = median(rates[1])
+            tokens = sum(len(answer.tokens) for answer in answers)
+            rates[count].append(tokens / took)
+            busy[count].append(tokens / (time.process_time() - before))
+    one, one_busy = median(rates[1]), median(busy[1])
     for count in PARALLEL:
-        rate = median(rates[count])
-        print(f"{count} requests: {rate:8.1f} tokens/s in all, {rate / one:.2f} of one request's")
+        rate, cpu = median(rates[count]), median(busy[count])
+        print(
+            f"{count} requests: {rate:8.1f} tokens/s in all ({rate / one:.2f} of one request's), "
+            f"{cpu:8.1f} per processor second ({cpu / one_busy:.2f})"
+        )
 
     long = "what is the meaning of it all and so on " * 40
     while len(native.tokenize(long)) > min(native.n_ctx - 8, 700):
