@@ -86,6 +86,15 @@ RUNS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("sampled", "what is", {"min_p": 50_000, "max_tokens": 24, "seed": 8}),
         ("penalty below one", "what is", {"repeat_penalty": 500_000, "max_tokens": 24, "seed": 8}),
     ],
+    "tiny-ends": [
+        ("eos ends", "b", {"temperature": 0, "max_tokens": 8}),
+        (
+            "end of turn ends",
+            "you are in the end",
+            {"temperature": 0, "repeat_penalty": 1_500_000, "max_tokens": 8},
+        ),
+        ("end of message ends", "b", {"temperature": 0, "repeat_penalty": 1_500_000, "max_tokens": 8}),
+    ],
     "tiny-trap": [
         ("trap in the prompt", "is it so? yes", {"max_tokens": 4}),
         ("trap in the first position after BOS", "?", {"max_tokens": 4}),

@@ -47,6 +47,7 @@ class TinyModel:
     loud_norm: str = ""
     omit: frozenset[str] = frozenset()
     extra: tuple[tuple[str, int, Any], ...] = ()
+    ends: tuple[tuple[str, int], ...] = ()
 
 
 DERIVED_KEYS = frozenset(
@@ -185,6 +186,7 @@ MODELS = (
     TinyModel(
         name="tiny-qwen3-trap", architecture="qwen3", default="F32", n_ctx=64, loud_norm="attn_k_norm.weight"
     ),
+    TinyModel(name="tiny-ends", default="F32", n_ctx=64, ends=(("eot", 250), ("eom", 203))),
 )
 
 TYPE_CODES = {
@@ -356,6 +358,7 @@ def build_model(model: TinyModel) -> bytes:
         ("tokenizer.ggml.token_type", (9, 5), [kind for _, _, kind in tokens]),
         ("tokenizer.ggml.bos_token_id", 4, 1),
         ("tokenizer.ggml.eos_token_id", 4, 2),
+        *((f"tokenizer.ggml.{name}_token_id", 4, token) for name, token in model.ends),
         ("tokenizer.ggml.unknown_token_id", 4, 0),
         ("tokenizer.ggml.add_bos_token", 7, True),
         ("tokenizer.ggml.add_eos_token", 7, False),

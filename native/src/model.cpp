@@ -30,27 +30,16 @@ size_t checked_threads(size_t threads) {
   return threads;
 }
 
+// Keys in tiles of 16 positions, then values, per layer and key head.
+std::shared_ptr<Pages> pages_of(const Sizes& s) {
+  const size_t bytes = s.n_layers * s.n_kv_heads * kPage * (s.head_width + s.padded_head()) * 2;
+  return std::make_shared<Pages>(bytes, kPage * (s.n_layers + 1), (s.n_ctx + kPage - 1) / kPage);
+}
+
 }  // namespace
 
-Memory Pages::take(size_t size) {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!free_.empty()) {
-      Memory page = std::move(free_.back());
-      free_.pop_back();
-      return page;
-    }
-  }
-  return Memory(size);
-}
-
-void Pages::give(Memory page) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (free_.size() < most_) free_.push_back(std::move(page));
-}
-
 Model::Model(const Sizes& s, const Kernels& k, size_t threads, size_t alone_below, const float* c, const float* n)
-    : sizes(checked(s)), kernels(k), pool(checked_threads(threads), alone_below), pages((s.n_ctx + kChunk - 1) / kChunk), cos(c, c + s.n_ctx * (s.n_rot / 2)),
+    : sizes(checked(s)), kernels(k), pool(checked_threads(threads), alone_below), pages(pages_of(s)), cos(c, c + s.n_ctx * (s.n_rot / 2)),
       sin(n, n + s.n_ctx * (s.n_rot / 2)), layers(s.n_layers) {}
 
 Model::MatrixSlot Model::matrix_slot(size_t index, const std::string& name) {

@@ -1,13 +1,13 @@
 // A model ready to run: sizes, packed weights, rotary table, threads.
 #pragma once
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "cpu.h"
 #include "kernels.h"
 #include "matrix.h"
+#include "pages.h"
 #include "pool.h"
 
 namespace aos {
@@ -24,24 +24,9 @@ struct Sizes {
   void check() const;
 };
 
-
 struct Layer {
   Matrix q, k, v, attn_output, gate, up, down;
   std::vector<float> attn_norm, ffn_norm, q_norm, k_norm, q_bias, k_bias, v_bias;  // empty: the graph has none
-};
-
-// Pages of keys and values that runs have given back, for the next run. What a run finds in one is finite, and it reads
-// nothing that it has not written.
-class Pages {
- public:
-  explicit Pages(size_t most) : most_(most) {}
-  Memory take(size_t size);
-  void give(Memory page);
-
- private:
-  const size_t most_;
-  std::mutex mutex_;
-  std::vector<Memory> free_;
 };
 
 class Model {
@@ -58,7 +43,7 @@ class Model {
   const Sizes sizes;
   const Kernels& kernels;
   Pool pool;
-  Pages pages;
+  const std::shared_ptr<Pages> pages;
   std::vector<float> cos, sin;
   std::vector<Layer> layers;
   std::vector<float> output_norm;

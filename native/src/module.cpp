@@ -1,6 +1,7 @@
 // The Python module aos.engine._native. Everything that computes releases the GIL; errors are (code, message).
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -9,9 +10,9 @@
 #include <mutex>
 #include <set>
 
+#include "batch.h"
 #include "error.h"
 #include "model.h"
-#include "run.h"
 #include "self_test.h"
 
 namespace nb = nanobind;
@@ -117,7 +118,9 @@ NB_MODULE(_native, m) {
   });
 
   m.attr("ALONE_BELOW") = aos::Pool::kAloneBelow;
-  m.attr("STEP") = aos::Run::kStep;
+  m.attr("STEP") = aos::Batch::kStep;
+  m.attr("MOST") = aos::Batch::kMost;
+  m.attr("PAGE") = aos::kPage;
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const aos::Kernels* kernels : aos::instruction_sets()) names.emplace_back(kernels->name);
@@ -165,13 +168,30 @@ NB_MODULE(_native, m) {
       }, "layer"_a, "name"_a, "values"_a)
       .def("seal", &aos::Model::seal)
       .def_prop_ro("packed_bytes", &aos::Model::packed_bytes)
+      .def_prop_ro("page_bytes", [](const aos::Model& model) { return model.pages->page_bytes(); })
+      .def_prop_ro("pages_in_use", [](const aos::Model& model) { return model.pages->in_use(); })
+      .def("limit_pages", [](aos::Model& model, size_t most) { model.pages->limit(most); }, "most"_a)
       .def_prop_ro("isa", [](const aos::Model& model) { return model.kernels.name; });
 
+  nb::class_<aos::Page>(m, "Page");
+
+  nb::class_<aos::Batch>(m, "Batch")
+      .def(nb::new_([](std::shared_ptr<aos::Model> model) { return std::make_shared<aos::Batch>(std::move(model)); }), "model"_a)
+      .def("extend", [](aos::Batch& batch, const std::vector<std::pair<std::shared_ptr<aos::Run>, std::vector<uint32_t>>>& parts) {
+        std::vector<aos::Batch::Part> given;
+        for (const auto& [run, tokens] : parts) given.push_back({run, tokens});
+        batch.extend(given);
+      }, "parts"_a, Release())
+      .def("choose", &aos::Batch::choose, "runs"_a, Release())
+      .def("settle_leaves", &aos::Batch::settle_leaves, Release());
+
   nb::class_<aos::Run>(m, "Run")
-      .def(nb::init<std::shared_ptr<aos::Model>, const std::vector<uint32_t>&, const aos::SamplingRules&>(), "model"_a, "prompt"_a,
-           "rules"_a)
-      .def("extend", &aos::Run::extend, "tokens"_a, Release())
-      .def("choose", &aos::Run::choose, Release())
+      .def(nb::new_([](std::shared_ptr<aos::Batch> batch, const std::vector<uint32_t>& prompt, const aos::SamplingRules& rules) {
+        return std::make_shared<aos::Run>(std::move(batch), prompt, rules);
+      }), "batch"_a, "prompt"_a, "rules"_a)
+      .def("adopt", &aos::Run::adopt, "pages"_a, "positions"_a, Release())
+      .def("page", &aos::Run::page, "index"_a)
+      .def("reserve", &aos::Run::reserve, "positions"_a, Release())
       .def_prop_ro("length", &aos::Run::length)
       .def_prop_ro("waiting", &aos::Run::waiting)
       .def_prop_ro("trap", [](const aos::Run& run) -> nb::object {
@@ -186,5 +206,12 @@ NB_MODULE(_native, m) {
         }
         return joined(leaves);
       }, "positions"_a)
-      .def("leaves_to_trap", [](aos::Run& run) { return joined(run.leaves_to_trap()); });
+      .def("leaves_to_trap", [](aos::Run& run) {
+        std::vector<aos::Digest> leaves;
+        {
+          const nb::gil_scoped_release release;
+          leaves = run.leaves_to_trap();
+        }
+        return joined(leaves);
+      });
 }

@@ -1,13 +1,12 @@
-// One run of a model: the forward pass in any grouping of positions, the sampler, and what is committed
-// (docs/spec/07-inference.md, "The graph", rules 9 and 10, "State root").
+// One run of a model: its positions, its sampler, and what is committed (docs/spec/07-inference.md, rules 9 and 10,
+// "State root"). A Batch (batch.h) computes it, alone or together with others.
 #pragma once
-#include <atomic>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "model.h"
-#include "products.h"
 #include "sampler.h"
 #include "sha256.h"
 
@@ -30,24 +29,26 @@ struct Trap {
   Op op;
 };
 
-class Run {
+class Batch;
+
+class Run : public std::enable_shared_from_this<Run> {
  public:
-  // Most positions that one call of extend() computes.
-  static constexpr size_t kStep = 256;
   static constexpr int64_t kTrapped = -1;
 
-  Run(std::shared_ptr<Model> model, const std::vector<uint32_t>& prompt, const SamplingRules& rules);
+  Run(std::shared_ptr<Batch> batch, const std::vector<uint32_t>& prompt, const SamplingRules& rules);
 
-  ~Run();
+  // Takes the first `positions` of the prompt, all of which its last leaves out, from pages that a run of the same tokens
+  // has computed. Full pages are shared, the rest is copied. Only before anything is computed.
+  void adopt(const std::vector<std::shared_ptr<Page>>& pages, size_t positions);
+  // The page of positions from 256 * index on; what has been computed of it stays as it is.
+  std::shared_ptr<Page> page(size_t index) const;
+  // Takes the pages of that many positions now, so that computing them needs none.
+  void reserve(size_t positions);
 
-  // Computes the next positions, at most kStep. Beyond a trap nothing is computed.
-  void extend(const std::vector<uint32_t>& tokens);
   size_t length() const { return length_; }
-  // Positions whose residual waits for its tail.
-  size_t waiting() const { return waiting_count_; }
+  // Positions from the prompt's last on that are computed and have no token.
+  size_t waiting() const { return residuals_.size() / model_->sizes.width + tails_->count - tails_->next; }
   const std::optional<Trap>& trap() const { return trap_; }
-  // Chooses the token at the next waiting position, or kTrapped; trap() is then that of the tail.
-  int64_t choose();
 
   // Leaf hashes in commitment order (without the header): of the positions before `positions`, or up to the trap.
   std::vector<Digest> leaves(size_t positions);
@@ -55,59 +56,33 @@ class Run {
   // The state root over the header's leaf entry and such leaves.
   static Digest root(const std::vector<uint8_t>& header_entry, const std::vector<Digest>& leaves);
 
+  const std::shared_ptr<Batch>& batch() const { return batch_; }
+
  private:
-  // A leaf to be hashed: in the next parallel region, before what it covers is overwritten.
-  struct Leaf {
-    uint32_t position, unit;
-    const void* part[3];
-    size_t size[3];
+  friend class Batch;
+
+  // Tails that were computed together, and what hashing them reads.
+  struct Tails {
+    Memory logits;  // [count][n_vocab]
+    std::vector<uint32_t> ops;
+    std::vector<std::vector<uint8_t>> endings;  // sampler record and token
+    size_t count = 0, next = 0;
+    std::deque<Digest> leaves;  // of positions n_prompt - 1 on
   };
 
-  void embed(const std::vector<uint32_t>& tokens);
-  void attention_half(const Layer& layer, size_t index);
-  void attend(size_t index);
-  void attend_tile(size_t index, size_t kv_head, size_t first_query, size_t count, size_t thread);
-  void feed_forward(const Layer& layer);
-  void settle(size_t unit);
-  void trapped(size_t row, Op op);
-  void check(size_t row, Op op, const float* x, size_t n);
-  void per_row(size_t width, const std::function<void(size_t)>& work);
-  uint16_t* keys(size_t page, size_t layer, size_t kv_head) const;
-  uint16_t* values(size_t page, size_t layer, size_t kv_head) const;
-  void reserve(size_t positions);
-  void compute_tails();
-  void hash(const Leaf& leaf);
-  Extra pending();
-  void flush();
-  Digest& leaf_at(size_t position, size_t unit) { return leaves_[position * (sizes_.n_layers + 2) + unit]; }
+  void take_pages(size_t positions);
+  void append_leaves(std::vector<Digest>& out, size_t position, size_t units) const;
 
-  std::atomic<bool> busy_{false};
-  std::shared_ptr<Model> model_;
-  const Sizes& sizes_;
-  const Kernels& kernels_;
-  size_t n_prompt_;
-  size_t length_ = 0, first_ = 0, rows_ = 0;
-  size_t outputs_ = 0;
+  const std::shared_ptr<Batch> batch_;
+  const std::shared_ptr<Model> model_;
+  const size_t n_prompt_;
+  size_t length_ = 0, outputs_ = 0;
   std::optional<Trap> trap_;
   Sampler sampler_;
-  std::vector<Memory> pages_;  // keys and values, kPage positions each
-  std::vector<std::atomic<uint32_t>> ops_;
-  Tiles tiles_;
-  size_t capacity_ = 0;
-  Memory x_, q_, k_, v_, k_half_, v_half_, mixed_, out_, gate_, up_;
-  std::vector<Memory> scratch_;
-  size_t scratch_positions_ = 0;
-
-  std::vector<float> waiting_;  // residuals [waiting_from_ ..][width]
-  size_t waiting_from_ = 0, waiting_count_ = 0;
-  Memory logits_;
-  std::vector<uint32_t> tail_ops_;
-  size_t tails_from_ = 0, tails_count_ = 0;
   std::vector<uint8_t> record_;
-  std::vector<std::vector<uint8_t>> endings_;  // sampler record and token of tails that are still to be hashed
-
-  std::vector<Leaf> unhashed_, hashing_;
-  std::vector<Digest> leaves_;
+  std::vector<std::shared_ptr<Page>> pages_;
+  std::vector<float> residuals_;  // of positions whose tail is not computed yet
+  const std::shared_ptr<Tails> tails_ = std::make_shared<Tails>();
 };
 
 }  // namespace aos

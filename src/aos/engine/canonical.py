@@ -5,8 +5,11 @@ A ``Computation`` computes, samples and commits; here are the limits, the text, 
 and the header. So the engines differ in nothing but how they compute.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
@@ -91,7 +94,7 @@ class CanonicalEngine(ABC):
         Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``,
         ``tokenizer.text``.
         """
-        return self._run(prompt, params, salt, on_token, cancelled).result()
+        return self._drive(self.run(prompt, params, salt=salt), on_token, cancelled).result()
 
     def traced(
         self,
@@ -103,25 +106,8 @@ class CanonicalEngine(ABC):
         cancelled: Callable[[], bool] | None = None,
     ) -> tuple[StateLeaves, Generation]:
         """``generate``, with the leaves that ``state_root`` is the root of."""
-        run = self._run(prompt, params, salt, on_token, cancelled)
+        run = self._drive(self.run(prompt, params, salt=salt), on_token, cancelled)
         return run.leaves(), run.result()
-
-    def _run(
-        self,
-        prompt: str,
-        params: SamplingParams,
-        salt: bytes,
-        on_token: Callable[[TokenEvent], None] | None,
-        cancelled: Callable[[], bool] | None,
-    ) -> "_Run":
-        run = _Run(self, prompt, params, salt)
-        if run.compute(run.prompt, cancelled):
-            while run.choose_next(on_token):
-                if cancelled is not None and cancelled():
-                    break
-                if not run.compute(run.tokens[-1:], None):
-                    break
-        return run
 
     def replay(
         self,
@@ -136,34 +122,60 @@ class CanonicalEngine(ABC):
 
         Raises as ``generate``, and InvalidMessage ``engine.token``.
         """
-        run = _Run(self, prompt, params, salt)
-        n_vocab = len(self.tokenizer.vocabulary.pieces)
-        for token in tokens:
-            if type(token) is not int or not 0 <= token < n_vocab:
-                raise InvalidMessage(
-                    "engine.token", "a claimed token is not in the vocabulary", field="tokens"
-                )
-        claimed = list(tokens[: run.limit])
-        if cancelled and not claimed:
-            return run.result()
-        run.compute([*run.prompt, *claimed[:-1]], None)
-        for token in claimed:
-            if not run.choose_next(None) or run.tokens[-1] != token:
-                return run.result()
-        if not cancelled and (not claimed or run.compute(claimed[-1:], None)):
-            run.choose_next(None)
-        return run.result()
+        claim = Claim(tokens=tuple(tokens), cancelled=cancelled)
+        return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None).result()
+
+    def run(self, prompt: str, params: SamplingParams, *, salt: bytes, claim: Claim | None = None) -> Run:
+        """A run that nothing of is computed yet; with ``claim``, its replay. Raises as ``generate`` and
+        ``replay``.
+        """
+        return Run(self, prompt, params, salt, claim)
+
+    def _drive(
+        self,
+        run: Run,
+        on_token: Callable[[TokenEvent], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> Run:
+        computation = self._begin(run.prompt, run.params)
+        run.start(computation)
+        while not run.ended:
+            tokens = run.take(self.step)
+            if tokens:
+                if cancelled is not None and cancelled():
+                    break
+                computation.extend(tokens)
+                run.computed()
+            else:
+                event = run.chosen(computation.choose())
+                if event is not None and on_token is not None:
+                    on_token(event)
+        return run
 
 
-class _Run:
-    """One run: its computation, what was chosen, the text, and how it ended."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The tokens that a run claims to be, and whether it claims to have been cancelled after them."""
 
-    def __init__(self, engine: CanonicalEngine, prompt: str, params: SamplingParams, salt: bytes) -> None:
+    tokens: tuple[int, ...]
+    cancelled: bool
+
+
+class Run:
+    """One run as steps that something else computes: what comes next, what was chosen, the text, the end.
+
+    After ``start``: while not ``ended``, either ``take`` gives tokens, which are to be computed and then
+    ``computed`` called, or it gives none, and a token is to be chosen and given to ``chosen``.
+    """
+
+    def __init__(
+        self, engine: CanonicalEngine, prompt: str, params: SamplingParams, salt: bytes, claim: Claim | None
+    ) -> None:
         if len(salt) != 32:
             raise InvalidMessage("engine.salt", "the salt is not 32 bytes", field="salt")
-        self.engine = engine
+        self._engine = engine
         self.params = check_params(params)
-        self.salt = salt
+        self._salt = salt
         self.prompt = list(engine.tokenizer.encode(prompt))
         if not self.prompt:
             raise InvalidMessage(
@@ -176,52 +188,110 @@ class _Run:
                 field="prompt",
             )
         self.limit = min(params.max_tokens, engine.n_ctx - len(self.prompt))
-        self.text = OutputText(params.stop)
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
-        self._computation = engine._begin(self.prompt, self.params)
+        self.ended = False
+        self._text = OutputText(params.stop)
+        self._claim = claim
+        self._claimed: tuple[int, ...] = ()
+        self._todo = self.prompt
+        self._taken = 0
+        self._computation: Computation | None = None
+        if claim is not None:
+            n_vocab = len(engine.tokenizer.vocabulary.pieces)
+            for token in claim.tokens:
+                if type(token) is not int or not 0 <= token < n_vocab:
+                    raise InvalidMessage(
+                        "engine.token", "a claimed token is not in the vocabulary", field="tokens"
+                    )
+            self._claimed = claim.tokens[: self.limit]
+            self._todo = [*self.prompt, *self._claimed[:-1]]
+            self.ended = claim.cancelled and not self._claimed
 
-    def compute(self, tokens: Sequence[int], cancelled: Callable[[], bool] | None) -> bool:
-        """Compute the next positions. False where the run ended (cancelled, or a trap comes next)."""
-        at = 0
-        while at < len(tokens) and not self._computation.trapped:
-            if cancelled is not None and cancelled():
-                return False
-            count = self.engine.step
-            self._computation.extend(tokens[at : at + count])
-            at += count
-        return self._ready()
+    @property
+    def most_positions(self) -> int:
+        """Positions that the run computes at most: its last token is chosen, not computed."""
+        if self._claim is None:
+            return len(self.prompt) + self.limit - 1
+        return len(self.prompt) + min(len(self._claimed) + 1, self.limit) - 1
 
-    def _ready(self) -> bool:
-        if self._computation.waiting:
-            return True
-        if self._computation.trapped:
-            self.finish = "numeric_trap"
-        return False
+    @property
+    def left_to_compute(self) -> int:
+        """Tokens that are known and not computed; with none left, one is to be chosen."""
+        return len(self._todo)
 
-    def choose_next(self, on_token: Callable[[TokenEvent], None] | None) -> bool:
-        """Sample at the next waiting position. False where the run ended, with or without a token."""
-        if not self._ready():
-            return False
-        token = self._computation.choose()
+    def start(self, computation: Computation, positions: int = 0) -> None:
+        """Compute with ``computation``, which has the prompt's first ``positions`` already."""
+        self._computation = computation
+        self._todo = self._todo[positions:]
+
+    def take(self, most: int) -> Sequence[int]:
+        """The next tokens to compute, at most ``most``; none where a token is to be chosen."""
+        tokens = self._todo[:most]
+        self._taken = len(tokens)
+        return tokens
+
+    def computed(self) -> None:
+        """What was taken is computed, as far as no trap came before."""
+        self._todo = self._todo[self._taken :]
+        if self._started().trapped:
+            self._todo = []
+        self._check_trap()
+
+    def close(self) -> None:
+        """Let go of the computation and its memory. Nothing more can be asked of the run."""
+        self._computation = None
+
+    def _started(self) -> Computation:
+        if self._computation is None:
+            raise RuntimeError("the run has no computation")
+        return self._computation
+
+    def _check_trap(self) -> None:
+        computation = self._started()
+        if not self._todo and not computation.waiting and computation.trapped:
+            self._end("numeric_trap")
+
+    def _end(self, finish: FinishReason | None) -> None:
+        self.finish = finish
+        self.ended = True
+
+    def chosen(self, token: int | None) -> TokenEvent | None:
+        """Take the token at the next waiting position, None where its unit trapped."""
         if token is None:
-            self.finish = "numeric_trap"
-            return False
+            self._end("numeric_trap")
+            return None
         self.tokens.append(token)
-        tokenizer = self.engine.tokenizer
-        if token == tokenizer.vocabulary.eos:
-            self.finish = "stop"
+        tokenizer = self._engine.tokenizer
+        if token in tokenizer.vocabulary.ends:
+            self._end("stop")
         else:
-            self.text.push(tokenizer.piece(token))
-            if self.text.stopped:
-                self.finish = "stop"
+            self._text.push(tokenizer.piece(token))
+            if self._text.stopped:
+                self._end("stop")
             elif len(self.tokens) == self.limit:
-                self.finish = "length"
-        if self.finish is not None:
-            self.text.finish()
-        if on_token is not None:
-            on_token(TokenEvent(index=len(self.tokens) - 1, token=token, text=self.text.release()))
-        return self.finish is None
+                self._end("length")
+        if self.ended:
+            self._text.finish()
+        elif self._claim is None:
+            self._todo = [token]
+        else:
+            self._follow(self._claim, token)
+        return TokenEvent(index=len(self.tokens) - 1, token=token, text=self._text.release())
+
+    def _follow(self, claim: Claim, token: int) -> None:
+        """After a token of a replay that does not end the run: the claim's next, its end, or a difference."""
+        count = len(self.tokens)
+        if count > len(self._claimed) or token != self._claimed[count - 1]:
+            self.ended = True
+        elif count < len(self._claimed):
+            self._check_trap()
+        elif claim.cancelled:
+            self.ended = True
+        elif self._started().trapped:
+            self._end("numeric_trap")
+        else:
+            self._todo = [token]
 
     def _committed(self) -> int | None:
         """Positions that the run commits to; None where a trap says so."""
@@ -231,27 +301,27 @@ class _Run:
 
     def leaves(self) -> StateLeaves:
         """The leaves of the run as it stands."""
-        return self._computation.leaves(self._committed())
+        return self._started().leaves(self._committed())
 
     def result(self) -> Generation:
         """End the run where it stands (``cancelled`` where nothing else ended it)."""
-        self.text.finish()
+        self._text.finish()
         finish: FinishReason = self.finish or "cancelled"
         header = StateHeader(
-            model_id=self.engine.model_id,
-            prompt_tokens_hash=prompt_tokens_hash(self.salt, self.prompt),
-            params_hash=run_params_hash(self.salt, self.params),
+            model_id=self._engine.model_id,
+            prompt_tokens_hash=prompt_tokens_hash(self._salt, self.prompt),
+            params_hash=run_params_hash(self._salt, self.params),
             sampling_seed=self.params.seed,
             n_prompt=len(self.prompt),
             n_out=len(self.tokens),
             finish_reason=finish,
-            tokens_hash=tokens_hash(self.salt, self.tokens),
-            response_hash=response_hash(self.salt, self.text.text),
+            tokens_hash=tokens_hash(self._salt, self.tokens),
+            response_hash=response_hash(self._salt, self._text.text),
         )
         return Generation(
             prompt_tokens=tuple(self.prompt),
             tokens=tuple(self.tokens),
-            text=self.text.text,
+            text=self._text.text,
             finish_reason=finish,
-            state_root=self._computation.state_root(header, self._committed()),
+            state_root=self._started().state_root(header, self._committed()),
         )

@@ -289,8 +289,8 @@ def _own_tokenizer(file: GGUF) -> Tokenizer | None:
 
 
 def _special_ids(file: GGUF) -> frozenset[int]:
-    eos = file.metadata.get("tokenizer.ggml.eos_token_id")
-    return frozenset({eos} if type(eos) is int else ())
+    found = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return frozenset(token for token in found if type(token) is int)
 
 
 def _pieces(file: GGUF, tokenizer: Tokenizer | None) -> tuple[bytes, ...]:

@@ -24,6 +24,7 @@ from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Una
 from aos.ports import MILLION, SamplingParams
 
 ISA_VARIABLE = "AOS_ISA"
+PAGE_POSITIONS = _native.PAGE
 _CONFIGURATION = frozenset({"engine.isa", "engine.threads", "engine.self_test"})
 _BROKEN_FILE = frozenset({"engine.not_finite", "engine.matrix", "engine.parameter"})
 
@@ -82,19 +83,99 @@ class NativeEngine(CanonicalEngine):
         """The instruction set that computes."""
         return self._model.isa
 
-    def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "_Computation":
-        return _Computation(self._model, self.hyper.n_layers, prompt, params)
+    def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "NativeRun":
+        return self.batch().begin(prompt, params)
+
+    def batch(self) -> "NativeBatch":
+        """A batch with no runs. Any number of them may be open; their steps take turns at the threads."""
+        return NativeBatch(self._model, self.hyper.n_layers)
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory of the keys and values of one page, ``PAGE_POSITIONS`` positions."""
+        return self._model.page_bytes
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages that runs or a prefix cache hold."""
+        return self._model.pages_in_use
+
+    def limit_pages(self, most: int) -> None:
+        """Let no more than ``most`` pages be in use; taking another is Unavailable ``engine.memory``."""
+        self._model.limit_pages(most)
 
 
-class _Computation:
-    """A native run, its codes as this product's errors and its leaves as ``StateLeaves``."""
+Page = _native.Page
 
-    def __init__(
-        self, model: _native.Model, n_layers: int, prompt: Sequence[int], params: SamplingParams
-    ) -> None:
+
+class NativeBatch:
+    """Runs of one engine that are computed together, in any mixture of groups of positions. For one thread
+    at a time (RuleViolation ``engine.busy``).
+    """
+
+    most_positions = _native.MOST
+    """Of all runs in one ``extend``; of one run it is ``NativeEngine.step``."""
+
+    def __init__(self, model: _native.Model, n_layers: int) -> None:
         self._n_layers = n_layers
         with _translated():
-            self._run = _native.Run(model, prompt, sampling_rules(params))
+            self._batch = _native.Batch(model)
+
+    def begin(self, prompt: Sequence[int], params: SamplingParams) -> "NativeRun":
+        """A run at position 0."""
+        with _translated():
+            return NativeRun(
+                _native.Run(self._batch, prompt, sampling_rules(params)), self._batch, self._n_layers
+            )
+
+    def extend(self, parts: Sequence[tuple["NativeRun", Sequence[int]]]) -> None:
+        """Compute the next positions of each of these runs. A trap in one leaves the others alone."""
+        with _translated():
+            self._batch.extend([(run.native, tokens) for run, tokens in parts])
+
+    def choose(self, runs: Sequence["NativeRun"]) -> list[int | None]:
+        """For each run the token at its next waiting position, or None where its unit trapped."""
+        with _translated():
+            return [
+                None if token < 0 else token for token in self._batch.choose([run.native for run in runs])
+            ]
+
+    def settle_leaves(self) -> None:
+        """Hash the leaves that wait: a batch holds the pages that they are of."""
+        with _translated():
+            self._batch.settle_leaves()
+
+
+class NativeRun:
+    """A native run (a ``Computation``), its codes as this product's errors and its leaves as
+    ``StateLeaves``.
+    """
+
+    def __init__(self, run: _native.Run, batch: _native.Batch, n_layers: int) -> None:
+        self.native = run
+        self._run = run
+        self._batch = batch
+        self._n_layers = n_layers
+
+    @property
+    def length(self) -> int:
+        """Positions that are computed."""
+        return self._run.length
+
+    def adopt(self, pages: Sequence[Page], positions: int) -> None:
+        """Take the prompt's first ``positions`` over from ``pages`` that a run of the same tokens computed."""
+        with _translated():
+            self._run.adopt(pages, positions)
+
+    def page(self, index: int) -> Page:
+        """The page of positions from ``PAGE_POSITIONS * index`` on."""
+        with _translated():
+            return self._run.page(index)
+
+    def reserve(self, positions: int) -> None:
+        """Take pages for so many positions. Raises Unavailable ``engine.memory``."""
+        with _translated():
+            self._run.reserve(positions)
 
     @property
     def waiting(self) -> int:
@@ -106,11 +187,11 @@ class _Computation:
 
     def extend(self, tokens: Sequence[int]) -> None:
         with _translated():
-            self._run.extend(tokens)
+            self._batch.extend([(self._run, tokens)])
 
     def choose(self) -> int | None:
         with _translated():
-            token = self._run.choose()
+            (token,) = self._batch.choose([self._run])
         return None if token < 0 else token
 
     def _hashes(self, positions: int | None) -> bytes:

@@ -119,7 +119,7 @@ async def run_engine(engine: Engine, work: Work) -> AsyncGenerator[TokenEvent | 
 
     Closing the generator cancels the run and returns when the engine has let go of it, so that the next run
     finds it free. A replay is one prefill that nothing interrupts: closing then waits for its end. The caller
-    must use ``aclosing`` and may have one run at a time. Raises what the engine raises.
+    must use ``aclosing``, and may have as many runs at a time as the engine takes. Raises what the engine raises.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[TokenEvent | Generation | Exception] = asyncio.Queue()

@@ -7,6 +7,8 @@ keeps nothing: the operator that asks it does.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -14,8 +16,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
-from aos.core.encoding import b64u_encode
-from aos.errors import RuleViolation
+from aos.core.encoding import b64u_encode, canonical_json, tagged_hash
+from aos.core.statements import Request
+from aos.engine.batching import BatchingEngine, Limits
+from aos.engine.native import PAGE_POSITIONS, NativeEngine
+from aos.errors import ConfigError, RuleViolation
 from aos.ports import Engine, Generation, TokenEvent
 from aos.workers import serving
 from aos.workers.execution import (
@@ -33,6 +38,8 @@ from aos.workers.question import Question, SeedQuestion
 from aos.workers.service import Backend
 
 DEFAULT_LISTEN = "127.0.0.1:5006"
+MAX_PARALLEL = 32
+PrefixScope = Literal["off", "user", "project"]
 
 
 class OpmlBackend:
@@ -42,10 +49,29 @@ class OpmlBackend:
     kind: Literal["opml"] = "opml"
     ready = True
 
-    def __init__(self, engine: Engine, *, model: str) -> None:
+    def __init__(
+        self,
+        engine: Engine | BatchingEngine,
+        *,
+        model: str,
+        capacity: int = 1,
+        share_prefixes: PrefixScope = "off",
+    ) -> None:
+        """More than one question at a time, and prefixes shared among a user's or a project's, need a
+        ``BatchingEngine`` (ConfigError ``worker.parallel``).
+        """
         require_canonical(engine)
         self._engine = engine
         self._model = model
+        self._batching = engine if isinstance(engine, BatchingEngine) else None
+        self._share_prefixes = share_prefixes
+        self.capacity = capacity
+        if self._batching is None and (capacity > 1 or share_prefixes != "off"):
+            raise ConfigError(
+                "worker.parallel",
+                "this engine answers one question at a time and shares no prefixes",
+                hint="start the worker with --engine native",
+            )
 
     def describe(self) -> dict[str, Any]:
         return {"model_id": b64u_encode(self._engine.model_id), "engine": self._engine.profile}
@@ -54,20 +80,27 @@ class OpmlBackend:
         """The engine is loaded already."""
 
     async def stop(self) -> None:
-        """Nothing outlives the process."""
+        if self._batching is not None:
+            await asyncio.to_thread(self._batching.close)
 
     async def answer(self, question: Question | SeedQuestion) -> AsyncGenerator[TokenEvent | Answer, None]:
-        work = self._seed_work(question) if isinstance(question, SeedQuestion) else self._work(question)
-        async with aclosing(run_engine(self._engine, work)) as events:
+        engine: Engine = self._engine
+        if isinstance(question, SeedQuestion):
+            work = self._seed_work(question)
+        else:
+            _, request = read_request(question.request)
+            check_request(request, job_type="opml", model_id=engine.model_id)
+            work = self._work(question, request)
+            if self._batching is not None and self._share_prefixes != "off":
+                engine = self._batching.scoped(prefix_scope(request, self._share_prefixes))
+        async with aclosing(run_engine(engine, work)) as events:
             async for event in events:
                 if isinstance(event, Generation):
                     yield unsigned_answer(self._engine, work, event)
                 else:
                     yield event
 
-    def _work(self, question: Question) -> Work:
-        _, request = read_request(question.request)
-        check_request(request, job_type="opml", model_id=self._engine.model_id)
+    def _work(self, question: Question, request: Request) -> Work:
         params = request.job.params
         return Work(
             prompt=request.job.prompt,
@@ -85,12 +118,62 @@ class OpmlBackend:
         )
 
 
+def prefix_scope(request: Request, scope: PrefixScope) -> bytes:
+    """Who may notice, by how fast an answer comes, that a prompt began like this one
+    (docs/adr/0007-prefixes-stay-with-their-owner.md).
+    """
+    owner = [request.network, request.dispatcher, request.project]
+    if scope == "user":
+        owner.append(request.user)
+    return tagged_hash("prefix-scope", canonical_json([scope, *owner]))
+
+
+def batching(engine: NativeEngine, *, parallel: int, memory_mib: int) -> BatchingEngine:
+    """``engine`` for ``parallel`` questions at a time, with ``memory_mib`` for their keys and values (no more
+    than two whole contexts each could use). Raises ConfigError ``worker.memory``.
+    """
+    whole_context = -(-engine.n_ctx // PAGE_POSITIONS)
+    pages = min(memory_mib * 2**20 // engine.page_bytes, 2 * parallel * whole_context, Limits.MOST_PAGES)
+    if pages < 1:
+        raise ConfigError(
+            "worker.memory",
+            f"--kv-memory must be at least {-(-engine.page_bytes // 2**20)} (MiB) with this model",
+        )
+    return BatchingEngine(engine, Limits(runs=parallel, waiting=parallel, pages=pages))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m aos.workers.opml_main``."""
     started_s = time.monotonic()
     parser = argparse.ArgumentParser(prog="opml-worker", description="Runs opML jobs for an operator.")
     serving.common_arguments(parser, listen=DEFAULT_LISTEN)
-    parser.add_argument("--engine", default="reference", choices=("reference",), help="default %(default)s")
+    parser.add_argument(
+        "--engine", default="reference", choices=("reference", "native"), help="default %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the native engine; default %(default)s"
+    )
+    parser.add_argument(
+        "--parallel",
+        type=_parallel,
+        default=os.environ.get("AOS_WORKER_PARALLEL", "1"),
+        metavar="N",
+        help=f"questions at a time, 1 to {MAX_PARALLEL}, with the native engine; default "
+        "AOS_WORKER_PARALLEL, else 1",
+    )
+    parser.add_argument(
+        "--kv-memory",
+        type=int,
+        default=2048,
+        metavar="MIB",
+        help="most memory for keys and values of the native engine; default %(default)s",
+    )
+    parser.add_argument(
+        "--share-prefixes",
+        default="off",
+        choices=("off", "user", "project"),
+        help="compute equal beginnings of one user's or one project's prompts once; default %(default)s",
+    )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where the model's manifest is kept")
     arguments = parser.parse_args(argv)
 
@@ -98,10 +181,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         from aos.engine import load_engine
 
         path = serving.find_model_file(arguments.model, arguments.models_dir)
-        engine = load_engine(path, kind=arguments.engine, cache_dir=arguments.cache_dir)
-        return OpmlBackend(engine, model=path.name), path.name
+        engine: Engine | BatchingEngine = load_engine(
+            path, kind=arguments.engine, cache_dir=arguments.cache_dir, threads=arguments.threads
+        )
+        if isinstance(engine, NativeEngine):
+            engine = batching(engine, parallel=arguments.parallel, memory_mib=arguments.kv_memory)
+        backend = OpmlBackend(
+            engine, model=path.name, capacity=arguments.parallel, share_prefixes=arguments.share_prefixes
+        )
+        return backend, path.name
 
     return serving.run_worker(arguments, make, started_s)
+
+
+def _parallel(text: str) -> int:
+    count = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= count <= MAX_PARALLEL:
+        raise argparse.ArgumentTypeError(f"not a number from 1 to {MAX_PARALLEL}")
+    return count
 
 
 if __name__ == "__main__":

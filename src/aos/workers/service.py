@@ -1,8 +1,8 @@
 """A worker's HTTP surface (docs/spec/09-http.md, "Worker"), the same for opML and TEE.
 
 A bare ASGI application with five routes: a worker starts often and answers one operator, and what a framework
-would add to its start it never uses. One run at a time; a client that goes away cancels its run. What answers
-is a ``Backend``.
+would add to its start it never uses. As many runs at a time as the ``Backend`` that answers has room for; a client
+that goes away cancels its run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Backend(Protocol):
     def kind(self) -> Literal["opml", "tee"]: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def capacity(self) -> int:
+        """Questions that it answers at a time."""
 
     def describe(self) -> dict[str, Any]:
         """The members of the status that only this worker knows: model_id, engine, and more."""
@@ -57,7 +60,7 @@ class WorkerApp:
         self._token = token
         self._stop_grace_s = stop_grace_s
         self._started = time.monotonic()
-        self._busy = False
+        self._busy = 0
         self._draining = False
         self._stopping = asyncio.Event()
         self._runs = {"answered": 0, "cancelled": 0, "failed": 0, "refused": 0}
@@ -65,7 +68,7 @@ class WorkerApp:
         self._run_seconds = 0.0
 
     def drain(self) -> None:
-        """Take no new question; after the grace period end the one that runs with ``worker.stopping``."""
+        """Take no new question; after the grace period end those that run with ``worker.stopping``."""
         self._draining = True
         asyncio.get_running_loop().call_later(self._stop_grace_s, self._stopping.set)
 
@@ -125,8 +128,8 @@ class WorkerApp:
             "kind": self._backend.kind,
             "model": self._model,
             **self._backend.describe(),
-            "capacity": 1,
-            "busy": int(self._busy),
+            "capacity": self._backend.capacity,
+            "busy": self._busy,
             "uptime_s": int(time.monotonic() - self._started),
         }
 
@@ -140,23 +143,25 @@ class WorkerApp:
             "# TYPE aos_worker_run_seconds_total counter",
             f"aos_worker_run_seconds_total {self._run_seconds:.6f}",
         ]
-        lines += ["# TYPE aos_worker_busy gauge", f"aos_worker_busy {int(self._busy)}"]
+        lines += ["# TYPE aos_worker_busy gauge", f"aos_worker_busy {self._busy}"]
         return ("\n".join(lines) + "\n").encode()
 
     async def _question(self, body: bytes, receive: Receive, reply: Reply) -> None:
         question = read_question(body)
         if self._draining:
             raise Unavailable("worker.stopping", "the worker is stopping")
-        if self._busy:
+        if self._busy >= self._backend.capacity:
             self._runs["refused"] += 1
-            raise HttpRefusal(429, "worker.busy", "the worker runs another question", retry_after_s=1)
-        self._busy = True
+            raise HttpRefusal(
+                429, "worker.busy", "the worker runs as many questions as it can", retry_after_s=1
+            )
+        self._busy += 1
         started = time.monotonic()
         outcome = "failed"
         try:
             outcome = await self._run(question, receive, reply)
         finally:
-            self._busy = False
+            self._busy -= 1
             self._runs[outcome] += 1
             self._run_seconds += time.monotonic() - started
 

@@ -38,7 +38,9 @@ class BytePairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """Tokens of either kind. ``bos`` and ``eos`` are None where the file has none."""
+    """Tokens of either kind. ``bos``, ``eos``, ``eot`` (end of turn) and ``eom`` (end of message) are None
+    where the file has none.
+    """
 
     pieces: tuple[bytes, ...]
     kinds: tuple[int, ...]
@@ -47,6 +49,13 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     rules: SentencePieces | BytePairs
+    eot: int | None = None
+    eom: int | None = None
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return frozenset(token for token in (self.eos, self.eot, self.eom) if token is not None)
 
     def digest(self) -> bytes:
         """SHA-256 over everything that decides ids, in a fixed binary form."""
@@ -55,12 +64,20 @@ class Vocabulary:
             _NO_TOKEN if self.bos is None else self.bos,
             _NO_TOKEN if self.eos is None else self.eos,
         )
+        # Not there in files without them, whose digests are older than this member.
+        further = b""
+        if self.eot is not None or self.eom is not None:
+            further = struct.pack(
+                "<II",
+                _NO_TOKEN if self.eot is None else self.eot,
+                _NO_TOKEN if self.eom is None else self.eom,
+            )
         rules = self.rules
         if isinstance(rules, SentencePieces):
             h = sha256(SPM_TAG + struct.pack("<I", len(self.pieces)))
             for piece, score, kind in zip(self.pieces, rules.scores, self.kinds, strict=True):
                 h.update(struct.pack("<I", len(piece)) + piece + struct.pack("<fB", score, kind))
-            h.update(ends + bytes([self.add_bos, self.add_eos, rules.add_space_prefix]))
+            h.update(ends + bytes([self.add_bos, self.add_eos, rules.add_space_prefix]) + further)
             return h.digest()
         h = sha256(BPE_TAG + struct.pack("<I", len(self.pieces)))
         for piece, kind in zip(self.pieces, self.kinds, strict=True):
@@ -70,7 +87,7 @@ class Vocabulary:
             h.update(struct.pack("<II", left, right))
         name = rules.kind.splitter.name.encode()
         h.update(ends + bytes([self.add_bos, self.add_eos, rules.kind.whole_words]))
-        h.update(struct.pack("<I", len(name)) + name + CLASSES_DIGEST)
+        h.update(struct.pack("<I", len(name)) + name + CLASSES_DIGEST + further)
         return h.digest()
 
 
@@ -101,12 +118,14 @@ def read_vocabulary(metadata: Mapping[str, Value]) -> Vocabulary:
     rules = (
         _sentence_pieces(metadata, len(pieces)) if pre is None else _byte_pairs(metadata, pieces, kinds, pre)
     )
-    bos, eos = (_special(metadata, name, len(pieces)) for name in ("bos", "eos"))
+    bos, eos, eot, eom = (_special(metadata, name, len(pieces)) for name in ("bos", "eos", "eot", "eom"))
     return Vocabulary(
         pieces=pieces,
         kinds=kinds,
         bos=bos,
         eos=eos,
+        eot=eot,
+        eom=eom,
         add_bos=_adds(metadata, "bos", bos, default=pre is None or pre.add_bos),
         add_eos=_adds(metadata, "eos", eos, default=False),
         rules=rules,
