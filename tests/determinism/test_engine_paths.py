@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.engine_models import VECTORS, maker, model_bytes
+from engine_models import VECTORS, maker, model_bytes
 
 from aos.engine.native import NativeEngine, instruction_sets
 from aos.engine.reference import ReferenceEngine

@@ -110,7 +110,7 @@ GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "project", "conf
 
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
-    named += "|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|dispatcher run"
+    named += "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|dispatcher run"
     assert set(named.split("|")) == set(LEAVES)
 
 

@@ -6,7 +6,7 @@ hashes. ``AOS_ISA`` forces an instruction set.
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,8 +69,11 @@ class NativeEngine(CanonicalEngine):
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self.hyper = read_hyper_parameters(file)
         check_tensors(file, self.hyper)
-        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
-        self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads, alone_below)
+        stages = _Stages(progress, sum(tensor.size for tensor in file.tensors))
+        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=stages.hashed)
+        self._model = _load(
+            file, self.hyper, self.manifest, cache_dir, name, threads, alone_below, stages.packed
+        )
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
@@ -152,6 +155,7 @@ def _load(
     isa: str,
     threads: int,
     alone_below: int,
+    packed: Callable[[int], None],
 ) -> _native.Model:
     factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     cos, sin = cached_rope_table(
@@ -180,6 +184,7 @@ def _load(
             rope_neighbours=not hyper.architecture.rope_halves,
         )
     for tensor in file.tensors:
+        packed(tensor.size)
         if tensor is factors:
             continue
         parts = tensor.name.split(".")
@@ -194,6 +199,25 @@ def _load(
     with _translated():
         model.seal()
     return model
+
+
+class _Stages:
+    """One progress over what a load does: digest and weights tree, then packing (``packing`` bytes)."""
+
+    def __init__(self, progress: Progress | None, packing: int) -> None:
+        self._progress = progress
+        self._packing = packing
+        self._hashed = self._packed = 0
+
+    def hashed(self, done: int, total: int) -> None:
+        self._hashed = total
+        if self._progress is not None:
+            self._progress(done, total + self._packing)
+
+    def packed(self, size: int) -> None:
+        self._packed += size
+        if self._progress is not None:
+            self._progress(self._hashed + self._packed, self._hashed + self._packing)
 
 
 def _vector(file: GGUF, tensor: Tensor) -> F32:

@@ -7,6 +7,7 @@ keeps nothing: the operator that asks it does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -37,18 +38,23 @@ DEFAULT_LISTEN = "127.0.0.1:5006"
 
 class OpmlBackend:
     """Answers questions with an engine in this process. ``model`` is the name that the seed's questions may
-    use."""
+    use, ``isa`` what the native engine computes with."""
 
     kind: Literal["opml"] = "opml"
     ready = True
 
-    def __init__(self, engine: Engine, *, model: str) -> None:
+    def __init__(self, engine: Engine, *, model: str, isa: str = "") -> None:
         require_canonical(engine)
         self._engine = engine
         self._model = model
+        self._isa = isa
 
     def describe(self) -> dict[str, Any]:
-        return {"model_id": b64u_encode(self._engine.model_id), "engine": self._engine.profile}
+        return {
+            "model_id": b64u_encode(self._engine.model_id),
+            "engine": self._engine.profile,
+            "isa": self._isa,
+        }
 
     async def start(self) -> None:
         """The engine is loaded already."""
@@ -90,16 +96,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     started_s = time.monotonic()
     parser = argparse.ArgumentParser(prog="opml-worker", description="Runs opML jobs for an operator.")
     serving.common_arguments(parser, listen=DEFAULT_LISTEN)
-    parser.add_argument("--engine", default="reference", choices=("reference",), help="default %(default)s")
+    parser.add_argument(
+        "--engine", default="native", choices=("native", "reference"), help="default %(default)s"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="threads of the native engine; default: the cores that this process may use",
+    )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where the model's manifest is kept")
     arguments = parser.parse_args(argv)
 
     def make() -> tuple[Backend, str]:
-        from aos.engine import load_engine
+        from aos.adapters.progress import Progress
+        from aos.engine import isa_of, load_engine
 
         path = serving.find_model_file(arguments.model, arguments.models_dir)
-        engine = load_engine(path, kind=arguments.engine, cache_dir=arguments.cache_dir)
-        return OpmlBackend(engine, model=path.name), path.name
+        engine = load_engine(
+            path,
+            kind=arguments.engine,
+            cache_dir=arguments.cache_dir,
+            progress=Progress("loading the model"),
+            threads=arguments.threads,
+        )
+        return OpmlBackend(engine, model=path.name, isa=isa_of(engine)), path.name
 
     return serving.run_worker(arguments, make, started_s)
 
