@@ -237,6 +237,8 @@ WRONG = [
     Wrong("verify text --policy ../../policies/dev", 30, "trust.policy"),
     Wrong("verify text --replay", 2, "cli.usage"),
     Wrong("verify text --wrong", 2, "cli.usage"),
+    Wrong("replay absent.aos --model truncated.gguf", 12, "file.unreadable"),
+    Wrong("replay . --model truncated.gguf", 12, "file.unreadable"),
     Wrong("model add absent.gguf", 2, "cli.usage"),
     Wrong("model add .", 2, "cli.usage"),
     Wrong("model add text", 2, "gguf.magic"),

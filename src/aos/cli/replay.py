@@ -28,6 +28,8 @@ REPLAY_EXAMPLES = """aos replay answer.aos --model models/aos-demo.Q8_0.gguf
 aos replay answer.aos --model models/aos-demo.Q8_0.gguf --engine reference
 AOS_ISA=scalar aos replay answer.aos --model models/aos-demo.Q8_0.gguf --json"""
 _EVIDENCE_MISSING = 12
+_REQUIRED = ("receipt-1", "io-1", "io-2", "local-1")
+"""What a replay asks of a file: that it is what the operator signed, and what this machine computes."""
 
 
 class EngineName(StrEnum):
@@ -128,7 +130,7 @@ def replay(
     replayer = Replayer(model, engine)
     if threads is not None:
         replayer.threads = threads
-    policy = replace(load_policy("dev"), required=("receipt-1", "io-1", "io-2", "local-1"))
+    policy = replace(load_policy("dev"), required=_REQUIRED)
     report = verify_answer(data, trust=None, policy=policy, replay=replayer)
     if as_json:
         voice.data_json("replay", _as_json(report, replayer, str(file)))
@@ -181,11 +183,6 @@ def _as_json(report: Report, replayer: Replayer, file: str) -> dict[str, object]
         "checks": [
             {"id": c.id, "status": c.status, "text": c.text, "code": c.code or None}
             for c in report.checks
-            if c.status == "FAIL" or c.id in policy_checks(report)
+            if c.status == "FAIL" or c.id in _REQUIRED
         ],
     }
-
-
-def policy_checks(report: Report) -> tuple[str, ...]:
-    """What a replay asks of a file beside the comparison, and what it could not check."""
-    return ("receipt-1", "io-1", "io-2", "local-1", *report.missing)

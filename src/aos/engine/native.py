@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -134,8 +135,26 @@ class _Computation:
 
 
 def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
-    """Checked parameters as rule 9 uses them: binary32 nearest to the millionths."""
-    return _native.SamplingRules(
+    """Checked parameters as rule 9 uses them."""
+    return _native.SamplingRules(**sampling_rule_values(params))
+
+
+class RuleValues(TypedDict):
+    """Decimals are the binary32 values nearest to the millionths."""
+
+    temperature: float
+    top_k: int
+    limit_top_p: bool
+    top_p: float
+    min_p: float
+    penalise: bool
+    penalty: float
+    seed: int
+
+
+def sampling_rule_values(params: SamplingParams) -> RuleValues:
+    """What ``sampling_rules`` hands over."""
+    return RuleValues(
         temperature=float(millionths(params.temperature)),
         top_k=params.top_k,
         limit_top_p=params.top_p < MILLION,
@@ -145,6 +164,13 @@ def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
         penalty=float(millionths(params.repeat_penalty)),
         seed=params.seed,
     )
+
+
+def placed(tensor: Tensor) -> tuple[int, str]:
+    """Layer (0 for those that no layer has) and the native side's name of a tensor."""
+    parts = tensor.name.split(".")
+    layer, name = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
+    return layer, f"{name}_bias" if parts[-1] == "bias" else name
 
 
 def _load(
@@ -187,12 +213,10 @@ def _load(
         packed(tensor.size)
         if tensor is factors:
             continue
-        parts = tensor.name.split(".")
-        layer, name = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
+        layer, name = placed(tensor)
         with _translated(tensor.name):
             if len(tensor.shape) == 1:
-                vector = f"{name}_bias" if parts[-1] == "bias" else name
-                model.set_vector(layer, vector, _vector(file, tensor))
+                model.set_vector(layer, name, _vector(file, tensor))
             else:
                 raw = np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8)
                 model.set_matrix(layer, name, tensor.type.code, tensor.rows, tensor.columns, raw)
