@@ -128,7 +128,9 @@ def build(directory: Path, *, cross: bool, sanitize: str) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--neon", action="store_true", help="cross-compile for 64-bit ARM and run under qemu")
     parser.add_argument("--sanitize", default="", metavar="LIST", help="sanitizers of the compiler")
     parser.add_argument("--build", type=Path, metavar="DIR", help="keep the build here")
@@ -155,6 +157,7 @@ def main() -> int:
             sys.stdout.flush()
             done = subprocess.run([*emulator, str(program), str(cases)], check=False)
             if done.returncode != 0:
+                sys.stderr.write(f"{program.name} ended with status {done.returncode}\n")
                 return 1
     return 0
 
