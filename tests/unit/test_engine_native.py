@@ -420,3 +420,19 @@ def test_a_refusal_names_the_tensor(tmp_path: Path) -> None:
     with pytest.raises(InvalidMessage, match=re.escape("blk.1.ffn_up.weight")) as caught:
         NativeEngine(tmp_path / "broken.gguf")
     assert caught.value.code == "engine.not_finite"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_progress_covers_hashing_and_packing_and_ends_at_the_whole(
+    cached: bool, model: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    if cached:
+        NativeEngine(model, cache_dir=cache)
+    told: list[tuple[int, int]] = []
+    NativeEngine(model, cache_dir=cache, progress=lambda done, total: told.append((done, total)))
+    done, totals = [pair[0] for pair in told], {pair[1] for pair in told}
+    tensors = sum(tensor.size for tensor in read_gguf(model).tensors)
+    assert totals == {model.stat().st_size + 2 * tensors}
+    assert done == sorted(done)
+    assert told[-1][0] == told[-1][1]
