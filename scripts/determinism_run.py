@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -182,7 +183,7 @@ def main() -> int:
     options = parser.parse_args()
     begun, number = time.monotonic(), options.first
     run = Run(options.seed, options.reference_every)
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, suppress(KeyboardInterrupt):  # stopped, it reports what it did
         while run.generations < options.generations:
             run.model(number, Path(directory))
             number += 1
