@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint constraints clean
+.PHONY: help setup demo test lint neon sanitize constraints clean
 
 READY := .venv/.ready
 BIN := .venv/bin
@@ -14,6 +14,8 @@ help:
 	@echo "make demo         start a network on this machine, ask it, check the receipts"
 	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
 	@echo "make lint         ruff and mypy only"
+	@echo "make neon         the ARM build of the engine against the vectors, under an emulator"
+	@echo "make sanitize     the engine against the vectors with the compiler's sanitizers"
 	@echo "make setup        only make .venv (PYTHON= chooses the interpreter)"
 	@echo "make constraints  pin what .venv holds now"
 	@echo "make clean        remove .venv and caches; never a state directory"
@@ -34,6 +36,13 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user-static
+neon: $(READY)
+	$(BIN)/python scripts/native_check.py --neon
+
+sanitize: $(READY)
+	$(BIN)/python scripts/native_check.py --sanitize address,undefined
 
 constraints:
 	@{ echo "# Every version that make setup installs. Made by make constraints."; \

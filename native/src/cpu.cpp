@@ -6,6 +6,10 @@
 #include <cpuid.h>
 #include <xmmintrin.h>
 #endif
+#if defined(AOS_NEON)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace aos {
 namespace {
@@ -53,6 +57,7 @@ const std::vector<const Kernels*>& instruction_sets() {
 #endif
 #if defined(AOS_NEON)
     found.push_back(&kNeon);
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&kNeonDot);
 #endif
     return found;
   }();

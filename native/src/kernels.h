@@ -1,5 +1,5 @@
 // What the forward pass asks of an instruction set, and how weights and activations lie in memory.
-// scalar.cpp defines every operation (docs/spec/07-inference.md); avx2.cpp, avx512.cpp and neon.cpp give the same bits.
+// scalar.cpp defines every operation (docs/spec/07-inference.md); avx2.cpp, avx512.cpp, neon.cpp and neon_dot.cpp give the same bits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -113,6 +113,7 @@ extern const Kernels kAvx512;
 #endif
 #if defined(AOS_NEON)
 extern const Kernels kNeon;
+extern const Kernels kNeonDot;
 #endif
 
 }  // namespace aos

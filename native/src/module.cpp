@@ -126,6 +126,7 @@ NB_MODULE(_native, m) {
     for (const aos::Kernels* kernels : aos::instruction_sets()) names.emplace_back(kernels->name);
     return names;
   });
+  m.def("self_test", [](const std::string& isa) { tested(isa); }, "isa"_a);
   m.def("self_digest", [](const std::string& isa) {
     const aos::Digest digest = aos::self_digest(aos::instruction_set(isa));
     return nb::bytes(reinterpret_cast<const char*>(digest.data()), digest.size());

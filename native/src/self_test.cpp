@@ -117,7 +117,9 @@ Digest self_digest(const Kernels& kernels) {
   kernels.silu_product(gate.data(), up.data(), whole, gate.data());
   hash.add(gate);
   for (const bool neighbours : {true, false}) {
-    kernels.rope(up.data(), numbers.reals(16).data(), numbers.reals(16).data(), 16, neighbours);
+    // One after the other: compilers differ in the order of a call's arguments.
+    const std::vector<float> sin = numbers.reals(16), cos = numbers.reals(16);
+    kernels.rope(up.data(), cos.data(), sin.data(), 16, neighbours);
     hash.add(up);
   }
 

@@ -1,5 +1,5 @@
 // The vector twins of scalar.cpp, written once over the primitives of an instruction set. Included inside an anonymous
-// namespace by avx2.cpp, avx512.cpp and neon.cpp, which define:
+// namespace by avx2.cpp, avx512.cpp and neon.inc.h, which define:
 //   F, I           kUnit binary32 / 32-bit integers; kUnit divides 16
 //   load, store, set1, zero, add, sub, mul, div, at_least(x, low), at_most(x, high), largest_of
 //   load_half, store_half, magnitude, max_of, to_int (half to even), to_float, quantised, bits arithmetic of exp

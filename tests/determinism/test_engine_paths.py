@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.engine_models import VECTORS, maker, model_bytes
+from engine_models import VECTORS, maker, model_bytes
 
 from aos.engine.native import NativeEngine, instruction_sets
 from aos.engine.reference import ReferenceEngine
@@ -116,10 +116,15 @@ def random_model(number: int) -> Any:
     architecture = rng.choice(("llama", "llama", "qwen2", "qwen3"))
     kv_heads = rng.choice((1, 2, 3))
     heads = kv_heads * rng.choice((1, 2, 3, 5, 9))
-    # heads · head_width must be a multiple of 32.
-    head_width = rng.choice([width for width in range(2, 130, 2) if heads * width % 32 == 0])
-    types = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-    width, ff_width = 32 * rng.choice((1, 2, 3, 7, 9)), 32 * rng.choice((1, 3, 8, 9, 17))
+    # One in four has blocks of 256 weights too. heads · head_width must be a multiple of a block.
+    unit = 256 if number % 4 == 3 else 32
+    if unit == 256:
+        heads, kv_heads = 4, 2
+    head_width = rng.choice([width for width in range(2, 130, 2) if heads * width % unit == 0])
+    types = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+    types += ["Q4_K", "Q5_K", "Q6_K"] * (2 if unit == 256 else 0)
+    width = unit * rng.choice((1, 2, 3) if unit == 256 else (1, 2, 3, 7, 9))
+    ff_width = unit * rng.choice((1, 2) if unit == 256 else (1, 3, 8, 9, 17))
     parts = (
         "token_embd",
         "output",

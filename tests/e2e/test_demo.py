@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 from machine import REPOSITORY, SLOW_MACHINE_S, all_commands, listening_below, modes_outside, wait_until
 
+from aos.engine import native_instruction_sets
+from aos.local.demo import DEMO_OPML_OPERATORS
+
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(300),
@@ -101,6 +104,7 @@ def running_for(home: Home) -> list[str]:
 
 def test_it_shows_the_whole_story(shown: Shown) -> None:
     text = shown.text
+    sets = native_instruction_sets()[-DEMO_OPML_OPERATORS:]
     story = [
         "TEE is SIMULATED",
         '── opml: "What is AI?" · temperature 1.0, top_p 0.5 · three opML operators',
@@ -108,6 +112,9 @@ def test_it_shows_the_whole_story(shown: Shown) -> None:
         "· verified",
         "PASS agree-1     3 operators committed the same state root",
         'VERIFIED at level "redundant:3"',
+        f"equal state roots from {len(sets)} instruction sets: {', '.join(sorted(sets))}"
+        if len(sets) > 1
+        else f"of one instruction set only ({sets[0]})",
         '── tee: "What is AI?" · temperature 1.0, top_p 0.5 · one TEE operator, SIMULATED enclave',
         "PASS tee-1       SIMULATED enclave",
         'VERIFIED at level "simulated"',

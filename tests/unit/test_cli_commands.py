@@ -110,7 +110,7 @@ GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "registry", "pro
 
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
-    named += "|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
+    named += "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     named += "|operator register|dispatcher run|registry list|registry admit"
     assert set(named.split("|")) == set(LEAVES)
 
@@ -238,6 +238,8 @@ WRONG = [
     Wrong("verify text --policy ../../policies/dev", 30, "trust.policy"),
     Wrong("verify text --replay", 2, "cli.usage"),
     Wrong("verify text --wrong", 2, "cli.usage"),
+    Wrong("replay absent.aos --model truncated.gguf", 12, "file.unreadable"),
+    Wrong("replay . --model truncated.gguf", 12, "file.unreadable"),
     Wrong("model add absent.gguf", 2, "cli.usage"),
     Wrong("model add .", 2, "cli.usage"),
     Wrong("model add text", 2, "gguf.magic"),

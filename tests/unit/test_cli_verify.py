@@ -11,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engine_models import model_bytes
 from simulated_run import Network, Result, params, secret
 
+from aos.cli.app import app
 from aos.cli.verify import render_report, verify_command
 from aos.core.answer import Answer, write_answer
 from aos.core.codec import encode
 from aos.core.receipt import verify_answer
 from aos.core.trust import load_policy
 from aos.engine import load_engine
+from aos.engine.native import instruction_sets
 from aos.ports import MILLION, SamplingParams
 
 NETWORK = Network()
@@ -213,6 +216,19 @@ def test_replay_recomputes_the_run_with_the_model_file(
     network = Network(model_id=engine.model_id)
     answer = network.run(sampling=sampling, results={f"opml-{n}": result for n in range(4)})
     Path("trust.json").write_text(json.dumps(encode(network.trust())))
+    with pytest.raises(SystemExit) as ended:
+        app(["replay", saved(answer), "--model", str(model), "--json"], prog_name="aos")
+    replayed = json.loads(capsys.readouterr().out)
+    assert replayed["schema"] == "aos.cli.replay/1"
+    shown = replayed["result"]
+    assert shown["exit_code"] == ended.value.code == (0 if honest else 10)
+    assert (shown["engine"], shown["isa"]) == ("native", instruction_sets()[-1])
+    equal = {item["name"]: item["equal"] for item in shown["compared"]}
+    names = ("prompt tokens", "tokens", "text", "finish reason", "state root")
+    assert equal == {name: honest or name != "state root" for name in names}
+    state_root = shown["compared"][-1]
+    assert state_root["here"] == generation.state_root.hex()
+    assert state_root["signed"] == result.state_root.hex()
     arguments = [saved(answer), "--trust", "trust.json", "--replay", "--model", str(model)]
     assert verify_command(arguments) == (0 if honest else 10)
     out = capsys.readouterr().out
@@ -221,6 +237,30 @@ def test_replay_recomputes_the_run_with_the_model_file(
         assert 'levels "redundant:3" and "replayed"' in out
     else:
         assert "FAIL local-1     re-execution gave another state root [local.state_root]" in out
+
+
+def test_a_replay_with_another_model_is_none_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.gguf").write_bytes(model_bytes("tiny-q4_0"))
+    with pytest.raises(SystemExit) as ended:
+        app(["replay", saved(NETWORK.run()), "--model", "other.gguf"], prog_name="aos")
+    assert ended.value.code == 11
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(
+        "SKIP       local-1        could not be re-executed here: other.gguf is not the model"
+    )
+    assert out[-1].startswith("NOT REPLAYED")
+
+
+def test_a_changed_answer_is_not_replayed_as_the_signed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    tampered = replace(NETWORK.run(), text="AI is magic.")
+    with pytest.raises(SystemExit) as ended:
+        app(["replay", saved(tampered), "--model", "absent.gguf"], prog_name="aos")
+    assert ended.value.code == 10
+    out = capsys.readouterr().out
+    assert "FAIL       io-2" in out
+    assert "NOT THE SAME" in out
 
 
 def test_colours_are_only_for_a_terminal_that_wants_them() -> None:

@@ -22,14 +22,14 @@ from aos.local.doctor import DEMO_MODEL_SHA256, Finding, examine
 ROOT = Path(__file__).parents[2]
 SUBJECTS = [
     *("python", "packages", "compiler", "memory", "state directory", "disk", "user"),
-    *("postgresql", "redis", "llama.cpp", "demo model", "ports", "clock", "network"),
+    *("postgresql", "redis", "native engine", "llama.cpp", "demo model", "ports", "clock", "network"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in a directory with the demo model, without settings from outside."""
-    for name in ("AOS_URL", "AOS_STATE_DIR", "CXX"):
+    for name in ("AOS_URL", "AOS_STATE_DIR", "AOS_ISA", "CXX"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "aos-demo.Q8_0.gguf").symlink_to(ROOT / "models" / "aos-demo.Q8_0.gguf")

@@ -1,9 +1,11 @@
 """The GGUF reader: reads what the gguf package reads, and no damage to a file gets past it as anything but a named refusal."""
 
+import os
 import random
 import struct
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -322,3 +324,41 @@ def test_a_file_outside_the_canonical_arithmetic_has_a_manifest_without_it(tmp_p
     assert maker().MODELS
     with pytest.raises(InvalidMessage):
         ReferenceEngine(path)
+
+
+@pytest.mark.parametrize("writable", ["file", "directory"])
+def test_a_cached_manifest_that_others_could_write_is_not_believed(writable: str, tmp_path: Path) -> None:
+    path, cache = tmp_path / "model.gguf", tmp_path / "cache"
+    path.write_bytes(model_bytes("tiny-f32"))
+    honest = read_manifest(path, cache_dir=cache)
+    (cached,) = cache.glob("model-*.json")
+    forged = replace(honest, weights_root=bytes(32))
+    cached.write_bytes(forged.json())
+    cached.chmod(0o600)
+    cache.chmod(0o700)
+    # This user's own word about its own file; whoever judges another party's answer gives no cache.
+    assert read_manifest(path, cache_dir=cache) == forged
+    assert read_manifest(path) == honest
+    (cached if writable == "file" else cache).chmod(0o777)
+    assert read_manifest(path, cache_dir=cache) == honest
+    if writable == "file":
+        cached.unlink()
+        elsewhere = tmp_path / "elsewhere.json"
+        elsewhere.write_bytes(forged.json())
+        cached.symlink_to(elsewhere)
+        assert read_manifest(path, cache_dir=cache) == honest
+
+
+def test_a_cached_manifest_is_not_that_of_other_bytes_of_the_same_size_and_time(tmp_path: Path) -> None:
+    path, cache = tmp_path / "model.gguf", tmp_path / "cache"
+    data = bytearray(model_bytes("tiny-f32"))
+    path.write_bytes(data)
+    before, times = read_manifest(path, cache_dir=cache), path.stat()
+    data[-64] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = read_manifest(path, cache_dir=cache)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (times.st_ino, times.st_mtime_ns)
+    assert after.weights_root != before.weights_root
+    assert after == read_manifest(path)

@@ -14,6 +14,7 @@ from aos.cli.models import model_app
 from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, doctor, project_app, up
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
 from aos.cli.registry import registry_app
+from aos.cli.replay import REPLAY_EXAMPLES, replay
 
 app = typer.Typer(
     name="aos",
@@ -58,16 +59,17 @@ def verify(
     trust: Annotated[Path | None, typer.Option(help="Trust file.")] = None,
     policy: Annotated[str | None, typer.Option(help="dev, default or production.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
-    replay: Annotated[bool, typer.Option("--replay")] = False,
+    re_execute: Annotated[bool, typer.Option("--replay")] = False,
     model: Annotated[Path | None, typer.Option(help="The model's GGUF file.")] = None,
     explain: Annotated[bool, typer.Option("--explain")] = False,
 ) -> None:
     """For completion and the list of commands: ``aos.cli.main`` runs ``aos.cli.verify`` itself, without typer."""
-    raise AssertionError(f"not reached: {file} {trust} {policy} {as_json} {replay} {model} {explain}")
+    raise AssertionError(f"not reached: {file} {trust} {policy} {as_json} {re_execute} {model} {explain}")
 
 
 app.command(cls=Command, short_help="Ask the network and check the answer.", epilog=ASK_EXAMPLES)(ask)
 app.command(cls=Command, short_help="Recheck a job's draws offline.", epilog=DRAW_EXAMPLES)(draw)
+app.command(cls=Command, short_help="Run an answer again here and compare.", epilog=REPLAY_EXAMPLES)(replay)
 app.command(cls=Command, short_help="Run a local network until Ctrl-C.", epilog=UP_EXAMPLES)(up)
 app.command(cls=Command, short_help="The whole story in under a minute.", epilog=DEMO_EXAMPLES)(demo)
 app.command(cls=Command, short_help="What is wrong here, and what to do.", epilog=DOCTOR_EXAMPLES)(doctor)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from aos.cli import voice
-from aos.core.answer import MAX_ANSWER_BYTES, Answer
-from aos.core.receipt import Replay, Replayed, verify_answer
+from aos.core.answer import MAX_ANSWER_BYTES
+from aos.core.receipt import Replay, verify_answer
 from aos.core.report import Report
-from aos.core.statements import Request
 from aos.core.trust import Trust, load_policy, read_trust
 from aos.errors import AOSError, ConfigError, RuleViolation
 
@@ -59,7 +58,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.model is not None and not options.replay:
         raise _usage("--model is only for --replay")
     try:
-        data = _read(options.file)
+        data = read_file(options.file)
     except OSError as error:
         missing = RuleViolation(
             "file.unreadable",
@@ -73,7 +72,9 @@ def _verify(options: argparse.Namespace) -> int:
     replay: Replay | None = None
     if options.replay:
         policy = replace(policy, required=(*policy.required, "local-1"))
-        replay = _replay_with(Path(options.model))
+        from aos.cli.replay import Replayer
+
+        replay = Replayer(Path(options.model))
     report = verify_answer(data, trust=trust, policy=policy, replay=replay)
     if options.json:
         voice.data_json("verify", report_json(report, file=str(options.file)))
@@ -154,7 +155,8 @@ def _usage(message: str) -> AOSError:
     return voice.usage(message, hint="aos verify FILE; `aos verify -h` has examples")
 
 
-def _read(name: str) -> bytes:
+def read_file(name: str) -> bytes:
+    """An answer file's bytes, ``-`` for standard input; no more of them than a reader refuses. Raises OSError."""
     # One byte more than allowed is enough for the reader to refuse it.
     if name == "-":
         return sys.stdin.buffer.read(MAX_ANSWER_BYTES + 1)
@@ -182,44 +184,6 @@ def find_trust(named: str | None) -> Trust | None:
         raise ConfigError(
             "trust.unreadable", f"{path}: {error.strerror}", hint="pass --trust FILE"
         ) from error
-
-
-def _replay_with(path: Path) -> Replay:
-    def replay(answer: Answer, request: Request) -> Replayed:
-        from aos.engine import load_engine
-        from aos.ports import SamplingParams
-
-        core, params = answer.receipt.core, request.job.params
-        voice.say(f"re-executing {core.n_out} tokens with {path} …")
-        engine = load_engine(path, kind="reference", progress=voice.Progress("hashing the model"))
-        if engine.model_id != core.model_id:
-            raise RuleViolation("replay.other_model", f"{path} is not the model of this receipt")
-        if engine.profile != core.engine:
-            raise RuleViolation("replay.other_engine", f"the receipt is of engine {core.engine}")
-        generation = engine.replay(
-            request.job.prompt,
-            answer.tokens,
-            SamplingParams(
-                temperature=params.temperature,
-                top_p=params.top_p,
-                top_k=params.top_k,
-                min_p=params.min_p,
-                repeat_penalty=params.repeat_penalty,
-                max_tokens=params.max_tokens,
-                stop=params.stop,
-                seed=int(core.sampling_seed),
-            ),
-            salt=answer.nonce,
-        )
-        return Replayed(
-            prompt_tokens=generation.prompt_tokens,
-            tokens=generation.tokens,
-            text=generation.text,
-            finish_reason=generation.finish_reason,
-            state_root=generation.state_root,
-        )
-
-    return replay
 
 
 def _hints(report: Report, trust: Trust | None) -> list[str]:

@@ -8,8 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aos.adapters.progress import Progress
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
+__all__ = [
+    "Progress",
+    "bold",
+    "colour",
+    "complain",
+    "data",
+    "data_json",
+    "data_of_others",
+    "dim",
+    "say",
+    "usage",
+]
 SCHEMA = 1
 BROKEN_PIPE = 141
 """Exit code when the reader of stdout went away: 128 + SIGPIPE, as a shell reports it."""
@@ -136,25 +149,3 @@ def program() -> str:
     if not own.exists() or (found is not None and os.path.samefile(found, own)):
         return "aos"
     return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
-
-
-class Progress:
-    """A byte counter on stderr for long work; silent where stderr is no terminal."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._shown = -1
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if not sys.stderr.isatty():
-            return
-        percent = int(100 * done / total) if total else -1
-        step = percent if total else done >> 22
-        if step == self._shown:
-            return
-        self._shown = step
-        if total:
-            bar = "█" * (percent // 4) + "░" * (25 - percent // 4)
-            say(f"\r{self._label} {bar} {percent:3d} %", end="" if done < total else "\n")
-        else:
-            say(f"\r{self._label} {done >> 20} MiB", end="")

@@ -3,7 +3,9 @@
 Engines are imported when asked for, so that the rest of the product does not pay for them.
 """
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,10 +31,11 @@ def load_engine(
     all; ``threads`` is for the native engine and llama.cpp (the reference engine uses one). ``native`` and
     ``reference`` give the same bits. Raises InvalidMessage (``gguf.*``, ``tokenizer.*``, ``engine.*``,
     ``rope.*``), Unavailable (``engine.file_unreadable``, ``engine.memory``), ConfigError (``engine.kind``,
-    ``engine.isa``, ``engine.threads``, ``engine.self_test``).
+    ``engine.native_missing``, ``engine.isa``, ``engine.threads``, ``engine.self_test``).
     """
     if kind == "native":
-        from aos.engine.native import NativeEngine
+        with _loadable():
+            from aos.engine.native import NativeEngine
 
         return NativeEngine(path, cache_dir=cache_dir, progress=progress, threads=threads)
     if kind == "reference":
@@ -46,6 +49,35 @@ def load_engine(
     from aos.errors import ConfigError
 
     raise ConfigError("engine.kind", f"{kind!r} is not an engine", hint="use native, reference or llama.cpp")
+
+
+def native_instruction_sets() -> list[str]:
+    """What the native engine can compute with here, the plainest first. Raises ConfigError ``engine.native_missing``."""
+    with _loadable():
+        from aos.engine.native import instruction_sets
+
+    return instruction_sets()
+
+
+@contextmanager
+def _loadable() -> Iterator[None]:
+    """Around the import of the native engine."""
+    try:
+        yield
+    except ImportError as error:
+        from aos.errors import ConfigError
+
+        raise ConfigError(
+            "engine.native_missing",
+            f"the native engine does not load on this machine ({platform.machine()}, Python "
+            f"{platform.python_version()}): {error}",
+            hint="run `make clean setup` here; the slow reference engine gives the same bits: --engine reference",
+        ) from error
+
+
+def isa_of(engine: Engine) -> str:
+    """The instruction set that an engine computes with, for people; empty where it is not the native one."""
+    return str(getattr(engine, "isa", ""))
 
 
 def read_manifest(

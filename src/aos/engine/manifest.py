@@ -1,7 +1,9 @@
 """Model manifests and ``model_id`` (docs/spec/07-inference.md, "Models").
 
 A manifest depends on the file alone, never on the engine that runs it. Its slow parts (``weights_root``)
-are cached beside an application's state, keyed by the file's digest.
+are cached beside an application's state, keyed by the file's digest, which is computed anew every time: size,
+time and inode of a file can be the same for other bytes. A cached manifest is still only this user's own word
+about its file, so who judges somebody else's answer (``aos verify``, ``aos replay``, an enclave) gives no cache.
 """
 
 import json
@@ -250,15 +252,26 @@ def _fold(level: list[bytes]) -> bytes:
 
 
 def _read_cache(cache_dir: Path | None, digest: bytes) -> Manifest | None:
-    """A cached manifest that is well formed and names this file; anything else is computed anew."""
+    """A cached manifest that is well formed, names this file and that nobody else could have written; anything
+    else is computed anew.
+    """
     if cache_dir is None:
         return None
     try:
-        raw = (cache_dir / f"model-{digest.hex()}.json").read_bytes()
+        path = cache_dir / f"model-{digest.hex()}.json"
+        if not (_private(cache_dir) and _private(path)):
+            return None
+        raw = path.read_bytes()
         manifest = decode(Manifest, json.loads(raw))
     except (OSError, ValueError, InvalidMessage):
         return None
     return manifest if manifest.file_sha256 == digest and manifest.json() == raw else None
+
+
+def _private(path: Path) -> bool:
+    """Whether only this user (or root) can have written there. A link is not followed."""
+    status = path.lstat()
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022 and not path.is_symlink()
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -6,9 +6,10 @@ hashes. ``AOS_ISA`` forces an instruction set.
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -70,8 +71,11 @@ class NativeEngine(CanonicalEngine):
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self.hyper = read_hyper_parameters(file)
         check_tensors(file, self.hyper)
-        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
-        self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads, alone_below)
+        stages = _Stages(progress, sum(tensor.size for tensor in file.tensors))
+        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=stages.hashed)
+        self._model = _load(
+            file, self.hyper, self.manifest, cache_dir, name, threads, alone_below, stages.packed
+        )
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
@@ -212,8 +216,26 @@ class NativeRun:
 
 
 def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
-    """Checked parameters as rule 9 uses them: binary32 nearest to the millionths."""
-    return _native.SamplingRules(
+    """Checked parameters as rule 9 uses them."""
+    return _native.SamplingRules(**sampling_rule_values(params))
+
+
+class RuleValues(TypedDict):
+    """Decimals are the binary32 values nearest to the millionths."""
+
+    temperature: float
+    top_k: int
+    limit_top_p: bool
+    top_p: float
+    min_p: float
+    penalise: bool
+    penalty: float
+    seed: int
+
+
+def sampling_rule_values(params: SamplingParams) -> RuleValues:
+    """What ``sampling_rules`` hands over."""
+    return RuleValues(
         temperature=float(millionths(params.temperature)),
         top_k=params.top_k,
         limit_top_p=params.top_p < MILLION,
@@ -225,6 +247,13 @@ def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
     )
 
 
+def placed(tensor: Tensor) -> tuple[int, str]:
+    """Layer (0 for those that no layer has) and the native side's name of a tensor."""
+    parts = tensor.name.split(".")
+    layer, name = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
+    return layer, f"{name}_bias" if parts[-1] == "bias" else name
+
+
 def _load(
     file: GGUF,
     hyper: HyperParameters,
@@ -233,6 +262,7 @@ def _load(
     isa: str,
     threads: int,
     alone_below: int,
+    packed: Callable[[int], None],
 ) -> _native.Model:
     factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     cos, sin = cached_rope_table(
@@ -261,20 +291,38 @@ def _load(
             rope_neighbours=not hyper.architecture.rope_halves,
         )
     for tensor in file.tensors:
+        packed(tensor.size)
         if tensor is factors:
             continue
-        parts = tensor.name.split(".")
-        layer, name = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
+        layer, name = placed(tensor)
         with _translated(tensor.name):
             if len(tensor.shape) == 1:
-                vector = f"{name}_bias" if parts[-1] == "bias" else name
-                model.set_vector(layer, vector, _vector(file, tensor))
+                model.set_vector(layer, name, _vector(file, tensor))
             else:
                 raw = np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8)
                 model.set_matrix(layer, name, tensor.type.code, tensor.rows, tensor.columns, raw)
     with _translated():
         model.seal()
     return model
+
+
+class _Stages:
+    """One progress over what a load does: digest and weights tree, then packing (``packing`` bytes)."""
+
+    def __init__(self, progress: Progress | None, packing: int) -> None:
+        self._progress = progress
+        self._packing = packing
+        self._hashed = self._packed = 0
+
+    def hashed(self, done: int, total: int) -> None:
+        self._hashed = total
+        if self._progress is not None:
+            self._progress(done, total + self._packing)
+
+    def packed(self, size: int) -> None:
+        self._packed += size
+        if self._progress is not None:
+            self._progress(self._hashed + self._packed, self._hashed + self._packing)
 
 
 def _vector(file: GGUF, tensor: Tensor) -> F32:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aos.client import Client, Submission
+from aos.core.answer import Answer, read_answer
 from aos.core.receipt import verify_answer
 from aos.core.report import Report
 from aos.core.trust import load_policy, read_trust
@@ -56,8 +57,14 @@ def run_demo(state_dir: Path, *, found: Found, stage: Stage) -> dict[str, Any]:
         ) from error
     say("AOS demo: a whole network on this machine. Everything below is really run;")
     say("the TEE is SIMULATED.\n")
+    instruction_sets = _instruction_sets()
     network = LocalNetwork(
-        state_dir, found=found, opml_operators=DEMO_OPML_OPERATORS, tee_operators=1, say=say
+        state_dir,
+        found=found,
+        opml_operators=DEMO_OPML_OPERATORS,
+        tee_operators=1,
+        say=say,
+        isas=instruction_sets[-DEMO_OPML_OPERATORS:],
     )
     with network.running() as running:
         say(f"\nnetwork {running.network_id} is up after {time.monotonic() - begun:.1f} s\n")
@@ -67,6 +74,7 @@ def run_demo(state_dir: Path, *, found: Found, stage: Stage) -> dict[str, Any]:
             "tee": _ask(running, "tee", stage),
             "tampered": _tamper(running, stage),
         }
+        isas = sorted(set(running.isas.values()))
     seconds = time.monotonic() - begun
     say(f"\ndone in {seconds:.1f} s; the network is stopped. Answers are in {KEPT}/. Try next:\n")
     for command, why in _next_commands():
@@ -74,6 +82,7 @@ def run_demo(state_dir: Path, *, found: Found, stage: Stage) -> dict[str, Any]:
     return {
         "network": running.network_id,
         "seconds": round(seconds, 1),
+        "instruction_sets": isas,
         "answers": {
             name: {
                 "file": str(KEPT / f"{name}.aos"),
@@ -84,6 +93,13 @@ def run_demo(state_dir: Path, *, found: Found, stage: Stage) -> dict[str, Any]:
             for name, report in reports.items()
         },
     }
+
+
+def _instruction_sets() -> list[str]:
+    """What the native engine has here. Raises ConfigError ``engine.native_missing``."""
+    from aos.engine import native_instruction_sets
+
+    return native_instruction_sets()
 
 
 def _next_commands() -> tuple[tuple[str, str], ...]:
@@ -129,7 +145,26 @@ def _ask(running: RunningNetwork, job_type: str, stage: Stage) -> Report:
         f"  answered in {time.monotonic() - begun:.1f} s; receipt and answer: {save.stat().st_size:,} bytes\n"
     )
     say(stage.render(report) + "\n")
+    if job_type == "opml":
+        _show_state_roots(read_answer(save.read_bytes()), running.isas, say)
     return report
+
+
+def _show_state_roots(answer: Answer, isas: dict[str, str], say: Say) -> None:
+    """Every signed state root with the instruction set that its operator was forced to.
+
+    Raises RuleViolation ``demo.state_root`` where they are not one.
+    """
+    cores = [receipt.core for receipt in (answer.receipt, *answer.peers)]
+    for core in cores:
+        say(f"  {isas[core.operator]:<8} operator {core.operator}  state root {core.state_root.hex()}")
+    used = sorted({isas[core.operator] for core in cores})
+    if len({core.state_root for core in cores}) != 1:
+        raise RuleViolation("demo.state_root", f"the state roots of {', '.join(used)} differ")
+    if len(used) < 2:
+        say(f"  equal state roots, but of one instruction set only ({used[0]}): this machine shows no more\n")
+    else:
+        say(f"  equal state roots from {len(used)} instruction sets: {', '.join(used)}\n")
 
 
 def _follow(client: Client, job_id: str, stage: Stage) -> str:

@@ -64,6 +64,7 @@ def examine(state_dir: Path) -> list[Finding]:
         ("user", _user),
         ("postgresql", _postgresql),
         ("redis", _redis),
+        ("native engine", _native_engine),
         ("llama.cpp", _llama_cpp),
         ("demo model", _model),
         ("ports", lambda: _ports(state_dir)),
@@ -175,6 +176,29 @@ def _llama_cpp() -> Iterator[Finding]:
         "run `make clean setup`; without it there are no TEE workers: aos up --tee 0",
     )
     yield finding
+
+
+def _native_engine() -> Iterator[Finding]:
+    # In a process of its own, as below. Every instruction set passes the engine's own test, or is named.
+    finding = _runs(
+        "native engine",
+        [
+            sys.executable,
+            "-c",
+            "from aos.engine import _native as n; sets = n.instruction_sets();"
+            " [n.self_test(s) for s in sets]; print(' '.join(sets))",
+        ],
+        "the compiled engine does not load or does not give its bits",
+        "run `make clean setup`; there are no opML workers without it, but with --engine reference",
+    )
+    sets, forced = finding.text.split(), os.environ.get("AOS_ISA")
+    if finding.verdict != "PASS":
+        yield finding
+    elif forced and forced not in sets:
+        text = f"AOS_ISA={forced} is not an instruction set of this machine: {', '.join(sets)}"
+        yield _fail("native engine", text, "set AOS_ISA to one of them, or leave it out")
+    else:
+        yield _pass("native engine", f"loads; instruction sets: {', '.join(sets)}; uses {forced or sets[-1]}")
 
 
 def _runs(subject: str, command: list[str], complaint: str, hint: str) -> Finding:

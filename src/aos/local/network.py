@@ -12,7 +12,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ class RunningNetwork:
     dispatcher: str
     trust_path: Path
     client_path: Path
+    isas: dict[str, str]
+    """The instruction set of every opML operator's worker, as the worker says, by the operator's address."""
     processes: dict[str, Process]
     postgres: EmbeddedPostgres
     redis: EmbeddedRedis
@@ -91,6 +94,7 @@ class LocalNetwork:
     """Starts and ends a network in one state directory.
 
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
+    ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has.
     Where ``until`` is set before the network is up, the start is given up.
     """
 
@@ -104,6 +108,7 @@ class LocalNetwork:
         model: Path = DEMO_MODEL,
         say: Say = lambda _: None,
         restart: bool = True,
+        isas: Sequence[str] = (),
         until: threading.Event | None = None,
     ) -> None:
         self._layout = Layout(state_dir.resolve())
@@ -114,6 +119,7 @@ class LocalNetwork:
         self._model = model.resolve()
         self._say = say
         self._restart = restart
+        self._isas = isas
         self._until = until or threading.Event()
         self._processes: dict[str, Process] = {}
         self._ready: dict[str, str] = {}
@@ -214,6 +220,7 @@ class LocalNetwork:
             dispatcher=layout.dispatcher_keys().address,
             trust_path=layout.trust_file,
             client_path=layout.client_file,
+            isas={node.keys.address: self._isa(node) for node in nodes if node.kind == "opml"},
             processes=dict(self._processes),
             postgres=postgres,
             redis=redis,
@@ -376,14 +383,34 @@ class LocalNetwork:
         module = "aos.workers.opml_main" if node.kind == "opml" else "aos.workers.tee_main"
         argv = ["-m", module, "--model", str(self._model), "--listen", f"127.0.0.1:{port}"]
         if node.kind == "opml":
-            argv += ["--cache-dir", str(self._layout.cache)]
+            argv += ["--cache-dir", str(self._layout.cache), "--threads", "1"]
         else:
             argv += ["--operator", node.keys.address, "--network", self._layout.network_id()]
             argv += ["--platform-key", str(self._layout.platform_file)]
         token = read_or_make(node.directory / "worker.token", lambda: os.urandom(32).hex())
         name = f"{node.name}-worker"
         environment = ONE_THREAD | {"AOS_WORKER_TOKEN": token}
+        if node.kind == "opml" and self._isas:
+            position = [other for other, kind in self._kinds if kind == "opml"].index(node.name)
+            environment["AOS_ISA"] = self._isas[position % len(self._isas)]
         self._add(name, argv, f"http://127.0.0.1:{port}/health", environment)
+
+    def _isa(self, node: Node) -> str:
+        """What the worker of ``node`` says it computes with. Raises Unavailable ``local.worker``."""
+        address = self._ready[f"{node.name}-worker"].removesuffix("/health")
+        request = urllib.request.Request(  # noqa: S310  http, as this class wrote it
+            f"{address}/api/v1/status",
+            headers={"authorization": f"Bearer {(node.directory / 'worker.token').read_text().strip()}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=READY_TIMEOUT_S) as answer:  # noqa: S310
+                return str(json.loads(answer.read(1 << 16))["result"]["isa"])
+        except (OSError, ValueError, KeyError) as error:
+            raise Unavailable(
+                "local.worker",
+                f"{node.name}'s worker gives no status: {error}",
+                hint=f"read {self._layout.log(f'{node.name}-worker')}",
+            ) from error
 
     def _add_operator(
         self, node: Node, postgres: EmbeddedPostgres, redis: EmbeddedRedis, founded: Founded, url: str

@@ -14,12 +14,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aos.core.encoding import b64u_encode, canonical_json, tagged_hash
 from aos.core.statements import Request
-from aos.engine.batching import BatchingEngine, Limits
-from aos.engine.native import PAGE_POSITIONS, NativeEngine
 from aos.errors import ConfigError, RuleViolation
 from aos.ports import Engine, Generation, TokenEvent
 from aos.workers import serving
@@ -37,6 +35,11 @@ from aos.workers.execution import (
 from aos.workers.question import Question, SeedQuestion
 from aos.workers.service import Backend
 
+if TYPE_CHECKING:
+    # Loaded with the native engine only: the reference engine must run where that does not load.
+    from aos.engine.batching import BatchingEngine
+    from aos.engine.native import NativeEngine
+
 DEFAULT_LISTEN = "127.0.0.1:5006"
 MAX_PARALLEL = 32
 PrefixScope = Literal["off", "user", "project"]
@@ -44,26 +47,29 @@ PrefixScope = Literal["off", "user", "project"]
 
 class OpmlBackend:
     """Answers questions with an engine in this process. ``model`` is the name that the seed's questions may
-    use."""
+    use, ``isa`` what the native engine computes with."""
 
     kind: Literal["opml"] = "opml"
     ready = True
 
     def __init__(
         self,
-        engine: Engine | BatchingEngine,
+        engine: Engine,
         *,
         model: str,
+        batching: BatchingEngine | None = None,
         capacity: int = 1,
         share_prefixes: PrefixScope = "off",
+        isa: str = "",
     ) -> None:
-        """More than one question at a time, and prefixes shared among a user's or a project's, need a
-        ``BatchingEngine`` (ConfigError ``worker.parallel``).
+        """More than one question at a time, and prefixes shared among a user's or a project's, need ``batching``,
+        the same engine for several (ConfigError ``worker.parallel``).
         """
         require_canonical(engine)
         self._engine = engine
         self._model = model
-        self._batching = engine if isinstance(engine, BatchingEngine) else None
+        self._isa = isa
+        self._batching = batching
         self._share_prefixes = share_prefixes
         self.capacity = capacity
         if self._batching is None and (capacity > 1 or share_prefixes != "off"):
@@ -74,7 +80,11 @@ class OpmlBackend:
             )
 
     def describe(self) -> dict[str, Any]:
-        return {"model_id": b64u_encode(self._engine.model_id), "engine": self._engine.profile}
+        return {
+            "model_id": b64u_encode(self._engine.model_id),
+            "engine": self._engine.profile,
+            "isa": self._isa,
+        }
 
     async def start(self) -> None:
         """The engine is loaded already."""
@@ -84,7 +94,7 @@ class OpmlBackend:
             await asyncio.to_thread(self._batching.close)
 
     async def answer(self, question: Question | SeedQuestion) -> AsyncGenerator[TokenEvent | Answer, None]:
-        engine: Engine = self._engine
+        engine: Engine = self._engine if self._batching is None else self._batching
         if isinstance(question, SeedQuestion):
             work = self._seed_work(question)
         else:
@@ -132,6 +142,9 @@ def batching(engine: NativeEngine, *, parallel: int, memory_mib: int) -> Batchin
     """``engine`` for ``parallel`` questions at a time, with ``memory_mib`` for their keys and values (no more
     than two whole contexts each could use). Raises ConfigError ``worker.memory``.
     """
+    from aos.engine.batching import BatchingEngine, Limits
+    from aos.engine.native import PAGE_POSITIONS
+
     whole_context = -(-engine.n_ctx // PAGE_POSITIONS)
     pages = min(memory_mib * 2**20 // engine.page_bytes, 2 * parallel * whole_context, Limits.MOST_PAGES)
     if pages < 1:
@@ -148,10 +161,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="opml-worker", description="Runs opML jobs for an operator.")
     serving.common_arguments(parser, listen=DEFAULT_LISTEN)
     parser.add_argument(
-        "--engine", default="reference", choices=("reference", "native"), help="default %(default)s"
+        "--engine", default="native", choices=("native", "reference"), help="default %(default)s"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="of the native engine; default %(default)s"
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="threads of the native engine; default: the cores that this process may use",
     )
     parser.add_argument(
         "--parallel",
@@ -178,16 +195,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def make() -> tuple[Backend, str]:
-        from aos.engine import load_engine
+        from aos.adapters.progress import Progress
+        from aos.engine import isa_of, load_engine
 
         path = serving.find_model_file(arguments.model, arguments.models_dir)
-        engine: Engine | BatchingEngine = load_engine(
-            path, kind=arguments.engine, cache_dir=arguments.cache_dir, threads=arguments.threads
+        engine = load_engine(
+            path,
+            kind=arguments.engine,
+            cache_dir=arguments.cache_dir,
+            progress=Progress("loading the model"),
+            threads=arguments.threads,
         )
-        if isinstance(engine, NativeEngine):
-            engine = batching(engine, parallel=arguments.parallel, memory_mib=arguments.kv_memory)
+        several = None
+        if arguments.engine == "native":
+            several = batching(
+                cast("NativeEngine", engine), parallel=arguments.parallel, memory_mib=arguments.kv_memory
+            )
         backend = OpmlBackend(
-            engine, model=path.name, capacity=arguments.parallel, share_prefixes=arguments.share_prefixes
+            engine,
+            model=path.name,
+            batching=several,
+            capacity=arguments.parallel,
+            share_prefixes=arguments.share_prefixes,
+            isa=isa_of(engine),
         )
         return backend, path.name
 

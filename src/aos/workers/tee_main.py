@@ -95,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     serving.common_arguments(parser, listen=DEFAULT_LISTEN)
     parser.add_argument(
-        "--engine", default="llama.cpp", choices=("llama.cpp", "reference"), help="default %(default)s"
+        "--engine",
+        default="llama.cpp",
+        choices=("llama.cpp", "native", "reference"),
+        help="default %(default)s",
     )
     parser.add_argument("--operator", metavar="0x…", help="serve only this operator; boot for it at start")
     parser.add_argument("--network", metavar="NAME", help="the operator's network")

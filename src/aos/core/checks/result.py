@@ -1,10 +1,11 @@
 """What was committed, agreed, attested and re-executed: commit-1, agree-1, clock-1, tee-1, local-1."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 from aos.core import hashes
-from aos.core.answer import Receipt
-from aos.core.checks.case import Case, Skip, refuse, same, short
+from aos.core.answer import Answer, Receipt
+from aos.core.checks.case import Case, Replayed, Skip, refuse, same, short
 from aos.core.checks.drawn import seat
 from aos.core.checks.signed import countersign, operator_signature
 from aos.core.clock import DISPATCHER, VectorClock
@@ -247,16 +248,72 @@ def local_1(case: Case) -> str:
             raise refuse("local.tokens", "the answer holds a token that the model does not have") from error
         # This verifier's own lack: another model, no file.
         raise Skip(f"could not be re-executed here: {error.message}") from error
-    answer, core = case.answer, case.core
-    prompt = hashes.prompt_tokens_hash(answer.nonce, replayed.prompt_tokens)
-    if (prompt, len(replayed.prompt_tokens)) != (core.prompt_tokens_hash, core.n_prompt):
-        raise refuse("local.prompt_tokens", "the prompt has other tokens here")
-    if replayed.tokens != answer.tokens:
-        raise refuse("local.tokens", "re-execution chose other tokens")
-    if replayed.text != answer.text:
-        raise refuse("local.text", "the tokens spell another text")
-    if replayed.finish_reason != core.finish_reason:
-        raise refuse("local.finish_reason", "re-execution ended for another reason")
-    if replayed.state_root != core.state_root:
-        raise refuse("local.state_root", "re-execution gave another state root")
+    for comparison in compared(case.answer, replayed):
+        if not comparison.equal:
+            raise refuse(comparison.code, comparison.complaint)
     return f"re-executed here: the same {len(replayed.tokens)} tokens, text and state root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One thing that a re-execution is compared by: what was signed and what came out here, as text to show."""
+
+    name: str
+    signed: str
+    here: str
+    equal: bool
+    code: str
+    complaint: str
+
+
+def compared(answer: Answer, replayed: Replayed) -> tuple[Comparison, ...]:
+    """What was signed against what a re-execution gave; equal where every one of them is."""
+    core = answer.receipt.core
+    prompt = hashes.prompt_tokens_hash(answer.nonce, replayed.prompt_tokens)
+    first = next(
+        (i for i, (a, b) in enumerate(zip(answer.tokens, replayed.tokens, strict=False)) if a != b),
+        min(len(answer.tokens), len(replayed.tokens)),
+    )
+    same_tokens = replayed.tokens == answer.tokens
+    return (
+        Comparison(
+            name="prompt tokens",
+            signed=str(core.n_prompt),
+            here=f"{len(replayed.prompt_tokens)}, {prompt.hex()[:16]}…",
+            equal=(prompt, len(replayed.prompt_tokens)) == (core.prompt_tokens_hash, core.n_prompt),
+            code="local.prompt_tokens",
+            complaint="the prompt has other tokens here",
+        ),
+        Comparison(
+            name="tokens",
+            signed=str(len(answer.tokens)),
+            here=str(len(replayed.tokens)) if same_tokens else f"others from token {first} on",
+            equal=same_tokens,
+            code="local.tokens",
+            complaint="re-execution chose other tokens",
+        ),
+        Comparison(
+            name="text",
+            signed=f"{len(answer.text)} characters",
+            here=f"{len(replayed.text)} characters",
+            equal=replayed.text == answer.text,
+            code="local.text",
+            complaint="the tokens spell another text",
+        ),
+        Comparison(
+            name="finish reason",
+            signed=core.finish_reason,
+            here=replayed.finish_reason,
+            equal=replayed.finish_reason == core.finish_reason,
+            code="local.finish_reason",
+            complaint="re-execution ended for another reason",
+        ),
+        Comparison(
+            name="state root",
+            signed=core.state_root.hex(),
+            here=(replayed.state_root or b"").hex(),
+            equal=replayed.state_root == core.state_root,
+            code="local.state_root",
+            complaint="re-execution gave another state root",
+        ),
+    )

@@ -21,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m aos.workers.enclave", description=__doc__)
     parser.add_argument("--socket", required=True, help="Unix socket to listen on, in a directory of its own")
     parser.add_argument("--platform-key", required=True, type=Path, help="the simulated platform's key file")
-    parser.add_argument("--engine", default="llama.cpp", choices=("llama.cpp", "reference"))
+    parser.add_argument("--engine", default="llama.cpp", choices=("llama.cpp", "native", "reference"))
     arguments = parser.parse_args()
     _close_up()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from hashlib import sha256
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def measured_manifest(engine: str) -> dict[str, Any]:
     for tree in _TREES:
         paths.update(path for path in (root / tree).rglob("*.py"))
     files = sorted((path.relative_to(root).as_posix(), path) for path in paths)
+    # The native engine's compiled part need not lie beside the sources.
+    compiled = find_spec("aos.engine._native") if engine.startswith("aos-canonical/") else None
+    if compiled is not None and compiled.origin is not None:
+        files.append(("engine/_native", Path(compiled.origin)))
     return {
         "type": "aos.tee.simulated_manifest",
         "v": 1,

@@ -1,0 +1,35 @@
+"""A byte counter on stderr for long work; silent where stderr is no terminal."""
+
+import os
+import sys
+
+
+class Progress:
+    """Called with bytes done and bytes in all (None where unknown); draws over its own line."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown = -1
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if not sys.stderr.isatty():
+            return
+        percent = int(100 * done / total) if total else -1
+        step = percent if total else done >> 22
+        if step == self._shown:
+            return
+        self._shown = step
+        if total:
+            bar = "█" * (percent // 4) + "░" * (25 - percent // 4)
+            _draw(f"\r{self._label} {bar} {percent:3d} %" + ("\n" if done >= total else ""))
+        else:
+            _draw(f"\r{self._label} {done >> 20} MiB")
+
+
+def _draw(text: str) -> None:
+    # A terminal that was closed is no reason to fail: the work goes on without it.
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  stays for the rest of the program
