@@ -110,7 +110,9 @@ GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "registry", "pro
 
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
-    named += "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
+    named += (
+        "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
+    )
     named += "|operator register|dispatcher run|registry list|registry admit"
     assert set(named.split("|")) == set(LEAVES)
 
