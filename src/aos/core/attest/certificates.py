@@ -38,6 +38,10 @@ _UNDERSTOOD = {
     ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
 }
 
+_NO_AUTHORITY: x509.Extension[x509.ExtensionType] = x509.Extension(
+    ExtensionOID.BASIC_CONSTRAINTS, True, x509.BasicConstraints(ca=False, path_length=None)
+)
+
 
 def load(der: bytes) -> x509.Certificate:
     """One certificate, its extensions and key readable. Raises VerificationError ``attest.certificate``."""
@@ -79,11 +83,14 @@ def check_times(chain: list[x509.Certificate], at_ms: int) -> None:
             raise refuse(CHECK, "attest.expired", "a certificate had expired at that time")
 
 
-def check_ecdsa_chain(chain: list[x509.Certificate]) -> ec.EllipticCurvePublicKey:
+def check_ecdsa_chain(
+    chain: list[x509.Certificate], *, leaf_says_so: bool = True
+) -> ec.EllipticCurvePublicKey:
     """Root first, leaf last, the root believed already; P-384 and SHA-384 throughout. Returns the leaf's key.
 
     Names chain, each signs the next; authorities are marked so, critically, may sign certificates and keep their path
-    length; the leaf is none and may sign data. Raises VerificationError ``attest.chain_*``.
+    length; the leaf is none and may sign data. Without ``leaf_says_so`` a leaf without basic constraints is none too
+    (RFC 5280, 4.2.1.9). Raises VerificationError ``attest.chain_*``.
     """
     last = len(chain) - 1
     for position, certificate in enumerate(chain):
@@ -94,7 +101,12 @@ def check_ecdsa_chain(chain: list[x509.Certificate]) -> ec.EllipticCurvePublicKe
             raise refuse(CHECK, "attest.chain_algorithm", "a certificate is not signed by ECDSA with SHA-384")
         if certificate.version is not x509.Version.v3:
             raise refuse(CHECK, "attest.chain_constraints", "a certificate is not of version 3")
-        check_constraints(certificate, authority=position < last, below=last - position - 1)
+        check_constraints(
+            certificate,
+            authority=position < last,
+            below=last - position - 1,
+            says_so=leaf_says_so or position < last,
+        )
         if position:
             check_issued(chain[position - 1], certificate)
     key = chain[last].public_key()
@@ -102,7 +114,9 @@ def check_ecdsa_chain(chain: list[x509.Certificate]) -> ec.EllipticCurvePublicKe
     return key
 
 
-def check_constraints(certificate: x509.Certificate, *, authority: bool, below: int) -> None:
+def check_constraints(
+    certificate: x509.Certificate, *, authority: bool, below: int, says_so: bool = True
+) -> None:
     """Basic constraints, key usage and critical extensions; ``below``: how many authorities follow."""
     found: dict[x509.ObjectIdentifier, x509.Extension[x509.ExtensionType]] = {
         e.oid: e for e in certificate.extensions
@@ -114,12 +128,14 @@ def check_constraints(certificate: x509.Certificate, *, authority: bool, below: 
                 "attest.chain_extension",
                 "a certificate has a critical extension that nobody here knows",
             )
-    basic = found.get(ExtensionOID.BASIC_CONSTRAINTS)
-    if basic is None or not isinstance(basic.value, x509.BasicConstraints):
-        raise refuse(CHECK, "attest.chain_constraints", "a certificate has no basic constraints")
     usage = found.get(ExtensionOID.KEY_USAGE)
     if usage is None or not isinstance(usage.value, x509.KeyUsage):
         raise refuse(CHECK, "attest.chain_constraints", "a certificate has no key usage")
+    basic = found.get(ExtensionOID.BASIC_CONSTRAINTS)
+    if basic is None and not says_so and not authority:
+        basic = _NO_AUTHORITY
+    if basic is None or not isinstance(basic.value, x509.BasicConstraints):
+        raise refuse(CHECK, "attest.chain_constraints", "a certificate has no basic constraints")
     if authority:
         if not (basic.critical and basic.value.ca and usage.value.key_cert_sign):
             raise refuse(
