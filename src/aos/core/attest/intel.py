@@ -18,6 +18,8 @@ MAX_QUOTE_BYTES = 16_384
 MAX_COLLATERAL_BYTES = 1 << 20
 ACCEPTABLE_STATUSES = frozenset({"UpToDate", "SWHardeningNeeded", "ConfigurationAndSWHardeningNeeded"})
 """What a policy may allow. Out of date, revoked or wrongly configured platforms cannot be allowed."""
+INTEL_ROOT = bytes.fromhex("44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3")
+"""SHA-256 of the Intel SGX Root CA's certificate, which dcap-qvl carries."""
 
 _SGX, _TDX = 0, 0x81
 _HEADER = 48
@@ -135,6 +137,7 @@ def _verify(
         tee=quote.tee,
         simulated=root_ca_der is not None,
         anchor="SIMULATED, NOT INTEL" if root_ca_der is not None else "Intel SGX Root CA",
+        anchor_sha256=fingerprint(root_ca_der) if root_ca_der is not None else INTEL_ROOT,
         device=device,
         measurements=_measurements(quote),
         report_data=found,

@@ -101,6 +101,7 @@ def _verify(
         tee="nitro",
         simulated=anchor.simulated,
         anchor=anchor.name,
+        anchor_sha256=anchor.sha256,
         device=payload.module_id.split("-enc", 1)[0],
         measurements=tuple((f"PCR{index}", payload.pcrs[index]) for index in sorted(payload.pcrs)),
         report_data=payload.user_data,

@@ -3,6 +3,8 @@
 What runs on the GPU is not appraised here: that needs the maker's reference files (RIM) and its revocation service.
 """
 
+from cryptography import x509
+
 from aos.core.attest import certificates
 from aos.core.attest.nitro import check_nonce
 from aos.core.attest.result import AttestationResult, Checklist, Claims, fingerprint, refuse
@@ -52,11 +54,7 @@ def _verify(
     if not certificates.verify_raw_p384(key, evidence[-SIGNATURE_BYTES:], evidence[:-SIGNATURE_BYTES]):
         raise refuse("signature-1", "attest.signature", "the GPU's key has not signed this evidence")
     checks.passed("signature-1", "signed by the GPU's key")
-    firmware = opaque.get(_FWID, b"")
-    info = next((e.value for e in chain[-1].extensions if e.oid.dotted_string == _TCB_INFO), None)
-    if len(firmware) != 48 or info is None or not info.public_bytes().endswith(firmware):
-        raise refuse("firmware-1", "attest.gpu_firmware", "the firmware is not that of the certificate")
-    checks.passed("firmware-1", "the firmware is the one that the leaf was issued for")
+    _firmware(checks, opaque, chain[-1])
     found = evidence[4:36]
     check_nonce(checks, found, nonce)
     checks.skipped("rim-1", "RIM not appraised: what runs on the GPU is not known")
@@ -65,12 +63,24 @@ def _verify(
         tee="nvidia",
         simulated=False,
         anchor="NVIDIA Device Identity CA",
+        anchor_sha256=root,
         device=certificates.link(chain[-2]).sha256.hex(),
         measurements=(("RECORD", measurements),),
         nonce=found,
         chain=tuple(certificates.link(certificate) for certificate in chain),
         replay_id=fingerprint(evidence[:-SIGNATURE_BYTES]),
     )
+
+
+def _firmware(checks: Checklist, opaque: dict[int, bytes], leaf: x509.Certificate) -> None:
+    firmware = opaque.get(_FWID)
+    if firmware is None:
+        checks.skipped("firmware-1", "this driver's evidence does not name the firmware")
+        return
+    info = next((e.value for e in leaf.extensions if e.oid.dotted_string == _TCB_INFO), None)
+    if len(firmware) != 48 or info is None or not info.public_bytes().endswith(firmware):
+        raise refuse("firmware-1", "attest.gpu_firmware", "the firmware is not that of the certificate")
+    checks.passed("firmware-1", "the firmware is the one that the leaf was issued for")
 
 
 def _layout(evidence: bytes) -> tuple[bytes, dict[int, bytes]]:

@@ -50,14 +50,16 @@ class ChainLink:
 class Claims:
     """What an accepted document says.
 
-    ``measurements`` are (register, bytes), in the platform's order; ``report_data`` is what the software inside had
-    bound (Nitro: ``user_data``; TDX, SGX, SNP: 64 bytes). Null and empty differ. ``time_ms`` is None where the format
-    has no time. ``replay_id`` (32 bytes) names what was signed: a signature can be rewritten, this cannot.
+    ``anchor_sha256`` is the root certificate's (32 bytes). ``measurements`` are (register, bytes), in the platform's
+    order; ``report_data`` is what the software inside had bound (Nitro: ``user_data``; TDX, SGX, SNP: 64 bytes). Null
+    and empty differ. ``time_ms`` is None where the format has no time. ``replay_id`` (32 bytes) names what was signed:
+    a signature can be rewritten, this cannot.
     """
 
     tee: Tee
     simulated: bool
     anchor: str
+    anchor_sha256: bytes
     device: str
     measurements: tuple[tuple[str, bytes], ...]
     report_data: bytes | None = None
@@ -70,7 +72,7 @@ class Claims:
     advisories: tuple[str, ...] = ()
 
     def measurement(self, register: str) -> bytes | None:
-        """The value of ``register``, None where the document has none."""
+        """The value of ``register``; None where the document has none."""
         return dict(self.measurements).get(register)
 
 

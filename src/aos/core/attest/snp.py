@@ -128,6 +128,7 @@ def _verify(
         tee="snp",
         simulated=False,
         anchor=f"ARK-{product.name}",
+        anchor_sha256=product.ark,
         device=report[_CHIP_ID].hex(),
         measurements=(
             ("MEASUREMENT", report[0x90:0xC0]),
