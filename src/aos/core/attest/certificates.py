@@ -3,7 +3,6 @@
 The web's rules for chains want a host name; these chains have none, so the rules are written out here.
 """
 
-import warnings
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -12,7 +11,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from aos.core.attest.result import ChainLink, fingerprint, refuse
@@ -46,12 +44,9 @@ _NO_AUTHORITY: x509.Extension[x509.ExtensionType] = x509.Extension(
 def load(der: bytes) -> x509.Certificate:
     """One certificate, its extensions and key readable. Raises VerificationError ``attest.certificate``."""
     try:
-        # AMD's chip certificates have the serial number 0, which is deprecated and nothing to us.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            certificate = x509.load_der_x509_certificate(der)
-            _ = (certificate.extensions, certificate.issuer, certificate.subject, certificate.public_key())
-            _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        certificate = x509.load_der_x509_certificate(der)
+        _ = (certificate.extensions, certificate.issuer, certificate.subject, certificate.public_key())
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
     except UNREADABLE:
         raise refuse(CHECK, "attest.certificate", "a certificate cannot be read") from None
     if certificate.public_bytes(Encoding.DER) != der:
@@ -184,9 +179,7 @@ def verify_raw_p384(key: ec.EllipticCurvePublicKey, signature: bytes, data: byte
 def load_pem_chain(pem: bytes, *, limit: int) -> list[x509.Certificate]:
     """The certificates of a PEM text of at most ``limit``, in its order. Raises ``attest.certificate``."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            found = x509.load_pem_x509_certificates(pem)
+        found = x509.load_pem_x509_certificates(pem)
     except UNREADABLE:
         raise refuse(CHECK, "attest.certificate", "the PEM certificates cannot be read") from None
     if not 1 <= len(found) <= limit:
