@@ -199,7 +199,9 @@ def appraise(
         kind = "simulated" if claims.simulated else claims.tee
         if kind not in policy.tees:
             raise refuse("policy-1", "attest.policy_tee", f'policy "{policy.name}" does not name {kind}')
-        if claims.tee == "nitro" and claims.anchor_sha256 not in {a.sha256 for a in policy.anchors()}:
+        if (claims.tee == "nitro" or claims.simulated) and claims.anchor_sha256 not in {
+            a.sha256 for a in policy.anchors()
+        }:
             raise refuse("policy-1", "attest.root", f'policy "{policy.name}" does not name this root')
         checks.passed("policy-1", f'policy "{policy.name}" names {kind}')
         _freshness(checks, claims, policy, at_ms=at_ms, challenged=fresh)
