@@ -104,6 +104,11 @@ def test_a_genuine_debug_trust_domain_is_refused_as_one() -> None:
     assert code(quote("tdx_v4_DEBUG", at_ms=MARCH_2026)) == "attest.debug"
 
 
+def test_a_trust_domain_with_a_service_domain_is_refused() -> None:
+    data = replaced(read("tdx-sgx/tdx_v5_outdated_quote.bin"), 54 + 600, b"\x01")
+    assert code(quote("tdx_v5_outdated", data, at_ms=1_771_600_000_000)) == "attest.migratable"
+
+
 def test_a_status_that_is_never_acceptable_cannot_be_allowed() -> None:
     for statuses in ((), ("OutOfDate",), ("UpToDate", "Revoked")):
         with pytest.raises(ValueError, match="statuses"):

@@ -157,6 +157,8 @@ def _td_attributes(body: bytes) -> str:
         raise refuse("debug-1", "attest.attributes", "the trust domain's attributes are not the safe ones")
     if xfam & ~_XFAM_KNOWN or xfam & 3 != 3:
         raise refuse("debug-1", "attest.attributes", "the trust domain has unknown processor features")
+    if any(body[600:648]):  # TD 1.5 alone: a service domain could move this one elsewhere
+        raise refuse("debug-1", "attest.migratable", "a service trust domain is bound to the domain")
     if any(body[64:112]) or any(body[112:120]):
         raise refuse("debug-1", "attest.attributes", "the TDX module is not Intel's own")
     return "no debugging, no migration, safe attributes, Intel's module"
