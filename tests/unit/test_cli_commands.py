@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -105,11 +106,12 @@ def leaves(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 LEAVES = dict(leaves())
-GROUPS = ["", "job", "keys", "model", "operator", "dispatcher", "registry", "project", "config"]
+GROUPS = ["", "attest", "job", "keys", "model", "operator", "dispatcher", "registry", "project", "config"]
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
+    named += "|attest verify"
     named += (
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )
@@ -242,6 +244,12 @@ WRONG = [
     Wrong("verify text --wrong", 2, "cli.usage"),
     Wrong("replay absent.aos --model truncated.gguf", 12, "file.unreadable"),
     Wrong("replay . --model truncated.gguf", 12, "file.unreadable"),
+    Wrong("attest verify absent.cbor --policy policy.json", 12, "file.unreadable"),
+    Wrong("attest verify text --policy absent.json", 30, "attest.policy_unreadable"),
+    Wrong("attest verify text --policy text", 30, "attest.policy_invalid"),
+    Wrong("attest verify text --policy policy.json --nonce xyz", 2, "cli.usage"),
+    Wrong("attest verify object --policy policy.json", 2, "field.missing"),
+    Wrong("attest verify http://127.0.0.1:1/report --policy policy.json", 12, "file.unreadable"),
     Wrong("model add absent.gguf", 2, "cli.usage"),
     Wrong("model add .", 2, "cli.usage"),
     Wrong("model add text", 2, "gguf.magic"),
@@ -288,6 +296,8 @@ def wrong_things(tmp_path: Path) -> None:
     """What the commands of ``WRONG`` are given."""
     (tmp_path / "text").write_text("no model, no trust file, no answer\n")
     (tmp_path / "text").chmod(0o644)
+    (tmp_path / "object").write_text("{}")
+    shutil.copy(ROOT / "vectors" / "aos" / "attest" / "policy-nitro.json", tmp_path / "policy.json")
     (tmp_path / "truncated.gguf").write_bytes(MODEL.read_bytes()[:1_000_000])
     for name, content in (("damaged", "{"), ("list", "[1]")):
         (tmp_path / name).mkdir()

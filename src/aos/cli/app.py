@@ -7,6 +7,7 @@ import typer
 
 from aos.cli import voice
 from aos.cli.ask import ASK_EXAMPLES, ask, job_app
+from aos.cli.attest import attest_app
 from aos.cli.draw import DRAW_EXAMPLES, draw
 from aos.cli.help import Command, Group
 from aos.cli.keys import keys_app
@@ -74,6 +75,7 @@ app.command(cls=Command, short_help="Run a local network until Ctrl-C.", epilog=
 app.command(cls=Command, short_help="The whole story in under a minute.", epilog=DEMO_EXAMPLES)(demo)
 app.command(cls=Command, short_help="What is wrong here, and what to do.", epilog=DOCTOR_EXAMPLES)(doctor)
 app.add_typer(job_app, name="job")
+app.add_typer(attest_app, name="attest")
 app.add_typer(keys_app, name="keys")
 app.add_typer(model_app, name="model")
 app.add_typer(operator_app, name="operator")

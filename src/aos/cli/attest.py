@@ -1,0 +1,166 @@
+"""``aos attest``: judge evidence of a trusted execution environment under a policy (docs/spec/12-attestation.md)."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aos.cli import voice
+from aos.cli.help import Command, Group
+from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation
+
+if TYPE_CHECKING:
+    from aos.core.attest.result import AttestationResult
+
+attest_app = typer.Typer(
+    help="Judge evidence of trusted execution environments.",
+    cls=Group,
+    epilog="aos attest verify document.cbor --policy policy.json",
+    no_args_is_help=True,
+)
+
+_ACCEPTED, _REFUSED, _PARTIAL, _MISSING = 0, 10, 11, 12
+_VERDICTS = {_ACCEPTED: "ACCEPTED", _REFUSED: "REFUSED", _PARTIAL: "PARTIAL"}
+_TIMEOUT_S = 30.0
+
+
+@attest_app.callback()
+def _group() -> None:
+    """The group's help is the application's."""
+
+
+@attest_app.command(
+    "verify",
+    cls=Command,
+    short_help="Judge a document under a policy.",
+    epilog="""aos attest verify document.cbor --policy policy.json
+aos attest verify https://example.org/report --policy policy.json --nonce HEX
+aos attest verify evidence.json --policy policy.json --at 1750500000000 --json""",
+)
+def verify(
+    file: Annotated[str, typer.Argument(metavar="FILE|URL", help="A Nitro document, or an evidence file.")],
+    *,
+    policy: Annotated[Path, typer.Option(help="Policy file: what is believed.")],
+    nonce: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="The challenge that it must repeat; TDX, SGX, SNP: 64 bytes."),
+    ] = None,
+    at: Annotated[
+        int | None, typer.Option(metavar="MS", help="Judge at this Unix time in milliseconds; default: now.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Judge evidence: one line a check, exit code 0 only when ACCEPTED.
+
+    Exit codes: 0 ACCEPTED, 10 REFUSED, 11 PARTIAL (measurements not appraised), 12 evidence missing or unreadable,
+    2 usage or no evidence, 30 broken policy. Nothing in the evidence adds to what the policy trusts.
+    """
+    from aos.core.attest.evidence import judge
+    from aos.core.attest.policy import load_policy
+
+    try:
+        rules = load_policy(policy.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            "attest.policy_unreadable", f"{policy}: {error.strerror}", hint="pass --policy FILE"
+        ) from error
+    try:
+        challenge = bytes.fromhex(nonce) if nonce is not None else None
+    except ValueError:
+        raise voice.usage("--nonce must be hexadecimal", hint="aos attest verify -h has examples") from None
+    data = _fetch(file) if file.startswith(("https://", "http://")) else _read(file)
+    at_ms = at if at is not None else time.time_ns() // 1_000_000
+    try:
+        result = judge(data, rules, at_ms=at_ms, challenge=challenge)
+    except InvalidMessage as error:
+        error.message = f"{file}: {error.message}"
+        raise
+    code = exit_code(result)
+    if as_json:
+        voice.data_json("attest.verify", _shown(result, file=file, policy=rules.name, code=code))
+    else:
+        for check in result.checks:
+            what = f"{check.text} [{check.code}]" if check.code else check.text
+            voice.data_of_others(f"{check.status} {check.id:<12} {what}  {check.detail}".rstrip())
+        claims = result.claims
+        simulated = "SIMULATED " if claims is not None and claims.simulated else ""
+        voice.data_of_others(f'{_VERDICTS[code]}: {simulated}{result.tee} under policy "{rules.name}"')
+    raise typer.Exit(code)
+
+
+def exit_code(result: "AttestationResult") -> int:
+    """0, 10 or 11: evidence whose measurements nobody compared is not accepted."""
+    if result.refusal is not None or result.claims is None:
+        return _REFUSED
+    measured = any(check.id == "measure-1" and check.status == "PASS" for check in result.checks)
+    return _ACCEPTED if measured else _PARTIAL
+
+
+def _shown(result: "AttestationResult", *, file: str, policy: str, code: int) -> dict[str, object]:
+    claims = result.claims
+    return {
+        "file": file,
+        "verdict": _VERDICTS[code],
+        "exit_code": code,
+        "policy": policy,
+        "tee": result.tee,
+        "checks": [
+            {"id": c.id, "status": c.status, "text": c.text, "detail": c.detail, "code": c.code or None}
+            for c in result.checks
+        ],
+        "claims": None
+        if claims is None
+        else {
+            "simulated": claims.simulated,
+            "anchor": claims.anchor,
+            "device": claims.device,
+            "measurements": {name: value.hex() for name, value in claims.measurements},
+            "report_data": claims.report_data.hex() if claims.report_data is not None else None,
+            "public_key": claims.public_key.hex() if claims.public_key is not None else None,
+            "nonce": claims.nonce.hex() if claims.nonce is not None else None,
+            "time_ms": claims.time_ms,
+            "replay_id": claims.replay_id.hex(),
+            "tcb_status": claims.tcb_status or None,
+            "advisories": list(claims.advisories),
+        },
+    }
+
+
+def _missing(name: str, reason: str) -> AOSError:
+    error = RuleViolation(
+        "file.unreadable", f"{name}: {reason}", hint="name a file or an address that serves the evidence"
+    )
+    error.exit_code = _MISSING
+    return error
+
+
+def _read(name: str) -> bytes:
+    from aos.core.attest.evidence import MAX_EVIDENCE_BYTES
+
+    try:
+        with open(name, "rb") as file:
+            return file.read(MAX_EVIDENCE_BYTES + 1)
+    except OSError as error:
+        raise _missing(name, error.strerror or "cannot be read") from error
+
+
+def _fetch(url: str) -> bytes:
+    import httpx
+
+    from aos.core.attest.evidence import MAX_EVIDENCE_BYTES
+
+    data = b""
+    try:
+        with httpx.stream(
+            "GET", url, timeout=_TIMEOUT_S, headers={"accept-encoding": "identity"}
+        ) as response:
+            if response.status_code != 200:
+                raise _missing(url, f"HTTP {response.status_code}")
+            for piece in response.iter_raw():
+                data += piece
+                if len(data) > MAX_EVIDENCE_BYTES:
+                    break
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _missing(url, str(error) or type(error).__name__) from error
+    return data
