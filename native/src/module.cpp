@@ -13,6 +13,7 @@
 #include "model.h"
 #include "run.h"
 #include "self_test.h"
+#include "weights.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -130,6 +131,16 @@ NB_MODULE(_native, m) {
   m.def("product", product, "isa"_a, "type"_a, "rows"_a, "file"_a, "x"_a);
   m.def("dequantise", dequantise, "type"_a, "rows"_a, "columns"_a, "file"_a);
   m.def("choose", choose, "isa"_a, "logits"_a, "seen"_a, "step"_a, "rules"_a);
+  m.def("hash_rows", [](uint32_t type, const Bytes& data, size_t row_bytes, size_t chunk_bytes, const nb::bytes& prefix, size_t threads) {
+    const std::string tag(static_cast<const char*>(prefix.data()), prefix.size());
+    aos::RowHashes hashes;
+    {
+      const nb::gil_scoped_release release;
+      aos::Pool pool(threads);
+      hashes = aos::hash_rows(pool, type, data.data(), data.size(), row_bytes, chunk_bytes, tag);
+    }
+    return nb::make_tuple(joined(hashes.rows), hashes.finite);
+  }, "type"_a, "data"_a, "row_bytes"_a, "chunk_bytes"_a, "prefix"_a, "threads"_a);
   m.def("root", [](const nb::bytes& header, const nb::bytes& leaves) {
     if (leaves.size() % 32 != 0) throw aos::Error("engine.leaves", "the leaves are not whole digests");
     const auto* h = static_cast<const uint8_t*>(header.data());
@@ -164,6 +175,7 @@ NB_MODULE(_native, m) {
         model.set_vector(layer, name, values.data(), values.size());
       }, "layer"_a, "name"_a, "values"_a)
       .def("seal", &aos::Model::seal)
+      .def("limit_threads", [](aos::Model& model, size_t threads) { model.pool.limit(threads); }, "threads"_a, Release())
       .def_prop_ro("packed_bytes", &aos::Model::packed_bytes)
       .def_prop_ro("isa", [](const aos::Model& model) { return model.kernels.name; });
 
@@ -173,6 +185,7 @@ NB_MODULE(_native, m) {
       .def("extend", &aos::Run::extend, "tokens"_a, Release())
       .def("choose", &aos::Run::choose, Release())
       .def_prop_ro("length", &aos::Run::length)
+      .def_prop_ro("commitment_ns", &aos::Run::commitment_ns)
       .def_prop_ro("waiting", &aos::Run::waiting)
       .def_prop_ro("trap", [](const aos::Run& run) -> nb::object {
         if (!run.trap()) return nb::none();

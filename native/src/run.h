@@ -43,6 +43,8 @@ class Run {
   // Computes the next positions, at most kStep. Beyond a trap nothing is computed.
   void extend(const std::vector<uint32_t>& tokens);
   size_t length() const { return length_; }
+  // Nanoseconds of all threads together that went into hashing leaves.
+  uint64_t commitment_ns() const { return commitment_ns_; }
   // Positions whose residual waits for its tail.
   size_t waiting() const { return waiting_count_; }
   const std::optional<Trap>& trap() const { return trap_; }
@@ -106,6 +108,7 @@ class Run {
   std::vector<uint8_t> record_;
   std::vector<std::vector<uint8_t>> endings_;  // sampler record and token of tails that are still to be hashed
 
+  std::atomic<uint64_t> commitment_ns_{0};
   std::vector<Leaf> unhashed_, hashing_;
   std::vector<Digest> leaves_;
 };

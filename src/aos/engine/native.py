@@ -7,6 +7,7 @@ hashes. ``AOS_ISA`` forces an instruction set.
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,8 +70,17 @@ class NativeEngine(CanonicalEngine):
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self.hyper = read_hyper_parameters(file)
         check_tensors(file, self.hyper)
-        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
-        self._model = _load(file, self.hyper, self.manifest, cache_dir, name, threads, alone_below)
+        # The file's hashes are made while its weights are packed: neither holds the interpreter's lock.
+        with ThreadPoolExecutor(1, "manifest") as hasher:
+            digested = hasher.submit(
+                manifest_of, file, cache_dir=cache_dir, progress=progress, threads=threads
+            )
+            try:
+                self._model = _load(file, self.hyper, cache_dir, name, threads, alone_below)
+            except AOSError:
+                digested.result()  # a broken file is refused by its manifest, as by every engine
+                raise
+            self.manifest: Manifest = digested.result()
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
@@ -147,7 +157,6 @@ def sampling_rules(params: SamplingParams) -> _native.SamplingRules:
 def _load(
     file: GGUF,
     hyper: HyperParameters,
-    manifest: Manifest,
     cache_dir: Path | None,
     isa: str,
     threads: int,
@@ -158,7 +167,6 @@ def _load(
         hyper,
         None if factors is None else _vector(file, factors).tolist(),
         cache_dir,
-        manifest.rope_table,
     )
     with _translated():
         model = _native.Model(
