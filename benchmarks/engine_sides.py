@@ -64,8 +64,10 @@ class Side:
         self._closed.set()
         self._watcher.join()
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         if self._process.poll() is None:
             self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
 
