@@ -37,7 +37,7 @@ SHAPES = {
     shape.name: shape
     for shape in (
         Shape(name="llama-2-7b", width=4096, ff_width=11008, layers=32, heads=32, kv_heads=32, n_ctx=4096),
-        Shape(name="tinyllama-1.1b", width=2048, ff_width=5632, layers=22, heads=32, kv_heads=4, n_ctx=2048),
+        Shape(name="tinyllama-1.1b", width=2048, ff_width=5632, layers=22, heads=32, kv_heads=4, n_ctx=4096),
         Shape(name="small", width=512, ff_width=1408, layers=4, heads=8, kv_heads=2, n_ctx=2048),
     )
 }

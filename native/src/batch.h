@@ -33,6 +33,8 @@ class Batch : public std::enable_shared_from_this<Batch> {
   // Hashes the leaves that wait, so that the batch holds no page of a run.
   void settle_leaves();
 
+  // Nanoseconds of all threads together that went into hashing leaves.
+  uint64_t commitment_ns() const { return commitment_ns_; }
   const std::shared_ptr<Model>& model() const { return model_; }
 
  private:
@@ -81,7 +83,7 @@ class Batch : public std::enable_shared_from_this<Batch> {
   uint16_t* keys(const Page& page, size_t layer, size_t kv_head) const;
   uint16_t* values(const Page& page, size_t layer, size_t kv_head) const;
   void copy_positions(const Page& from, Page& to, size_t count) const;
-  void hash(const Leaf& leaf) const;
+  void hash(const Leaf& leaf);
   Extra pending();
   void flush();
 
@@ -101,6 +103,7 @@ class Batch : public std::enable_shared_from_this<Batch> {
   std::vector<Memory> scratch_;
   size_t scratch_positions_ = 0;
 
+  std::atomic<uint64_t> commitment_ns_{0};
   std::vector<Leaf> unhashed_, hashing_;
   std::vector<std::shared_ptr<void>> held_, held_hashing_;  // what those leaves point into
 };

@@ -14,6 +14,7 @@
 #include "error.h"
 #include "model.h"
 #include "self_test.h"
+#include "weights.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -134,6 +135,16 @@ NB_MODULE(_native, m) {
   m.def("product", product, "isa"_a, "type"_a, "rows"_a, "file"_a, "x"_a);
   m.def("dequantise", dequantise, "type"_a, "rows"_a, "columns"_a, "file"_a);
   m.def("choose", choose, "isa"_a, "logits"_a, "seen"_a, "step"_a, "rules"_a);
+  m.def("hash_rows", [](uint32_t type, const Bytes& data, size_t row_bytes, size_t chunk_bytes, const nb::bytes& prefix, size_t threads) {
+    const std::string tag(static_cast<const char*>(prefix.data()), prefix.size());
+    aos::RowHashes hashes;
+    {
+      const nb::gil_scoped_release release;
+      aos::Pool pool(threads);
+      hashes = aos::hash_rows(pool, type, data.data(), data.size(), row_bytes, chunk_bytes, tag);
+    }
+    return nb::make_tuple(joined(hashes.rows), hashes.finite);
+  }, "type"_a, "data"_a, "row_bytes"_a, "chunk_bytes"_a, "prefix"_a, "threads"_a);
   m.def("root", [](const nb::bytes& header, const nb::bytes& leaves) {
     if (leaves.size() % 32 != 0) throw aos::Error("engine.leaves", "the leaves are not whole digests");
     const auto* h = static_cast<const uint8_t*>(header.data());
@@ -168,6 +179,7 @@ NB_MODULE(_native, m) {
         model.set_vector(layer, name, values.data(), values.size());
       }, "layer"_a, "name"_a, "values"_a)
       .def("seal", &aos::Model::seal)
+      .def("limit_threads", [](aos::Model& model, size_t threads) { model.pool.limit(threads); }, "threads"_a, Release())
       .def_prop_ro("packed_bytes", &aos::Model::packed_bytes)
       .def_prop_ro("page_bytes", [](const aos::Model& model) { return model.pages->page_bytes(); })
       .def_prop_ro("pages_in_use", [](const aos::Model& model) { return model.pages->in_use(); })
@@ -184,7 +196,8 @@ NB_MODULE(_native, m) {
         batch.extend(given);
       }, "parts"_a, Release())
       .def("choose", &aos::Batch::choose, "runs"_a, Release())
-      .def("settle_leaves", &aos::Batch::settle_leaves, Release());
+      .def("settle_leaves", &aos::Batch::settle_leaves, Release())
+      .def_prop_ro("commitment_ns", &aos::Batch::commitment_ns);
 
   nb::class_<aos::Run>(m, "Run")
       .def(nb::new_([](std::shared_ptr<aos::Batch> batch, const std::vector<uint32_t>& prompt, const aos::SamplingRules& rules) {

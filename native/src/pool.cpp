@@ -21,7 +21,7 @@ void relax() {
 
 }  // namespace
 
-Pool::Pool(size_t threads, size_t alone_below) : alone_below_(alone_below), process_(getpid()) {
+Pool::Pool(size_t threads, size_t alone_below) : alone_below_(alone_below), taking_part_(threads), process_(getpid()) {
   try {
     for (size_t thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
   } catch (...) {
@@ -47,6 +47,13 @@ Pool::~Pool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+void Pool::limit(size_t threads) {
+  const std::lock_guard<std::mutex> region(region_);
+  if (threads < 1 || threads > workers_.size() + 1)
+    throw Error("engine.threads", std::to_string(threads) + " threads are not in 1.." + std::to_string(workers_.size() + 1));
+  taking_part_ = threads;
+}
+
 void Pool::take(size_t thread) {
   try {
     for (size_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) (*work_)(item, thread);
@@ -59,7 +66,7 @@ void Pool::take(size_t thread) {
 
 void Pool::run(size_t items, size_t bytes, const std::function<void(size_t, size_t)>& work) {
   const std::lock_guard<std::mutex> region(region_);
-  if (workers_.empty() || items <= 1 || bytes < alone_below_) {
+  if (taking_part_ == 1 || items <= 1 || bytes < alone_below_) {
     for (size_t item = 0; item < items; ++item) work(item, 0);
     return;
   }
@@ -98,7 +105,7 @@ void Pool::worker(size_t thread) {
     }
     if (stop_) return;
     seen = generation_.load(std::memory_order_acquire);
-    take(thread);
+    if (thread < taking_part_) take(thread);
     if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       { std::lock_guard<std::mutex> lock(mutex_); }
       done_.notify_one();

@@ -22,6 +22,8 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   size_t threads() const { return workers_.size() + 1; }
+  // How many of the threads take part from now on, 1 to threads(). No result depends on it.
+  void limit(size_t threads);
   // Calls work(item, thread) for every item; thread is below threads(). `bytes` is about what all items touch together. Rethrows the first exception. Regions of
   // several callers take turns; a region must not start another.
   void run(size_t items, size_t bytes, const std::function<void(size_t, size_t)>& work);
@@ -34,6 +36,7 @@ class Pool {
   std::vector<std::thread> workers_;
   const std::function<void(size_t, size_t)>* work_ = nullptr;
   size_t items_ = 0;
+  size_t taking_part_;
   std::atomic<size_t> next_{0};
   std::atomic<size_t> generation_{0}, busy_{0};
   std::atomic<bool> stop_{false};

@@ -16,6 +16,8 @@ constexpr uint32_t kRound[64] = {
     0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
     0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
+constexpr uint32_t kInitial[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+
 uint32_t rotated(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
 uint32_t big_endian(const uint8_t* p) { return uint32_t{p[0]} << 24 | uint32_t{p[1]} << 16 | uint32_t{p[2]} << 8 | p[3]; }
@@ -70,6 +72,36 @@ void Sha256::update(const void* data, size_t size) {
   buffered_ = size % 64;
 }
 
+void sha256_pair(const void* a, const void* b, size_t size, Digest* out) {
+  const uint8_t* data[2] = {static_cast<const uint8_t*>(a), static_cast<const uint8_t*>(b)};
+#if defined(AOS_AVX)
+  static const bool fast = has_sha_instructions();  // asking the processor is slow, in a virtual machine very
+  if (fast) {
+    uint32_t state[2][8];
+    uint8_t rest[2][128] = {};
+    const size_t whole = size / 64, left = size % 64, blocks = left < 56 ? 1 : 2;
+    for (size_t n = 0; n < 2; ++n) {
+      std::memcpy(state[n], kInitial, sizeof kInitial);
+      std::memcpy(rest[n], data[n] + 64 * whole, left);
+      rest[n][left] = 0x80;
+      for (size_t i = 0; i < 8; ++i) rest[n][64 * blocks - 8 + i] = static_cast<uint8_t>(8 * uint64_t{size} >> (56 - 8 * i));
+    }
+    uint32_t* const states[2] = {state[0], state[1]};
+    const uint8_t* const rests[2] = {rest[0], rest[1]};
+    compress_pair_with_sha_instructions(states, data, whole);
+    compress_pair_with_sha_instructions(states, rests, blocks);
+    for (size_t n = 0; n < 2; ++n)
+      for (size_t i = 0; i < 32; ++i) out[n][i] = static_cast<uint8_t>(state[n][i / 4] >> (24 - 8 * (i % 4)));
+    return;
+  }
+#endif
+  for (size_t n = 0; n < 2; ++n) {
+    Sha256 h;
+    h.update(data[n], size);
+    out[n] = h.finish();
+  }
+}
+
 Digest Sha256::finish() {
   const uint64_t bits = 8 * total_;
   const uint8_t padding[64] = {0x80};
@@ -82,11 +114,19 @@ Digest Sha256::finish() {
   return out;
 }
 
-Digest tree_root(std::vector<Digest> level) {
-  while (level.size() > 1) {
-    size_t out = 0;
-    for (size_t i = 0; i < level.size(); i += 2, ++out) {
-      if (i + 1 == level.size()) {
+Digest tree_root(std::vector<Digest> level) { return tree_root(level.data(), level.size()); }
+
+Digest tree_root(Digest* level, size_t count) {
+  while (count > 1) {
+    size_t i = 0, out = 0;
+    // Pairs of nodes: what node `out` reads lies at 2 * out and beyond, so nothing is overwritten too soon.
+    for (; i + 4 <= count; i += 4, out += 2) {
+      uint8_t node[2][65] = {{1}, {1}};
+      for (size_t n = 0; n < 2; ++n) std::memcpy(node[n] + 1, level[i + 2 * n].data(), 64);
+      sha256_pair(node[0], node[1], 65, level + out);
+    }
+    for (; i < count; i += 2, ++out) {
+      if (i + 1 == count) {
         level[out] = level[i];  // an odd last one moves up
         continue;
       }
@@ -96,9 +136,9 @@ Digest tree_root(std::vector<Digest> level) {
       h.update(level[i].data(), 64);
       level[out] = h.finish();
     }
-    level.resize(out);
+    count = out;
   }
-  return level.at(0);
+  return level[0];
 }
 
 }  // namespace aos

@@ -21,12 +21,18 @@ class Sha256 {
   uint64_t total_ = 0;
 };
 
-// The root over leaf hashes; there must be one at least.
+// Digests of two messages of one length, computed side by side.
+void sha256_pair(const void* a, const void* b, size_t size, Digest* out);
+
+// The root over leaf hashes; there must be one at least. The second form overwrites them.
 Digest tree_root(std::vector<Digest> level);
+Digest tree_root(Digest* level, size_t count);
 
 #if defined(AOS_AVX)
 // sha256_ni.cpp; only where has_sha_instructions().
 void compress_with_sha_instructions(uint32_t* state, const uint8_t* blocks, size_t count);
+// Two independent streams: the instructions' latency is hidden.
+void compress_pair_with_sha_instructions(uint32_t* const* states, const uint8_t* const* blocks, size_t count);
 #endif
 
 }  // namespace aos

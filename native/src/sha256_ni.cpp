@@ -15,38 +15,63 @@ alignas(16) constexpr uint32_t kRound[64] = {
     0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
     0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-}  // namespace
-
-void compress_with_sha_instructions(uint32_t* state, const uint8_t* blocks, size_t count) {
-  // The instructions want the state as (a, b, e, f) and (c, d, g, h), highest word first.
-  const __m128i abcd = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state)), 0xb1);
-  const __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state + 4)), 0x1b);
-  __m128i abef = _mm_alignr_epi8(abcd, efgh, 8), cdgh = _mm_blend_epi16(efgh, abcd, 0xf0);
+// `streams` messages block by block, side by side.
+template <int streams>
+inline void compress(uint32_t* const* states, const uint8_t* const* data, size_t count) {
+  __m128i abef[streams], cdgh[streams];
+  const uint8_t* blocks[streams];
+  for (int s = 0; s < streams; ++s) {
+    // The instructions want the state as (a, b, e, f) and (c, d, g, h), highest word first.
+    const __m128i abcd = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(states[s])), 0xb1);
+    const __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(states[s] + 4)), 0x1b);
+    abef[s] = _mm_alignr_epi8(abcd, efgh, 8), cdgh[s] = _mm_blend_epi16(efgh, abcd, 0xf0);
+    blocks[s] = data[s];
+  }
   const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bll, 0x0405060700010203ll);
-  for (; count > 0; --count, blocks += 64) {
-    const __m128i abef_before = abef, cdgh_before = cdgh;
-    __m128i w[4];
-    for (int i = 0; i < 4; ++i)
-      w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + 16 * i)), big_endian);
+  for (; count > 0; --count) {
+    __m128i abef_before[streams], cdgh_before[streams], w[streams][4];
+    for (int s = 0; s < streams; ++s) {
+      abef_before[s] = abef[s], cdgh_before[s] = cdgh[s];
+      for (int i = 0; i < 4; ++i)
+        w[s][i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks[s] + 16 * i)), big_endian);
+      blocks[s] += 64;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       const __m128i k = _mm_load_si128(reinterpret_cast<const __m128i*>(kRound + 4 * i));
-      const __m128i message = _mm_add_epi32(w[i & 3], k);
-      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, message);
-      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(message, 0x0e));
-      if (i < 12) {
-        // w[i & 3] becomes the words of round 4(i + 4).
-        const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(w[i & 3], w[(i + 1) & 3]),
-                                          _mm_alignr_epi8(w[(i + 3) & 3], w[(i + 2) & 3], 4));
-        w[i & 3] = _mm_sha256msg2_epu32(sum, w[(i + 3) & 3]);
+#pragma GCC unroll 2
+      for (int s = 0; s < streams; ++s) {
+        const __m128i message = _mm_add_epi32(w[s][i & 3], k);
+        cdgh[s] = _mm_sha256rnds2_epu32(cdgh[s], abef[s], message);
+        abef[s] = _mm_sha256rnds2_epu32(abef[s], cdgh[s], _mm_shuffle_epi32(message, 0x0e));
+        if (i < 12) {
+          // w[i & 3] becomes the words of round 4(i + 4).
+          const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(w[s][i & 3], w[s][(i + 1) & 3]),
+                                            _mm_alignr_epi8(w[s][(i + 3) & 3], w[s][(i + 2) & 3], 4));
+          w[s][i & 3] = _mm_sha256msg2_epu32(sum, w[s][(i + 3) & 3]);
+        }
       }
     }
-    abef = _mm_add_epi32(abef, abef_before);
-    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+    for (int s = 0; s < streams; ++s) {
+      abef[s] = _mm_add_epi32(abef[s], abef_before[s]);
+      cdgh[s] = _mm_add_epi32(cdgh[s], cdgh_before[s]);
+    }
   }
-  const __m128i feba = _mm_shuffle_epi32(abef, 0x1b), dchg = _mm_shuffle_epi32(cdgh, 0xb1);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(state), _mm_blend_epi16(feba, dchg, 0xf0));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(state + 4), _mm_alignr_epi8(dchg, feba, 8));
+  for (int s = 0; s < streams; ++s) {
+    const __m128i feba = _mm_shuffle_epi32(abef[s], 0x1b), dchg = _mm_shuffle_epi32(cdgh[s], 0xb1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(states[s]), _mm_blend_epi16(feba, dchg, 0xf0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(states[s] + 4), _mm_alignr_epi8(dchg, feba, 8));
+  }
+}
+
+}  // namespace
+
+void compress_with_sha_instructions(uint32_t* state, const uint8_t* blocks, size_t count) {
+  compress<1>(&state, &blocks, count);
+}
+
+void compress_pair_with_sha_instructions(uint32_t* const* states, const uint8_t* const* blocks, size_t count) {
+  compress<2>(states, blocks, count);
 }
 
 }  // namespace aos

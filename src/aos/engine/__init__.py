@@ -34,7 +34,7 @@ def load_engine(
     ``engine.native_missing``, ``engine.isa``, ``engine.threads``, ``engine.self_test``).
     """
     if kind == "native":
-        with _loadable():
+        with loadable():
             from aos.engine.native import NativeEngine
 
         return NativeEngine(path, cache_dir=cache_dir, progress=progress, threads=threads)
@@ -53,14 +53,14 @@ def load_engine(
 
 def native_instruction_sets() -> list[str]:
     """What the native engine can compute with here, the plainest first. Raises ConfigError ``engine.native_missing``."""
-    with _loadable():
+    with loadable():
         from aos.engine.native import instruction_sets
 
     return instruction_sets()
 
 
 @contextmanager
-def _loadable() -> Iterator[None]:
+def loadable() -> Iterator[None]:
     """Around the import of the native engine."""
     try:
         yield
@@ -71,7 +71,7 @@ def _loadable() -> Iterator[None]:
             "engine.native_missing",
             f"the native engine does not load on this machine ({platform.machine()}, Python "
             f"{platform.python_version()}): {error}",
-            hint="run `make clean setup` here; the slow reference engine gives the same bits: --engine reference",
+            hint="run `make clean setup` here: every engine hashes a model's weights with it",
         ) from error
 
 

@@ -23,8 +23,9 @@ from aos.core.arithmetic.rope_table import rope_table, table_digest
 from aos.core.codec import Bytes32, MaxLength, OptionalBytes32, UInt, UInt32, decode, encode
 from aos.core.encoding import canonical_json, lp, tag, tagged_hash
 from aos.core.merkle import leaf_hash, tree_root
+from aos.engine import loadable
 from aos.engine.gguf import GGUF, Tensor, Value, read_gguf
-from aos.engine.llama import HyperParameters, Model
+from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
 from aos.engine.state import ARITHMETIC_VERSION
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import InvalidMessage
@@ -36,6 +37,8 @@ CHUNK_WEIGHTS = 256
 CHUNK_TAG = b"\0" + tag("weights-chunk")
 TENSOR_TAG = tag("weights-tensor")
 _PIECE = 1 << 20
+_KEPT_TABLES = 4
+_tables: dict[bytes, tuple[F32, F32]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +100,10 @@ def read_manifest(
     return manifest_of(read_gguf(path), cache_dir=cache_dir, progress=progress)
 
 
-def manifest_of(file: GGUF, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Manifest:
-    """The manifest of a file that is already mapped."""
+def manifest_of(
+    file: GGUF, *, cache_dir: Path | None = None, progress: Progress | None = None, threads: int = 1
+) -> Manifest:
+    """The manifest of a file that is already mapped. No result depends on ``threads``."""
     size = len(file.data)
     total = size + sum(tensor.size for tensor in file.tensors)
     done = 0
@@ -119,11 +124,12 @@ def manifest_of(file: GGUF, *, cache_dir: Path | None = None, progress: Progress
     if cached is not None:
         advance(total - done)
         return cached
-    graph, table = _graph(file, cache_dir)
+    root, not_finite = weights_root(file, advance, threads)
+    graph, table = _graph(file, cache_dir, not_finite)
     manifest = Manifest(
         file_sha256=digest,
         file_size=size,
-        weights_root=weights_root(file, advance),
+        weights_root=root,
         architecture=_text(file.metadata.get("general.architecture")),
         graph=graph,
         tokenizer=_tokenizer_digest(file),
@@ -136,11 +142,18 @@ def manifest_of(file: GGUF, *, cache_dir: Path | None = None, progress: Progress
     return manifest
 
 
-def weights_root(file: GGUF, advance: Callable[[int], None] | None = None) -> bytes:
-    """The root over tensors in file order, each over its rows, each over its chunks of 256 weights."""
+def weights_root(
+    file: GGUF, advance: Callable[[int], None] | None = None, threads: int = 1
+) -> tuple[bytes, Tensor | None]:
+    """The root over tensors in file order, each over its rows, each over its chunks of 256 weights; and the
+    first tensor with a weight or scale that is NaN or infinite.
+    """
     leaves = []
+    not_finite: Tensor | None = None
     for tensor in file.tensors:
-        rows_root = tree_root(row_hashes(file, tensor, advance))
+        hashes, finite = row_hashes(file, tensor, threads)
+        if not finite and not_finite is None:
+            not_finite = tensor
         shape = b"".join(length.to_bytes(8, "big") for length in tensor.shape)
         entry = (
             TENSOR_TAG
@@ -148,66 +161,82 @@ def weights_root(file: GGUF, advance: Callable[[int], None] | None = None) -> by
             + struct.pack(">II", tensor.type.code, len(tensor.shape))
             + shape
         )
-        leaves.append(leaf_hash(entry + rows_root))
-    return tree_root(leaves)
+        leaves.append(leaf_hash(entry + tree_root(hashes)))
+        if advance is not None:
+            advance(tensor.size)
+    return tree_root(leaves), not_finite
 
 
-def row_hashes(file: GGUF, tensor: Tensor, advance: Callable[[int], None] | None = None) -> list[bytes]:
-    """The tree roots of every row's chunks (the last chunk of a row may be short)."""
-    raw = file.tensor_bytes(tensor)
-    row = tensor.row_bytes
-    chunk = CHUNK_WEIGHTS // tensor.type.block_weights * tensor.type.block_bytes
-    prefix = sha256(CHUNK_TAG)
-    out: list[bytes] = []
-    for start in range(0, len(raw), row):
-        level: list[bytes] = []
-        for at in range(start, start + row, chunk):
-            leaf = prefix.copy()
-            leaf.update(raw[at : min(at + chunk, start + row)])
-            level.append(leaf.digest())
-        out.append(_fold(level))
-        if advance is not None and len(out) % 256 == 0:
-            advance(256 * row)
-    if advance is not None:
-        advance(len(out) % 256 * row)
-    return out
+def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes], bool]:
+    """The tree roots of every row's chunks (the last chunk of a row may be short); whether every weight and
+    scale is finite, of a type that the canonical arithmetic has.
+    """
+    with loadable():
+        from aos.engine import _native
+    joined, finite = _native.hash_rows(
+        type=tensor.type.code,
+        data=np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8),
+        row_bytes=tensor.row_bytes,
+        chunk_bytes=CHUNK_WEIGHTS // tensor.type.block_weights * tensor.type.block_bytes,
+        prefix=CHUNK_TAG,
+        threads=threads,
+    )
+    return [joined[at : at + 32] for at in range(0, len(joined), 32)], finite
 
 
 def cached_rope_table(
-    hyper: HyperParameters,
-    factors: Sequence[float] | None,
-    cache_dir: Path | None,
-    digest: bytes | None = None,
+    hyper: HyperParameters, factors: Sequence[float] | None, cache_dir: Path | None
 ) -> tuple[F32, F32]:
-    """The table of rule 4, read from the cache where a file has ``digest``, else computed and stored."""
-    path = cache_dir / f"rope-{digest.hex()}.f32" if cache_dir is not None and digest else None
+    """The table of rule 4: from this process or the cache, where it was made before, else computed and stored."""
+    numbers = (*(() if factors is None else tuple(factors)), hyper.rope_base)
+    key = tagged_hash("rope-cache", struct.pack(f">II{len(numbers)}d", hyper.n_rot, hyper.n_ctx, *numbers))
     shape = (2, hyper.n_ctx, hyper.n_rot // 2)
-    if path is not None and path.is_file() and path.stat().st_size == 4 * shape[0] * shape[1] * shape[2]:
-        both = np.fromfile(path, dtype="<f4").astype(np.float32).reshape(shape)
-        if table_digest(both[0], both[1]) == digest:
-            return both[0], both[1]
-    cos, sin = rope_table(hyper.rope_base, hyper.n_rot, hyper.n_ctx, factors)
-    if cache_dir is not None:
-        content = np.stack([cos, sin]).astype("<f4").tobytes()
-        _write_atomically(cache_dir / f"rope-{table_digest(cos, sin).hex()}.f32", content)
-    return cos, sin
+    path = None if cache_dir is None else cache_dir / f"rope-{key.hex()}.f32"
+    table = None if path is None else _read_table(path, shape)
+    if table is None:
+        # The manifest and the engine of one file both ask.
+        table = _tables.get(key) or rope_table(hyper.rope_base, hyper.n_rot, hyper.n_ctx, factors)
+        if path is not None:
+            _write_atomically(path, table_digest(*table) + np.stack(table).astype("<f4").tobytes())
+    if len(_tables) >= _KEPT_TABLES:
+        _tables.clear()
+    _tables[key] = table
+    return table
 
 
-def _graph(file: GGUF, cache_dir: Path | None) -> tuple[GraphSizes | None, bytes]:
+def _read_table(path: Path, shape: tuple[int, int, int]) -> tuple[F32, F32] | None:
+    try:
+        if not (_private(path.parent) and _private(path)):
+            return None
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    if len(raw) != 32 + 4 * shape[0] * shape[1] * shape[2]:
+        return None
+    both = np.frombuffer(raw, dtype="<f4", offset=32).astype(np.float32).reshape(shape)
+    return (both[0], both[1]) if table_digest(both[0], both[1]) == raw[:32] else None
+
+
+def _graph(file: GGUF, cache_dir: Path | None, not_finite: Tensor | None) -> tuple[GraphSizes | None, bytes]:
     """Sizes and rotary digest where the canonical arithmetic covers the file; broken weights are refused
     either way.
     """
     try:
         Tokenizer(read_vocabulary(file.metadata))
-        model = Model(file)
-    except InvalidMessage as error:
-        if error.code == "engine.not_finite":
-            raise
+        h = read_hyper_parameters(file)
+        check_tensors(file, h)
+    except InvalidMessage:
         return None, b""
-    h = model.hyper
-    factors = None if model.rope_factors is None else model.rope_factors.tolist()
+    if not_finite is not None:
+        raise InvalidMessage(
+            "engine.not_finite",
+            f"tensor {not_finite.name!r} holds a weight or a scale that is NaN or infinite",
+            field=not_finite.name,
+        )
+    factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
+    listed = None if factors is None else np.frombuffer(file.tensor_bytes(factors), dtype="<f4").tolist()
     try:
-        digest = table_digest(*cached_rope_table(h, factors, cache_dir))
+        digest = table_digest(*cached_rope_table(h, listed, cache_dir))
     except InvalidMessage:
         return None, b""
     sizes = {name: getattr(h, name) for name in GraphSizes.__slots__ if not name.endswith("_bits")}
@@ -238,17 +267,6 @@ def _tokenizer_digest(file: GGUF) -> bytes:
             for item in items:
                 h.update(lp(item if isinstance(item, bytes) else repr(item).encode()))
         return h.digest()
-
-
-def _fold(level: list[bytes]) -> bytes:
-    """RFC 9162's root of leaf hashes, level by level: pairs become nodes, an odd last one moves up."""
-    while len(level) > 1:
-        odd = level[-1:] if len(level) % 2 else []
-        level = [
-            sha256(b"\x01" + left + right).digest()
-            for left, right in zip(level[0::2], level[1::2], strict=False)
-        ] + odd
-    return level[0]
 
 
 def _read_cache(cache_dir: Path | None, digest: bytes) -> Manifest | None:

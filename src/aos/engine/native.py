@@ -6,7 +6,9 @@ hashes. ``AOS_ISA`` forces an instruction set.
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
@@ -71,11 +73,18 @@ class NativeEngine(CanonicalEngine):
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self.hyper = read_hyper_parameters(file)
         check_tensors(file, self.hyper)
-        stages = _Stages(progress, sum(tensor.size for tensor in file.tensors))
-        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=stages.hashed)
-        self._model = _load(
-            file, self.hyper, self.manifest, cache_dir, name, threads, alone_below, stages.packed
-        )
+        stages = _Stages(progress)
+        # The file's hashes are made while its weights are packed: neither holds the interpreter's lock.
+        with ThreadPoolExecutor(1, "manifest") as hasher:
+            digested = hasher.submit(
+                manifest_of, file, cache_dir=cache_dir, progress=stages.hashed, threads=threads
+            )
+            try:
+                self._model = _load(file, self.hyper, cache_dir, name, threads, alone_below, stages.packed)
+            except AOSError:
+                digested.result()  # a broken file is refused by its manifest, as by every engine
+                raise
+            self.manifest: Manifest = digested.result()
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
@@ -257,19 +266,17 @@ def placed(tensor: Tensor) -> tuple[int, str]:
 def _load(
     file: GGUF,
     hyper: HyperParameters,
-    manifest: Manifest,
     cache_dir: Path | None,
     isa: str,
     threads: int,
     alone_below: int,
-    packed: Callable[[int], None],
+    packed: Progress,
 ) -> _native.Model:
     factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     cos, sin = cached_rope_table(
         hyper,
         None if factors is None else _vector(file, factors).tolist(),
         cache_dir,
-        manifest.rope_table,
     )
     with _translated():
         model = _native.Model(
@@ -290,8 +297,11 @@ def _load(
             eps=hyper.eps,
             rope_neighbours=not hyper.architecture.rope_halves,
         )
+    done, total = 0, sum(tensor.size for tensor in file.tensors)
+    packed(done, total)
     for tensor in file.tensors:
-        packed(tensor.size)
+        done += tensor.size
+        packed(done, total)
         if tensor is factors:
             continue
         layer, name = placed(tensor)
@@ -307,22 +317,27 @@ def _load(
 
 
 class _Stages:
-    """One progress over what a load does: digest and weights tree, then packing (``packing`` bytes)."""
+    """One progress over the two things that a load does at once: hashing, and packing the weights."""
 
-    def __init__(self, progress: Progress | None, packing: int) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self._packing = packing
-        self._hashed = self._packed = 0
+        self._hashed = self._to_hash = self._packed = self._to_pack = 0
+        self._lock = threading.Lock()
 
     def hashed(self, done: int, total: int) -> None:
-        self._hashed = total
-        if self._progress is not None:
-            self._progress(done, total + self._packing)
+        """The manifest's progress."""
+        self._hashed, self._to_hash = done, total
+        self._show()
 
-    def packed(self, size: int) -> None:
-        self._packed += size
-        if self._progress is not None:
-            self._progress(self._hashed + self._packed, self._hashed + self._packing)
+    def packed(self, done: int, total: int) -> None:
+        """Bytes of tensors."""
+        self._packed, self._to_pack = done, total
+        self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._progress is not None and self._to_hash and self._to_pack:
+                self._progress(self._hashed + self._packed, self._to_hash + self._to_pack)
 
 
 def _vector(file: GGUF, tensor: Tensor) -> F32:

@@ -42,7 +42,6 @@ class ReferenceEngine(CanonicalEngine):
             self._model.hyper,
             None if factors is None else factors.tolist(),
             cache_dir,
-            self.manifest.rope_table,
         )
         super().__init__(tokenizer, self.manifest.model_id, self._model.hyper.n_ctx)
 
