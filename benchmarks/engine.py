@@ -93,8 +93,16 @@ class Benchmark:
         self._temporary = tempfile.TemporaryDirectory()
         self.cache = Path(self._temporary.name)
 
-    def left(self) -> bool:
-        return time.monotonic() < self.end
+    def left(self, seconds: float = 0) -> bool:
+        return time.monotonic() + seconds < self.end
+
+    def deep_seconds(self, name: str, threads: list[int]) -> float:
+        """About what reaching the deep position and its prefills will take, from the pairs at position 0."""
+        plan, cell = PLANS[name], self.table.cells["native", name, max(threads), "prefill", 0]
+        if not cell.ours:
+            return float("inf")
+        each = statistics.median(cell.ours) + statistics.median(cell.theirs)
+        return 1.1 * each * (plan.deep + self.pairs * plan.prefill * sum(max(threads) / t for t in threads))
 
     def native(self, name: str, threads: list[int], *, deep: bool) -> None:
         plan, table = PLANS[name], self.table
@@ -142,8 +150,10 @@ class Benchmark:
                         continue
                     pair(number, thread, "prefill", 0)
                     pair(number, thread, "decode", 0)
-            if deep and self.left():
+            if deep and self.left(self.deep_seconds(name, threads)):
                 self._deep(plan, name, threads, ours, theirs, pair)
+            elif deep:
+                table.notes.append(f"{name}: position {plan.deep} not measured, no time left")
             self._alone(plan, name, model, ours, theirs, room)
 
     def _deep(
@@ -281,7 +291,7 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=["7b", "1b"], nargs="+", default=["1b", "7b"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--peer", choices=["native", "wheel"], nargs="+", default=["native", "wheel"])
+    parser.add_argument("--peer", choices=["native", "wheel"], nargs="+", default=["wheel", "native"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=13.0, help="start no pair after this time")
     parser.add_argument("--no-deep", action="store_true", help="leave the deep position out")
