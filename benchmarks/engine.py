@@ -93,8 +93,24 @@ class Benchmark:
         self._temporary = tempfile.TemporaryDirectory()
         self.cache = Path(self._temporary.name)
 
-    def left(self) -> bool:
-        return time.monotonic() < self.end
+    def start(self, name: str, model: Path, threads: int) -> Side:
+        """The canonical side; its load is noted."""
+        cache = self.cache / name
+        known = "manifest cached" if any(cache.glob("model-*.json")) else "nothing cached"
+        side = canonical(model, threads, cache)
+        self.table.notes.append(f"{name}: load with repack {side.load_s:.1f} s, {known}")
+        return side
+
+    def left(self, seconds: float = 0) -> bool:
+        return time.monotonic() + seconds < self.end
+
+    def deep_seconds(self, name: str, threads: list[int]) -> float:
+        """About what reaching the deep position and its prefills will take, from the pairs at position 0."""
+        plan, cell = PLANS[name], self.table.cells["native", name, max(threads), "prefill", 0]
+        if not cell.ours:
+            return float("inf")
+        each = statistics.median(cell.ours) + statistics.median(cell.theirs)
+        return 1.1 * each * (plan.deep + self.pairs * plan.prefill * sum(max(threads) / t for t in threads))
 
     def native(self, name: str, threads: list[int], *, deep: bool) -> None:
         plan, table = PLANS[name], self.table
@@ -103,7 +119,7 @@ class Benchmark:
         if not deep:
             room = 2 * plan.prefill + 64
         with contextlib.ExitStack() as stack:
-            ours = canonical(model, max(threads), self.cache)
+            ours = self.start(name, model, max(threads))
             stack.callback(ours.close)
             theirs = native_llama(driver, model, room, flash=True)
             stack.callback(theirs.close)
@@ -142,8 +158,10 @@ class Benchmark:
                         continue
                     pair(number, thread, "prefill", 0)
                     pair(number, thread, "decode", 0)
-            if deep and self.left():
+            if deep and self.left(self.deep_seconds(name, threads)):
                 self._deep(plan, name, threads, ours, theirs, pair)
+            elif deep:
+                table.notes.append(f"{name}: position {plan.deep} not measured, no time left")
             self._alone(plan, name, model, ours, theirs, room)
 
     def _deep(
@@ -180,7 +198,7 @@ class Benchmark:
         pages = -(-room // 256) * 256
         bound = model.stat().st_size + 2 * KV_BYTES * shape.layers * kv_width * pages
         self.table.notes += [
-            f"{name}: load {ours.load_s:.1f} s (digest, weights root and repack, nothing cached), llama.cpp {theirs.load_s:.1f} s",
+            f"{name}: llama.cpp loads in {theirs.load_s:.1f} s",
             f"{name}: peak anonymous memory {ours.peak_anonymous / MIB:,.0f} MiB, {ours.peak_anonymous / bound:.2f} of file and "
             f"KV cache; llama.cpp {theirs.peak_anonymous / MIB:,.0f} MiB",
         ]
@@ -190,17 +208,13 @@ class Benchmark:
         model = make(plan.shape, self.directory / "models")
         room = plan.prefill + 2 * plan.decode + 64
         with contextlib.ExitStack() as stack:
-            ours = canonical(model, max(threads), self.cache)
+            ours = self.start(name, model, max(threads))
             stack.callback(ours.close)
             for thread in threads:
                 if not self.left():
                     self.table.notes.append(f"wheel, {name}, {thread} threads: not measured, no time left")
                     continue
                 ours.ask(f"threads {thread}")
-                if thread == threads[0]:
-                    self.table.notes.append(
-                        f"{name}: load with the manifest cached {ours.load_s:.1f} s (digest and repack)"
-                    )
                 theirs = wheel(model, thread, room)
                 for number in range(-1, self.pairs):
                     if number > 0 and not self.left():
@@ -281,7 +295,7 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=["7b", "1b"], nargs="+", default=["1b", "7b"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--peer", choices=["native", "wheel"], nargs="+", default=["native", "wheel"])
+    parser.add_argument("--peer", choices=["native", "wheel"], nargs="+", default=["wheel", "native"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=13.0, help="start no pair after this time")
     parser.add_argument("--no-deep", action="store_true", help="leave the deep position out")
