@@ -5,6 +5,7 @@
 #include <random>
 #include <span>
 
+#include "batch.h"
 #include "case_file.h"
 #include "cpu.h"
 #include "error.h"
@@ -255,27 +256,28 @@ struct ModelFile {
 };
 
 // Groups of `group` positions; 0: of random sizes.
-void feed(Run& run, std::span<const uint32_t> tokens, size_t group, Random& random) {
-  while (!tokens.empty() && !run.trap()) {
+void feed(const std::shared_ptr<Run>& run, std::span<const uint32_t> tokens, size_t group, Random& random) {
+  while (!tokens.empty() && !run->trap()) {
     const size_t wanted = group == 0 ? 1 + random.below(37) : group;
     const size_t count = wanted < tokens.size() ? wanted : tokens.size();
-    run.extend({tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(count)});
+    run->batch()->extend({{run, {tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(count)}}});
     tokens = tokens.subspan(count);
   }
 }
 
 void check_run(const std::shared_ptr<Model>& model, const Case& c, size_t group, bool replay, Random& random) {
-  Run run(model, c.prompt, c.rules);
+  const auto run = std::make_shared<Run>(std::make_shared<Batch>(model), c.prompt, c.rules);
+  const auto choose = [&] { return run->batch()->choose({run})[0]; };
   feed(run, c.prompt, group, random);
   const size_t given = replay && !c.tokens.empty() ? c.tokens.size() - 1 : 0;
   feed(run, std::span(c.tokens).first(given), group, random);
   for (size_t i = 0; i < c.tokens.size(); ++i) {
-    if (run.choose() != static_cast<int64_t>(c.tokens[i])) fail("token " + std::to_string(i));
+    if (choose() != static_cast<int64_t>(c.tokens[i])) fail("token " + std::to_string(i));
     if (i >= given && (c.trapped || i + 1 < c.tokens.size())) feed(run, std::span(c.tokens).subspan(i, 1), group, random);
   }
-  if (c.trapped && run.waiting() > 0 && run.choose() != Run::kTrapped) fail("a trap did not come");
-  if (c.trapped != run.trap().has_value()) fail(c.trapped ? "no trap" : "a trap");
-  const auto leaves = c.trapped ? run.leaves_to_trap() : run.leaves(c.prompt.size() + c.tokens.size() - 1);
+  if (c.trapped && run->waiting() > 0 && choose() != Run::kTrapped) fail("a trap did not come");
+  if (c.trapped != run->trap().has_value()) fail(c.trapped ? "no trap" : "a trap");
+  const auto leaves = c.trapped ? run->leaves_to_trap() : run->leaves(c.prompt.size() + c.tokens.size() - 1);
   const Digest root = Run::root(c.header, leaves);
   same(std::vector<uint8_t>(root.begin(), root.end()), c.root, "state root");
 }
@@ -303,7 +305,7 @@ int run_all(int count, char** arguments) {
           Random random(models);
           for (size_t i = 0; i < file.cases.size(); ++i) {
             const bool wakes_much = threads > 1 && file.cases[i].prompt.size() > 100;
-            for (const size_t group : {Run::kStep, size_t{1}, size_t{0}}) {
+            for (const size_t group : {Batch::kStep, size_t{1}, size_t{0}}) {
               if (wakes_much && group == 1) continue;
               try {
                 check_run(model, file.cases[i], group, group != 1, random);

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.engine_models import VECTORS, maker, model_bytes
+from engine_models import VECTORS, maker, model_bytes
 
 from aos.engine.batching import BatchingEngine, Limits
 from aos.engine.canonical import Claim, Run

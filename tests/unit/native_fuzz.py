@@ -127,7 +127,7 @@ def model(sizes: dict[str, int], rng: random.Random, raw: U8) -> None:
     with suppress(_native.Error):
         made.set_vector(rng.choice((0, 2**63)), "attn_norm", np.full(32, np.nan, np.float32))
     with suppress(_native.Error):
-        _native.Run(made, [rng.choice((0, 39, 2**32 - 1))], RULES)
+        _native.Run(_native.Batch(made), [rng.choice((0, 39, 2**32 - 1))], RULES)
     made.seal()
 
 

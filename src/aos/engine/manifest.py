@@ -173,6 +173,7 @@ def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes
     """
     with loadable():
         from aos.engine import _native
+
     joined, finite = _native.hash_rows(
         type=tensor.type.code,
         data=np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8),

@@ -189,7 +189,7 @@ def _native_engine() -> Iterator[Finding]:
             " [n.self_test(s) for s in sets]; print(' '.join(sets))",
         ],
         "the compiled engine does not load or does not give its bits",
-        "run `make clean setup`; there are no opML workers without it, but with --engine reference",
+        "run `make clean setup`; there are no opML workers without it",
     )
     sets, forced = finding.text.split(), os.environ.get("AOS_ISA")
     if finding.verdict != "PASS":
