@@ -392,11 +392,23 @@ def conditions(tree: ast.Module) -> Iterator[tuple[str, str, Callable[[], None]]
         if isinstance(node, ast.If) and len(node.body) == 1:
             (only,) = node.body
             if isinstance(only, ast.Raise) and only.exc is not None and is_call_of(only.exc, "refuse"):
+                if ast.unparse(node.test) == "not comparison.equal":
+                    continue  # its comparisons are taken away one by one, below
                 yield (
                     code_in(only.exc),
                     ast.unparse(node.test),
                     lambda node=node: setattr(node, "test", ast.Constant(False)),
                 )  # type: ignore[misc]
+        elif is_call_of(node, "Comparison"):
+            assert isinstance(node, ast.Call)
+            members = {str(pair.arg): pair for pair in node.keywords}
+            code, equal = members["code"].value, members["equal"]
+            assert isinstance(code, ast.Constant)
+            yield (
+                str(code.value),
+                ast.unparse(equal.value),
+                lambda equal=equal: setattr(equal, "value", ast.Constant(True)),
+            )  # type: ignore[misc]
         elif is_call_of(node, "same"):
             assert isinstance(node, ast.Call)
             for pair in node.keywords:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from peers.dispatcher_peer import MAX_RANGE, now_ms
-from peers.operator_under_test import OPERATOR, Scene, eventually, rest, running, scene
+from peers.operator_under_test import OPERATOR, Scene, eventually, rest, running, scene, write_config
 
 from aos.core import hashes, sortition, vrf
 from aos.core.codec import decode, encode
@@ -328,6 +328,27 @@ async def test_a_full_operator_declines(tmp_path: Path, pg_url: str, redis_url: 
         claim = await found.dispatcher.draw(found.dispatcher.new_job())
         assert (claim.statement.answer, claim.statement.reason) == ("decline", "capacity")
         found.worker.gate.set()
+
+
+async def test_one_worker_runs_as_many_jobs_at_a_time_as_it_is_given(
+    tmp_path: Path, pg_url: str, redis_url: str
+) -> None:
+    async with scene(tmp_path, pg_url, redis_url) as found:
+        found.content["net"]["worker_parallel"] = 3
+        async with running(write_config(tmp_path, found.content)):
+            await found.ready()
+            found.worker.hold(at_token=2)
+            jobs = [await found.dispatcher.seated() for _ in range(4)]
+
+            async def three_at_work() -> bool:
+                return len(found.worker.questions) == 3
+
+            await eventually(three_at_work)
+            assert len({question["job_ref"] for question in found.worker.questions}) == 3
+            found.worker.gate.set()
+            for job in jobs:
+                await found.dispatcher.commit(job)
+            assert found.worker.finished == 4
 
 
 async def test_prompts_and_answers_are_erased_and_the_signed_statements_stay(

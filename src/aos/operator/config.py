@@ -80,6 +80,7 @@ class OperatorConfig:
     rest_host: str
     rest_port: int
     workers: tuple[str, ...]
+    worker_parallel: int
     worker_token: str
     dispatcher_link: str
     dispatcher_http: str
@@ -360,6 +361,7 @@ def _checked(settings: Mapping[str, Setting], warnings: list[Warned], directory:
         rest_host=host,
         rest_port=port,
         workers=workers,
+        worker_parallel=values.integer("net.worker_parallel"),
         worker_token=_token(values, directory),
         dispatcher_link=link,
         dispatcher_http=http,

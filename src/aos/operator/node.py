@@ -78,7 +78,11 @@ class OperatorNode:
         store, state = opened
         queue = RedisQueue(self._config.queue_url, topic=self._config.topic, group=GROUP)
         registry = Registry(store, url=self._config.dispatcher_http, node_id=self._identity.node_id)
-        clients = [WorkerClient(url, token=self._config.worker_token) for url in self._config.workers]
+        clients = [
+            WorkerClient(url, token=self._config.worker_token, lane=lane)
+            for lane in range(self._config.worker_parallel)
+            for url in self._config.workers
+        ]
         try:
             await self._run_parts(store, state, queue, registry, clients)
         finally:

@@ -101,7 +101,7 @@ class Runner:
         self._now_ms = now_ms
         self._failures = 0
         self._resumed = False
-        self.consumer = client.url
+        self.consumer = client.name
         self.status: WorkerStatus | None = None
         self.last_status: WorkerStatus | None = None
         self.error = "not asked yet"

@@ -45,6 +45,7 @@ KEYS: tuple[Key, ...] = (
     Key(name="net.rest_url", default="127.0.0.1:21001"),
     Key(name="net.outer_url"),
     Key(name="net.workers", kind="list", default=()),
+    Key(name="net.worker_parallel", kind="integer", default="1", low=1, high=32),
     Key(name="net.worker_token_file"),
     Key(name="net.worker_token", secret=True),
     Key(name="net.dispatcher_url"),

@@ -100,10 +100,11 @@ _LINES: dict[str, type[TokenLine] | type[ResultLine] | type[_ErrorLine]] = {
 
 
 class WorkerClient:
-    """One worker at ``url``."""
+    """One worker at ``url``; ``lane`` tells apart those that ask the same worker at the same time."""
 
-    def __init__(self, url: str, *, token: str = "") -> None:
+    def __init__(self, url: str, *, token: str = "", lane: int = 0) -> None:
         self.url = url
+        self.name = f"{url}#{lane}" if lane else url
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.AsyncClient(
             base_url=url,
