@@ -100,24 +100,28 @@ def stopped(network: RunningNetwork, name: str) -> Iterator[None]:
     "victims", [("operator-1",), ("dispatcher",), ("operator-1", "dispatcher"), ("postgres",)], ids="+".join
 )
 def test_killed_between_commit_and_reveal(network: RunningNetwork, victims: tuple[str, ...]) -> None:
-    # A blind run: all three seats generate. The third one stands still, so that no commit set can be signed.
-    job = submit(network, "What is AI?", blind=True)
-    databases, ref = operators(network), job_ref(job.job_id)
+    # A blind run: all three seats generate. The third one's worker stands still from before the draw until after the kills,
+    # so that no commit set can be signed.
+    databases = operators(network)
 
     def state(name: str) -> str:
         rows = query(network, databases[name], "SELECT state FROM assignment WHERE job_ref = $1", ref)
         return rows[0]["state"] if rows else ""
 
-    def strike(_: threading.Event) -> None:
-        wait_until(lambda: state("operator-3") == "stored")
-        with stopped(network, "operator-3"):
-            assert state("operator-3") == "stored", "it has not committed, and cannot now"
+    with contextlib.ExitStack() as still:
+        still.enter_context(stopped(network, "operator-3-worker"))
+        job = submit(network, "What is AI?", blind=True)
+        ref = job_ref(job.job_id)
+
+        def strike(_: threading.Event) -> None:
             wait_until(lambda: state("operator-1") == "committed")
+            assert state("operator-3") == "stored", "it is seated, has not committed, and cannot now"
             for victim in victims:
                 kill(network, victim)
-        assert len(query_when_back(network, ref)) == 1
+            still.close()
+            assert len(query_when_back(network, ref)) == 1
 
-    answered(network, [job], strike)
+        answered(network, [job], strike)
 
 
 def query_when_back(network: RunningNetwork, ref: bytes) -> list[object]:
