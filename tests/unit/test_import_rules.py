@@ -31,8 +31,9 @@ LIBRARY_PARTS = {
     "client": frozenset({"client", "core", "errors"}),
     "ports": frozenset({"ports", "core", "errors"}),
     "errors": frozenset({"errors"}),
+    "progress": frozenset(),
 }
-SHARED_BY_APPS = frozenset({"adapters", "client", "core", "engine", "errors", "ports"})
+SHARED_BY_APPS = frozenset({"adapters", "client", "core", "engine", "errors", "ports", "progress"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aos.adapters.progress import Progress
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
+from aos.progress import Progress
 
 __all__ = [
     "Progress",

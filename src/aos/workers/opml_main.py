@@ -195,8 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def make() -> tuple[Backend, str]:
-        from aos.adapters.progress import Progress
         from aos.engine import isa_of, load_engine
+        from aos.progress import Progress
 
         path = serving.find_model_file(arguments.model, arguments.models_dir)
         engine = load_engine(
