@@ -433,6 +433,14 @@ class Messages:
                 "SELECT state, attempt FROM run WHERE run_id = $1 FOR UPDATE", run["run_id"]
             )
             if live["attempt"] != run["attempt"] or live["state"] != "committed":
+                # One at the same time may have been the last that the run waited for.
+                if await db.fetchval(
+                    "SELECT 1 FROM receipt WHERE job_id = $1 AND attempt = $2 AND node_id = $3",
+                    run["job_id"],
+                    run["attempt"],
+                    node_id,
+                ):
+                    return False
                 raise RuleViolation("reveal.late", "this attempt takes no more reveals")
             stored = await db.fetchval(
                 """INSERT INTO receipt (receipt_id, job_id, attempt, node_id, core, commit_salt, answer, tokens, evidence,
