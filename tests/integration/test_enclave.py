@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -129,9 +130,10 @@ class Enclave:
                     await asyncio.sleep(0.01)
                     continue
                 host = Host(stream)
-                await host.send(Status(id=0))
-                if isinstance(await host.reply(), State):
-                    return stream
+                with contextlib.suppress(Unavailable):  # turned away before it could ask
+                    await host.send(Status(id=0))
+                    if isinstance(await host.reply(), State):
+                        return stream
                 await stream.close()
 
 
