@@ -149,3 +149,10 @@ def tensor_leaf(name: str, type_code: int, shape: tuple[int, ...], root: bytes) 
 def chunk_leaf(raw: bytes) -> bytes:
     """The leaf hash of a chunk of at most 256 weights of a row, from its bytes."""
     return leaf_hash(CHUNK_TAG + raw)
+
+
+def tensor_count(graph: GraphSizes, kind: GraphKind) -> tuple[int, ...]:
+    """How many tensors a file of the graph may have."""
+    layer = 9 + 3 * kind.biases + 2 * kind.head_norms
+    count = 2 + (not graph.tied) + graph.n_layers * layer
+    return (count, count + 1) if kind.rope_factors else (count,)

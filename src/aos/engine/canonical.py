@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aos.core.dispute.state_tree import ARITHMETIC_VERSION, StateHeader, tokens_root
-from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
-from aos.engine.params import check_params, run_params_hash
+from aos.core.hashes import prompt_tokens_hash, response_hash, run_params_hash, tokens_hash
+from aos.engine.params import check_params
 from aos.engine.state import StateLeaves
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer
