@@ -18,14 +18,14 @@ from aos.core.arithmetic.rope_table import table_leaf
 from aos.core.arithmetic.sampler import choose
 from aos.core.dispute.fine.bounds import Bounds, Run, Unit, exists, state_shape, unit_context, unit_shape
 from aos.core.dispute.fine.grid import UnitShape
-from aos.core.dispute.fine.operands import Operands, Poisoned, UnitContext, WeightBlock
+from aos.core.dispute.fine.operands import Poisoned, UnitContext, WeightBlock
 from aos.core.dispute.fine.tile import OpenedWeights, make_proof, recomputed
 from aos.core.dispute.state_opening import Place, StateOpening, StateTree, open_tokens
-from aos.core.dispute.state_tree import tile_hashes
+from aos.core.dispute.state_tree import KEYS, TOKENS_A_TILE, tile_hashes
 from aos.core.dispute.trace_tree import TraceTree, tile_hash, unit_root
 from aos.core.manifest import CHUNK_WEIGHTS, TensorType, chunk_leaf
 from aos.core.merkle import MerkleTree, leaf_hash
-from aos.engine.fast_trace import fast_tiles
+from aos.engine.fast_trace import WholeOperands, whole_op
 from aos.engine.gguf import GGUF, Tensor
 from aos.engine.manifest import row_hashes, tensor_leaves
 from aos.errors import InvalidMessage
@@ -80,6 +80,12 @@ class ModelWeights:
         size = tensor.row_bytes
         rows = range(block.first_row, block.end_row)
         return tensor.type, [bytes(data[row * size + first : row * size + end]) for row in rows]
+
+    def matrix(self, name: str) -> tuple[TensorType, U8]:
+        """A tensor's type and bytes: [rows, bytes]."""
+        tensor = self._tensor(name)
+        raw = np.frombuffer(self.file.tensor_bytes(tensor), dtype=np.uint8)
+        return tensor.type, raw.reshape(tensor.rows, -1)
 
     def open_weights(self, block: WeightBlock) -> OpenedWeights:
         """The block and its paths."""
@@ -175,7 +181,18 @@ class UnitTrace:
 
     def _compute(self, fast: bool) -> Sequence[bytes]:
         operands = _OwnOperands(self)
-        return (fast_tiles(operands) if fast else None) or all_tiles(operands)
+        for op in self.shape.ops:
+            data = whole_op(operands, op) if fast else None
+            if data is None:
+                for index in range(op.first, op.first + op.grid.tiles):
+                    operands.tiles.append(recomputed(operands, index))
+                continue
+            at = 0
+            for tile in range(op.grid.tiles):
+                size = op.grid.tile_size(tile)
+                operands.tiles.append(data[at : at + size])
+                at += size
+        return operands.tiles
 
     @property
     def tile_hashes(self) -> Sequence[bytes]:
@@ -279,7 +296,7 @@ class UnitTrace:
         return self._capture
 
 
-class _OwnOperands(Operands):
+class _OwnOperands(WholeOperands):
     """A trace's operands while it is made: no paths, tiles as they come."""
 
     def __init__(self, trace: UnitTrace) -> None:
@@ -321,12 +338,16 @@ class _OwnOperands(Operands):
         return self.trace.weights.rope_row(self.context.position)
 
     def token_tile(self, tile: int) -> tuple[int, ...]:
-        data, _ = self.trace.open_tokens(tile)
-        return tuple(np.frombuffer(data, dtype="<u4").tolist())
+        tokens = self.trace.known.tokens
+        return tuple(tokens[tile * TOKENS_A_TILE : (tile + 1) * TOKENS_A_TILE])
 
+    def tensor(self, name: str) -> tuple[TensorType, U8]:
+        return self.trace.weights.matrix(name)
 
-def all_tiles(operands: _OwnOperands) -> list[bytes]:
-    """Every tile of a trace, one after the other, as a referee computes them."""
-    for index in range(len(operands.tiles), operands.shape.n_tiles):
-        operands.tiles.append(recomputed(operands, index))
-    return operands.tiles
+    def cache_rows(self, part: int, own: bytes) -> F32:
+        rows = np.frombuffer(own, dtype="<f2").astype(np.float32)[None]
+        position = self.context.position
+        if position:
+            earlier = self.trace.capture.cache(self.context.unit - 1, 0, position)[part - KEYS]
+            rows = np.concatenate([earlier.astype(np.float32), rows])
+        return rows

@@ -8,7 +8,7 @@ import numpy as np
 from aos.core.arithmetic.floats import CHUNK, F32, LANES, ONE, ZERO, halving_tree, running_sum
 from aos.core.arithmetic.formats import BLOCK, BLOCK_FORMATS, U8, dequantise
 from aos.core.arithmetic.matmul import BLOCKS_PER_CHUNK, quantise
-from aos.core.dispute.fine.grid import Grid, Op, OpList
+from aos.core.dispute.fine.grid import Grid, Op, OpList, Product
 from aos.core.dispute.fine.operands import Operands, Source, WeightBlock, finite, packed, widened
 from aos.core.manifest import TensorType
 
@@ -152,6 +152,7 @@ def add_product(
             last_size=4 * short,
         ),
         partials,
+        whole=Product(tensor=tensor, shape=shape, source=source, quantised=quantised),
     )
 
     def sums(operands: Operands, group: int, first: int, end: int) -> bytes:

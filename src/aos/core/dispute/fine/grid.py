@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aos.errors import InvalidMessage
 
 if TYPE_CHECKING:
-    from aos.core.dispute.fine.operands import Operands
+    from aos.core.dispute.fine.operands import Operands, Source
 
     Compute = Callable[[Operands, int, int, int], bytes]
     """The bytes of values ``first`` … ``end`` - 1 of a group. Raises Poisoned where an operand is not finite."""
@@ -58,13 +58,39 @@ class Grid:
         return min(self.tile, self.values) * self.size
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A product's chunk sums, for who computes all of its tiles at once."""
+
+    tensor: str
+    shape: tuple[int, int]
+    source: "Source"
+    quantised: "Op"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """The scores of all heads, likewise: queries after RoPE, and this position's keys."""
+
+    queries: "Source"
+    keys: "Op"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """The weighted sums of all heads, likewise: e of every position, and this position's values."""
+
+    weights: "Op"
+    values: "Op"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Op:
     """One op of a unit, its tiles numbered from ``first`` on.
 
     ``trap``: the op's number in rule 10, 0 for an op that it does not check. ``part``: the part of the unit's payload
     that ``state_root`` commits to whose tiles these are, tile for tile. ``demanded``: what its one tile must be in every
-    unit that did not trap.
+    unit that did not trap. ``whole``: of the ops with the most tiles, what they compute.
     """
 
     name: str
@@ -74,6 +100,7 @@ class Op:
     trap: int = 0
     part: int | None = None
     demanded: bytes | None = None
+    whole: Product | Scores | Mix | None = None
 
     def tiles_of(self, group: int, first: int, end: int) -> range:
         """The trace's tiles that hold values ``first`` … ``end`` - 1 of a group."""
@@ -82,7 +109,7 @@ class Op:
 
 
 FLAGGED_BYTES = 16_384
-FLAGGED_TILES = 256
+FLAGGED_TILES = 128
 TRAP = "trap"
 
 
@@ -102,6 +129,7 @@ class OpList:
         trap: int = 0,
         part: int | None = None,
         demanded: bytes | None = None,
+        whole: Product | Scores | Mix | None = None,
     ) -> Op:
         """List the next op."""
         op = Op(
@@ -112,6 +140,7 @@ class OpList:
             trap=trap,
             part=part,
             demanded=demanded,
+            whole=whole,
         )
         self.ops.append(op)
         self.n_tiles += grid.tiles

@@ -16,7 +16,7 @@ from aos.core.dispute.fine.common import (
     residual_source,
     source_of,
 )
-from aos.core.dispute.fine.grid import Grid, Op, OpList
+from aos.core.dispute.fine.grid import Grid, Mix, Op, OpList, Scores
 from aos.core.dispute.fine.operands import Operands, Source, WeightBlock, finite, packed
 from aos.core.dispute.state_tree import KEYS, RESIDUAL, VALUES
 from aos.core.manifest import CHUNK_WEIGHTS, GraphKind, GraphSizes
@@ -169,7 +169,13 @@ def add_attention(
         rows = cache_rows(operands, keys, KEYS, head // shared, width, first, end)
         return packed(running_sum(scaled * rows)[:, -1])
 
-    scores = ops.add("scores", Grid(groups=heads, values=count, tile=POSITIONS, size=4), score, trap=8)
+    scores = ops.add(
+        "scores",
+        Grid(groups=heads, values=count, tile=POSITIONS, size=4),
+        score,
+        trap=8,
+        whole=Scores(queries=q, keys=keys),
+    )
 
     def chunk_largest(operands: Operands, head: int, first: int, end: int) -> bytes:
         chunk = operands.floats(scores, head, first * CHUNK, min(end * CHUNK, count))
@@ -201,7 +207,12 @@ def add_attention(
         return packed(np.add.accumulate(terms, axis=0, dtype=np.float32)[-1] + ZERO)
 
     steps = -(-count // POSITIONS)
-    running = ops.add("mix", Grid(groups=heads, values=steps, tile=1, size=4 * width), mix)
+    running = ops.add(
+        "mix",
+        Grid(groups=heads, values=steps, tile=1, size=4 * width),
+        mix,
+        whole=Mix(weights=weights, values=values),
+    )
 
     def add_chunk(operands: Operands, head: int, first: int, end: int) -> bytes:
         last = min(end * (CHUNK // POSITIONS), steps)
