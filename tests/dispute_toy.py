@@ -265,7 +265,7 @@ class ToyTrace:
             if source[0] == "trace":
                 operands.append({"value": value.hex(), "path": trace_path(shape, source[3], hashes)})
             else:
-                _, position, unit, tile = source
+                _, position, unit, _ = source
                 state = run.state[position][unit]
                 operands.append(
                     {
@@ -377,9 +377,7 @@ class ToyArithmetic:
         number = self._number(position, unit)
         context = Opened(case, position, unit, n_leaves)
         if position >= self.toy.n_positions or unit >= self.toy.units or number >= n_leaves:
-            return OpenedUnit(
-                leaf=b"", n_tiles=0, fanout=(), outputs=(), trapped=False, context=context
-            )
+            return OpenedUnit(leaf=b"", n_tiles=0, fanout=(), outputs=(), trapped=False, context=context)
         path = [hex32(h) for h in member(shown, "path", list)]
         trapped = "trap" in shown
         outputs: tuple[tuple[int, bytes], ...] = ()

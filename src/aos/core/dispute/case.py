@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
 from aos.core import hashes
-from aos.core.codec import MaxLength, OptionalBytes32, SignatureBytes, UInt32
+from aos.core.codec import MaxLength, OptionalBytes32, SignatureBytes, UInt32, encode
 from aos.core.dispute.moves import Kind
 from aos.core.encoding import b64u_encode, tagged_hash
 from aos.core.signing import verify_statement
 from aos.core.statements import ReceiptCore, hash_of
-from aos.core.codec import encode
 from aos.errors import VerificationError
 
 MAX_MANIFEST_CHARS = 64 * 1024
@@ -77,9 +76,7 @@ def check_case(case: Case) -> tuple[str, ...]:
     if case.request:
         _same("request", hashes.request_hash(nonce, case.request.encode()), core.request_hash)
     if case.prompt_tokens is not None:
-        _same(
-            "prompt_tokens", hashes.prompt_tokens_hash(nonce, case.prompt_tokens), core.prompt_tokens_hash
-        )
+        _same("prompt_tokens", hashes.prompt_tokens_hash(nonce, case.prompt_tokens), core.prompt_tokens_hash)
     if case.tokens is not None:
         _same("tokens", hashes.tokens_hash(nonce, case.tokens), core.tokens_hash)
     if case.text is not None:

@@ -82,9 +82,7 @@ def choose(game: Game, trace: UnitTrace) -> Choose:
     return Choose(game=game.id, turn=game.turn, previous=game.taken[-1].hash, child=child)
 
 
-def _first_difference(
-    shape: Shape, node: Node, children: Sequence[bytes], trace: UnitTrace
-) -> int | None:
+def _first_difference(shape: Shape, node: Node, children: Sequence[bytes], trace: UnitTrace) -> int | None:
     own = trace.tile_hashes
     # A run that was trapped compares up to the tile before; that one and all later ones count as different.
     comparable = len(own) - 1 if trace.trapped else len(own)
