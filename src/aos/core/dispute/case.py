@@ -96,15 +96,14 @@ class OpenedUnit:
     """A unit as the claim's ``state_root`` commits it.
 
     ``leaf`` is the unit's (or trap's) leaf hash. ``n_tiles`` is 0 where the header says that there is no such unit.
-    ``outputs`` pairs each trace tile that ``state_root`` commits with the hash that is committed; ``trapped`` says that
-    the trace ends with the value that is not finite. ``context`` goes back to the arithmetic as it came.
+    ``outputs`` pairs each trace tile that ``state_root`` commits (values, or that the unit did or did not trap) with the
+    hash that is committed. ``context`` goes back to the arithmetic as it came.
     """
 
     leaf: bytes
     n_tiles: int
     fanout: tuple[int, ...]
     outputs: tuple[tuple[int, bytes], ...]
-    trapped: bool
     context: object
 
 
@@ -129,7 +128,7 @@ class Arithmetic(Protocol):
 
 
 class UnitTrace(Protocol):
-    """A party's own trace of one unit. It may end early, with the tile that is not finite (``trapped``)."""
+    """A party's own trace of one unit."""
 
     @property
     def tile_hashes(self) -> Sequence[bytes]:
@@ -138,10 +137,6 @@ class UnitTrace(Protocol):
     @property
     def outputs(self) -> Sequence[tuple[int, bytes]]:
         """As ``OpenedUnit.outputs``, for this party's own run."""
-
-    @property
-    def trapped(self) -> bool:
-        """Whether the last tile holds the value that is not finite."""
 
     @property
     def bounds(self) -> bytes:
