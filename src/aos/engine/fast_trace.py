@@ -1,0 +1,2 @@
+def fast_tiles(operands):
+    return None
