@@ -524,6 +524,7 @@ def case_of(toy: Toy, run: Run, claimant: Key) -> Case:
         signature=signature,
         manifest="",
         nonce=b"",
+        params=None,
         request="",
         prompt_tokens=None,
         tokens=None,

@@ -27,6 +27,7 @@ from dispute_table import (
 from dispute_toy import Key, Lie, Run, Toy, ToyArithmetic, ToyTrace, case_of, honest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated_run import params
 
 from aos.core.dispute import players, rules
 from aos.core.dispute.case import check_case
@@ -168,6 +169,7 @@ def test_a_claim_that_its_operator_did_not_sign_is_none() -> None:
 
 FOREIGN: list[tuple[str, dict[str, Any]]] = [
     ("manifest", {"manifest": "{}"}),
+    ("params", {"params": params(), "nonce": bytes(32)}),
     ("request", {"request": "{}", "nonce": bytes(32)}),
     ("prompt_tokens", {"prompt_tokens": (1,), "nonce": bytes(32)}),
     ("tokens", {"tokens": (), "nonce": bytes(32)}),

@@ -47,7 +47,7 @@ def _referee(options: argparse.Namespace, arithmetic: Arithmetic | None) -> int:
         voice.complain(missing, as_json=options.json)
         return _EVIDENCE_MISSING
     if arithmetic is None:
-        from aos.core.dispute.recompute import Canonical
+        from aos.core.dispute.fine.referee import Canonical
 
         arithmetic = Canonical()
     found = judge(data, arithmetic)

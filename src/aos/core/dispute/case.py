@@ -12,7 +12,7 @@ from aos.core.codec import MaxLength, OptionalBytes32, SignatureBytes, UInt32, e
 from aos.core.dispute.moves import Kind
 from aos.core.encoding import b64u_encode, tagged_hash
 from aos.core.signing import verify_statement
-from aos.core.statements import ReceiptCore, hash_of
+from aos.core.statements import Params, ReceiptCore, hash_of
 from aos.errors import VerificationError
 
 MAX_MANIFEST_CHARS = 64 * 1024
@@ -34,6 +34,7 @@ class Case:
     signature: SignatureBytes
     manifest: Annotated[str, MaxLength(MAX_MANIFEST_CHARS)]
     nonce: OptionalBytes32
+    params: Params | None
     request: Annotated[str, MaxLength(1 << 20)]
     prompt_tokens: Annotated[tuple[UInt32, ...], MaxLength(1_000_000)] | None
     tokens: Annotated[tuple[UInt32, ...], MaxLength(1_000_000)] | None
@@ -62,7 +63,8 @@ def check_case(case: Case) -> tuple[str, ...]:
     if case.manifest:
         _same("manifest", tagged_hash("model", case.manifest.encode()), core.model_id)
         known.append("manifest")
-    salted = (
+    salted: tuple[tuple[str, object], ...] = (
+        ("params", case.params),
         ("request", case.request or None),
         ("prompt_tokens", case.prompt_tokens),
         ("tokens", case.tokens),
@@ -73,6 +75,8 @@ def check_case(case: Case) -> tuple[str, ...]:
         raise VerificationError(
             "dispute.foreign_data", "without the nonce nothing shows that this is the claim's", field="nonce"
         )
+    if case.params is not None:
+        _same("params", hashes.params_hash(nonce, case.params), core.params_hash)
     if case.request:
         _same("request", hashes.request_hash(nonce, case.request.encode()), core.request_hash)
     if case.prompt_tokens is not None:
