@@ -37,8 +37,8 @@ def u32(value: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toy:
-    """A model and a prompt. ``sizes``: tiles of the units (its length is the number of units). ``nan``: one tile in so
-    many is not finite (0: none)."""
+    """A model and a prompt. ``sizes``: tiles of the units (its length is the number of units); one more tile says which
+    was the first that is not finite, if any. ``nan``: one tile in so many is not finite (0: none)."""
 
     seed: int
     n_positions: int
@@ -48,6 +48,9 @@ class Toy:
     @property
     def units(self) -> int:
         return len(self.sizes)
+
+    def n_tiles(self, unit: int) -> int:
+        return self.sizes[unit] + 1
 
     def number(self, *parts: object) -> int:
         return int.from_bytes(sha256(repr((self.seed, *parts)).encode()).digest()[:8], "big")
@@ -59,6 +62,8 @@ class Toy:
         """Which values a tile reads: ``("trace", …)`` of this unit, ``("state", …)`` of earlier ones."""
         draw = self.number("operands", position, unit, index)
         found = []
+        if index == self.sizes[unit]:
+            return [("trace", position, unit, index - 1)]
         if index:
             found.append(("trace", position, unit, draw % index))
             found.append(("trace", position, unit, index - 1))
@@ -74,18 +79,19 @@ class Toy:
         return found
 
     def compute(self, position: int, unit: int, index: int, operands: Sequence[bytes]) -> bytes:
+        """A tile ends with the number (from 1) of the first tile of its unit so far that is not finite, or 0."""
+        if index == self.sizes[unit]:
+            return operands[0][-2:]
         entry = repr((self.seed, position, unit, index)).encode() + b"".join(operands)
         digest = sha256(entry).digest()
-        first = 0xFF if self.nan and int.from_bytes(digest[-4:], "big") % self.nan == 0 else digest[0] & 0x7F
-        return bytes([first]) + digest[1:TILE]
+        trap = operands[1][-2:] if index else b"\0\0"
+        if trap == b"\0\0" and self.nan and int.from_bytes(digest[-4:], "big") % self.nan == 0:
+            trap = (index + 1).to_bytes(2, "big")
+        return digest[: TILE - 2] + trap
 
     def fact(self, kind: str) -> str:
         """What the header must say about something around the model."""
         return sha256(repr((self.seed, "fact", kind)).encode()).hexdigest()[:16]
-
-
-def finite(tile: bytes) -> bool:
-    return tile[0] != 0xFF
 
 
 @cache
@@ -146,31 +152,28 @@ class Run:
         toy, lie = self.toy, self.lie
         here = lie if lie is not None and (lie.position, lie.unit) == (position, unit) else None
         tiles = self.tiles[position].setdefault(unit, [])
-        for index in range(toy.sizes[unit]):
+        for index in range(toy.n_tiles(unit)):
             operands = [self.value(*source) for source in toy.operands(position, unit, index)]
             tile = toy.compute(position, unit, index, operands)
             if here and here.what == "tile" and here.index == index:
-                tile = bytes([tile[0] & 0x7F, tile[1] ^ 1]) + tile[2:]
-            if here and here.what == "trap" and here.index == index and finite(tile):
-                tiles.append(tile)
-                return self._trapped(position, unit, index)
+                tile = bytes([tile[0] ^ 1]) + tile[1:]
             tiles.append(tile)
-            if not finite(tile) and not (lie and lie.what == "no_trap"):
-                return self._trapped(position, unit, index)
+        trap = int.from_bytes(tiles[-1], "big")
+        if here and here.what == "trap" and not trap:
+            trap = here.index + 1
+        if trap and not (lie and lie.what == "no_trap"):
+            self.trap = (position, unit, trap)
+            self.places.append((position, unit))
+            self.leaves.append(trap_leaf(position, unit, trap))
+            return False
         state = [tiles[index] for index in toy.outputs(unit)]
         if here and here.what == "output":
             which = here.index % len(state)
-            state[which] = bytes([state[which][0] & 0x7F]) + sha256(state[which]).digest()[1:TILE]
+            state[which] = sha256(state[which]).digest()[:TILE]
         self.state[position][unit] = state
         self.places.append((position, unit))
         self.leaves.append(unit_leaf(position, unit, [leaf_hash(value) for value in state]))
         return True
-
-    def _trapped(self, position: int, unit: int, index: int) -> bool:
-        self.trap = (position, unit, index)
-        self.places.append((position, unit))
-        self.leaves.append(trap_leaf(position, unit, index))
-        return False
 
     def value(self, tree: str, position: int, unit: int, index: int) -> bytes:
         if tree == "trace":
@@ -206,6 +209,11 @@ def trap_leaf(position: int, unit: int, index: int) -> bytes:
     return leaf_hash(b"trap" + u32(position) + u32(unit) + u32(index))
 
 
+def trap_output(toy: Toy, unit: int, trap: int) -> tuple[int, bytes]:
+    """The last tile of a unit, and what must be in it where the state root says that it trapped there (0: not)."""
+    return toy.sizes[unit], leaf_hash(trap.to_bytes(2, "big"))
+
+
 def tile_hash(tile: bytes) -> bytes:
     return leaf_hash(b"tile" + tile)
 
@@ -228,13 +236,13 @@ class ToyTrace:
 
     @property
     def outputs(self) -> tuple[tuple[int, bytes], ...]:
+        toy = self.run.toy
         if self.trapped:
-            return ()
+            assert self.run.trap is not None
+            return (trap_output(toy, self.unit, self.run.trap[2]),)
         state = self.run.state[self.position][self.unit]
-        return tuple(
-            (index, leaf_hash(value))
-            for index, value in zip(self.run.toy.outputs(self.unit), state, strict=True)
-        )
+        pairs = zip(toy.outputs(self.unit), state, strict=True)
+        return (*((index, leaf_hash(value)) for index, value in pairs), trap_output(toy, self.unit, 0))
 
     @property
     def trapped(self) -> bool:
@@ -252,7 +260,7 @@ class ToyTrace:
             assert run.trap is not None
             shown["trap"] = run.trap[2]
         else:
-            shown["outputs"] = [h.hex() for _, h in self.outputs]
+            shown["outputs"] = [h.hex() for _, h in self.outputs[:-1]]
         return canonical_json(shown)
 
     def prove(self, index: int) -> bytes:
@@ -265,7 +273,7 @@ class ToyTrace:
             if source[0] == "trace":
                 operands.append({"value": value.hex(), "path": trace_path(shape, source[3], hashes)})
             else:
-                _, position, unit, tile = source
+                _, position, unit, _ = source
                 state = run.state[position][unit]
                 operands.append(
                     {
@@ -377,24 +385,22 @@ class ToyArithmetic:
         number = self._number(position, unit)
         context = Opened(case, position, unit, n_leaves)
         if position >= self.toy.n_positions or unit >= self.toy.units or number >= n_leaves:
-            return OpenedUnit(
-                leaf=b"", n_tiles=0, fanout=(), outputs=(), trapped=False, context=context
-            )
+            return OpenedUnit(leaf=b"", n_tiles=0, fanout=(), outputs=(), context=context)
         path = [hex32(h) for h in member(shown, "path", list)]
-        trapped = "trap" in shown
-        outputs: tuple[tuple[int, bytes], ...] = ()
-        if trapped:
-            index = member(shown, "trap", int)
-            if not 0 <= index < self.toy.sizes[unit]:
+        outputs: tuple[tuple[int, bytes], ...]
+        if "trap" in shown:
+            trap = member(shown, "trap", int)
+            if not 1 <= trap <= self.toy.sizes[unit]:
                 raise VerificationError("toy.trap", "no such tile")
-            leaf, n_tiles = trap_leaf(position, unit, index), index + 1
+            leaf, outputs = trap_leaf(position, unit, trap), (trap_output(self.toy, unit, trap),)
         else:
             hashes = [hex32(h) for h in member(shown, "outputs", list)]
             places = self.toy.outputs(unit)
             if len(hashes) != len(places):
                 raise VerificationError("toy.outputs", "another number of outputs")
-            leaf, n_tiles = unit_leaf(position, unit, hashes), self.toy.sizes[unit]
-            outputs = tuple(zip(places, hashes, strict=True))
+            leaf = unit_leaf(position, unit, hashes)
+            outputs = (*zip(places, hashes, strict=True), trap_output(self.toy, unit, 0))
+        n_tiles = self.toy.n_tiles(unit)
         if inclusion_root(leaf, number + 1, n_leaves + 1, path) != case.core.state_root:
             raise VerificationError("toy.leaf", "the unit is not that of the claim")
         return OpenedUnit(
@@ -402,7 +408,6 @@ class ToyArithmetic:
             n_tiles=n_tiles,
             fanout=fanout(n_tiles),
             outputs=outputs,
-            trapped=trapped,
             context=context,
         )
 
@@ -448,8 +453,6 @@ class ToyArithmetic:
             operands.append(operand)
         if self.toy.compute(position, unit, index, operands) != value:
             raise VerificationError("toy.value", "the tile recomputes to another value")
-        if finite(value) == (opened.trapped and index == opened.n_tiles - 1):
-            raise VerificationError("toy.finite", "what is not finite ends the run, and nothing else does")
         committed = dict(opened.outputs).get(index)
         if committed is not None and committed != leaf_hash(value):
             raise VerificationError("toy.output", "the state root commits another value")
@@ -521,6 +524,7 @@ def case_of(toy: Toy, run: Run, claimant: Key) -> Case:
         signature=signature,
         manifest="",
         nonce=b"",
+        params=None,
         request="",
         prompt_tokens=None,
         tokens=None,

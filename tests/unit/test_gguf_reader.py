@@ -265,9 +265,7 @@ def test_weights_root_is_the_tree_over_tensors_rows_and_chunks() -> None:
     rows = []
     for at in range(0, len(raw), 9 * 34):
         row = raw[at : at + 9 * 34]
-        rows.append(
-            tree_root([leaf_hash(CHUNK_TAG + row[: 8 * 34]), leaf_hash(CHUNK_TAG + row[8 * 34 :])])
-        )
+        rows.append(tree_root([leaf_hash(CHUNK_TAG + row[: 8 * 34]), leaf_hash(CHUNK_TAG + row[8 * 34 :])]))
     assert row_hashes(file, tensor, threads=3) == (rows, True)
     changed = bytearray(model_bytes("tiny-q8_0"))
     changed[tensor.offset + 5] ^= 1

@@ -50,7 +50,6 @@ class ReferenceEngine(CanonicalEngine):
         require_ieee()
         return _Computation(self._model, self._cos, self._sin, prompt, params)
 
-
     def capture(self, tokens: Sequence[int], units: Sequence[int]) -> "_Kept":
         """See ``aos.engine.trace.CapturingEngine``."""
         require_ieee()

@@ -223,7 +223,9 @@ class UnitTrace:
         context, tree = self.context, self.known.tree
         parts = context.state.parts(context.position, context.unit) if not context.trapped else ()
         payload = self.payload(context.position, context.unit) if parts else ()
-        hashes = [tuple(tile_hashes(data, part.tile_bytes)) for data, part in zip(payload, parts, strict=True)]
+        hashes = [
+            tuple(tile_hashes(data, part.tile_bytes)) for data, part in zip(payload, parts, strict=True)
+        ]
         record = payload[1] if len(payload) > 1 and context.unit > context.state.n_layers else b""
         return Bounds(
             header=tree.header.entry(),

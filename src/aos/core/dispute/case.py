@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
 from aos.core import hashes
-from aos.core.codec import MaxLength, OptionalBytes32, SignatureBytes, UInt32
+from aos.core.codec import MaxLength, OptionalBytes32, SignatureBytes, UInt32, encode
 from aos.core.dispute.moves import Kind
 from aos.core.encoding import b64u_encode, tagged_hash
 from aos.core.signing import verify_statement
-from aos.core.statements import ReceiptCore, hash_of
-from aos.core.codec import encode
+from aos.core.statements import Params, ReceiptCore, hash_of
 from aos.errors import VerificationError
 
 MAX_MANIFEST_CHARS = 64 * 1024
@@ -35,6 +34,7 @@ class Case:
     signature: SignatureBytes
     manifest: Annotated[str, MaxLength(MAX_MANIFEST_CHARS)]
     nonce: OptionalBytes32
+    params: Params | None
     request: Annotated[str, MaxLength(1 << 20)]
     prompt_tokens: Annotated[tuple[UInt32, ...], MaxLength(1_000_000)] | None
     tokens: Annotated[tuple[UInt32, ...], MaxLength(1_000_000)] | None
@@ -63,7 +63,8 @@ def check_case(case: Case) -> tuple[str, ...]:
     if case.manifest:
         _same("manifest", tagged_hash("model", case.manifest.encode()), core.model_id)
         known.append("manifest")
-    salted = (
+    salted: tuple[tuple[str, object], ...] = (
+        ("params", case.params),
         ("request", case.request or None),
         ("prompt_tokens", case.prompt_tokens),
         ("tokens", case.tokens),
@@ -74,12 +75,12 @@ def check_case(case: Case) -> tuple[str, ...]:
         raise VerificationError(
             "dispute.foreign_data", "without the nonce nothing shows that this is the claim's", field="nonce"
         )
+    if case.params is not None:
+        _same("params", hashes.params_hash(nonce, case.params), core.params_hash)
     if case.request:
         _same("request", hashes.request_hash(nonce, case.request.encode()), core.request_hash)
     if case.prompt_tokens is not None:
-        _same(
-            "prompt_tokens", hashes.prompt_tokens_hash(nonce, case.prompt_tokens), core.prompt_tokens_hash
-        )
+        _same("prompt_tokens", hashes.prompt_tokens_hash(nonce, case.prompt_tokens), core.prompt_tokens_hash)
     if case.tokens is not None:
         _same("tokens", hashes.tokens_hash(nonce, case.tokens), core.tokens_hash)
     if case.text is not None:
@@ -99,15 +100,14 @@ class OpenedUnit:
     """A unit as the claim's ``state_root`` commits it.
 
     ``leaf`` is the unit's (or trap's) leaf hash. ``n_tiles`` is 0 where the header says that there is no such unit.
-    ``outputs`` pairs each trace tile that ``state_root`` commits with the hash that is committed; ``trapped`` says that
-    the trace ends with the value that is not finite. ``context`` goes back to the arithmetic as it came.
+    ``outputs`` pairs each trace tile that ``state_root`` commits (values, or that the unit did or did not trap) with the
+    hash that is committed. ``context`` goes back to the arithmetic as it came.
     """
 
     leaf: bytes
     n_tiles: int
     fanout: tuple[int, ...]
     outputs: tuple[tuple[int, bytes], ...]
-    trapped: bool
     context: object
 
 
@@ -132,7 +132,7 @@ class Arithmetic(Protocol):
 
 
 class UnitTrace(Protocol):
-    """A party's own trace of one unit. It may end early, with the tile that is not finite (``trapped``)."""
+    """A party's own trace of one unit."""
 
     @property
     def tile_hashes(self) -> Sequence[bytes]:
@@ -141,10 +141,6 @@ class UnitTrace(Protocol):
     @property
     def outputs(self) -> Sequence[tuple[int, bytes]]:
         """As ``OpenedUnit.outputs``, for this party's own run."""
-
-    @property
-    def trapped(self) -> bool:
-        """Whether the last tile holds the value that is not finite."""
 
     @property
     def bounds(self) -> bytes:

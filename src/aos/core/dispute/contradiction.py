@@ -53,11 +53,7 @@ def _between(a: Any, b: Any) -> tuple[str, str] | None:
     if hash_of(a) == hash_of(b):
         return None
     moves = Open | Answer | Choose | Proof
-    if (
-        isinstance(a, moves)
-        and isinstance(b, moves)
-        and (game_id(a), turn_of(a)) == (game_id(b), turn_of(b))
-    ):
+    if isinstance(a, moves) and isinstance(b, moves) and (game_id(a), turn_of(a)) == (game_id(b), turn_of(b)):
         return "dispute.contradiction", f"two different moves for turn {turn_of(a)} of one game"
     if isinstance(a, Answer) and isinstance(b, Answer):
         places = [(m.claimant, m.claim, m.position, m.unit) for m in (a, b)]
@@ -67,7 +63,10 @@ def _between(a: Any, b: Any) -> tuple[str, str] | None:
                 f"two unit roots for unit {a.unit} at position {a.position} of one claim",
             )
     if isinstance(a, Open) and isinstance(b, ReceiptCore):
-        runs = [(a.network, a.challenger, a.job_ref, a.attempt), (b.network, b.operator, b.job_ref, b.attempt)]
+        runs = [
+            (a.network, a.challenger, a.job_ref, a.attempt),
+            (b.network, b.operator, b.job_ref, b.attempt),
+        ]
         if runs[0] == runs[1] and b.state_root and a.state_root != b.state_root:
             return "dispute.two_state_roots", "a challenge with another state root than its own receipt"
     if isinstance(a, ReceiptCore) and isinstance(b, ReceiptCore):

@@ -25,7 +25,7 @@ from aos.core.dispute.moves import (
 from aos.core.dispute.place import Node, Shape
 from aos.core.dispute.rules import MOVER, Event, Rules, Stage, next_stage
 from aos.core.merkle import tree_root
-from aos.core.statements import Signed, check_signed, hash_of
+from aos.core.statements import Signed, check_signed
 from aos.errors import InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 
@@ -171,9 +171,7 @@ def start(rules: Rules, case: Case, move: Signed[Move], *, at: int, bond: int | 
             "dispute.leaf", "a challenge of a unit names its leaf, another one none", field="leaf"
         )
     if opening.kind == "unit" and opening.position >= core.n_prompt + core.n_out:
-        raise VerificationError(
-            "dispute.no_such_place", "the claim has no such position", field="position"
-        )
+        raise VerificationError("dispute.no_such_place", "the claim has no such position", field="position")
     least = rules.bond if bond is None else bond
     if opening.bond < least:
         raise RuleViolation("dispute.bond", f"a challenge needs a bond of {least} units", field="bond")
@@ -233,9 +231,7 @@ def apply(game: Game, arithmetic: Arithmetic, move: Signed[Move], *, at: int) ->
         return _choose(moved, statement)
     if game.stage == "proof" and isinstance(statement, Proof):
         return _proof(moved, arithmetic, statement)
-    return _lost(
-        moved, game.mover, "illegal", "dispute.move_type", f"the game waits for {game.stage}", turn
-    )
+    return _lost(moved, game.mover, "illegal", "dispute.move_type", f"the game waits for {game.stage}", turn)
 
 
 def _earlier(game: Game, move: Signed[Move], turn: int) -> Game:
@@ -284,7 +280,12 @@ def _answer(game: Game, arithmetic: Arithmetic, answer: Answer) -> Game:
             )
         if opened.leaf == opening.leaf:
             return _lost(
-                game, "challenger", "refuted", "dispute.same_leaf", "the claim commits to this very leaf", turn
+                game,
+                "challenger",
+                "refuted",
+                "dispute.same_leaf",
+                "the claim commits to this very leaf",
+                turn,
             )
         try:
             shape = Shape(opened.n_tiles, opened.fanout)
@@ -297,8 +298,9 @@ def _answer(game: Game, arithmetic: Arithmetic, answer: Answer) -> Game:
         return broken("dispute.unit_root", "the answer names another unit root than the first one")
     elif answer.bounds:
         return broken("dispute.bounds", "a unit is opened in the first answer only")
-    opened, node = game.opened, game.node
-    assert opened is not None and node is not None  # noqa: S101  set with the first answer
+    unit, node = game.opened, game.node
+    assert unit is not None  # noqa: S101  set with the first answer
+    assert node is not None  # noqa: S101
     try:
         children = split_hashes(answer.children)
     except InvalidMessage as error:
@@ -307,7 +309,7 @@ def _answer(game: Game, arithmetic: Arithmetic, answer: Answer) -> Game:
         return broken("dispute.children_count", f"this node has {game.shape.width(node)} children")
     root = tree_root(children)
     if node.level == 0:
-        root = arithmetic.unit_root(opened, opening.position, opening.unit, root)
+        root = arithmetic.unit_root(unit, opening.position, opening.unit, root)
         wanted = answer.unit_root
     else:
         wanted = game.wanted
@@ -338,7 +340,8 @@ def _proof(game: Game, arithmetic: Arithmetic, proof: Proof) -> Game:
     try:
         if opening.kind == "unit":
             opened, node = game.opened, game.node
-            assert opened is not None and node is not None  # noqa: S101  the table leads here through an answer
+            assert opened is not None  # noqa: S101  the table leads here through an answer
+            assert node is not None  # noqa: S101
             arithmetic.check_tile(opened, game.unit_root, node.first, proof.proof)
         else:
             arithmetic.check_around(game.case, opening.kind, opening.position, opening.unit, proof.proof)

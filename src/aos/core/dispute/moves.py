@@ -5,7 +5,7 @@ hash of the move before them. This module declares and reads them; what they mea
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 from aos.core.codec import (
     Address,

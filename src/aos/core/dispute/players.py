@@ -70,8 +70,6 @@ def choose(game: Game, trace: UnitTrace) -> Choose:
     child = _first_difference(shape, node, game.children, trace)
     if child is None:
         tile = _output_difference(opened, trace)
-        if tile is None and opened.trapped:
-            tile = opened.n_tiles - 1
         if tile is None or not node.first <= tile < node.first + node.count:
             raise RuleViolation("dispute.no_difference", "the claim differs nowhere from this run")
         child = next(
@@ -82,17 +80,9 @@ def choose(game: Game, trace: UnitTrace) -> Choose:
     return Choose(game=game.id, turn=game.turn, previous=game.taken[-1].hash, child=child)
 
 
-def _first_difference(
-    shape: Shape, node: Node, children: Sequence[bytes], trace: UnitTrace
-) -> int | None:
-    own = trace.tile_hashes
-    # A run that was trapped compares up to the tile before; that one and all later ones count as different.
-    comparable = len(own) - 1 if trace.trapped else len(own)
-    for index, hash_ in enumerate(children):
-        child = shape.child(node, index)
-        if child.first + child.count > comparable or shape.hash(child, own) != hash_:
-            return index
-    return None
+def _first_difference(shape: Shape, node: Node, children: Sequence[bytes], trace: UnitTrace) -> int | None:
+    own = shape.children(node, trace.tile_hashes)
+    return next((index for index, hash_ in enumerate(children) if own[index] != hash_), None)
 
 
 def _output_difference(opened: OpenedUnit, trace: UnitTrace) -> int | None:

@@ -36,7 +36,7 @@ def bond_events(game: Game, now: int) -> tuple[BondEvent, ...]:
     guilty = {fault.party for fault in game.faults}
     if verdict.state == "open" or (verdict.state == "defaulted" and now < game.closes):
         return (locked,)
-    losers = guilty or {verdict.against}
+    losers: set[str] = set(guilty) or {verdict.against}
     if losers == {"claimant", "challenger"}:
         return locked, BondEvent(game=game.id, event="burnt", party="", units=units)
     if losers == {"claimant"}:

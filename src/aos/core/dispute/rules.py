@@ -82,9 +82,7 @@ def next_stage(stage: Stage, event: Event) -> Stage:
     try:
         return TABLE[stage, event]
     except KeyError:
-        raise RuleViolation(
-            "dispute.transition", f"a game that waits for {stage} takes no {event}"
-        ) from None
+        raise RuleViolation("dispute.transition", f"a game that waits for {stage} takes no {event}") from None
 
 
 def required_bond(rules: Rules, open_games: int) -> int:

@@ -55,7 +55,9 @@ def read_transcript(data: bytes) -> Transcript:
     """
     transcript = decode(Transcript, parse_canonical(data, max_bytes=MAX_TRANSCRIPT_BYTES))
     if not transcript.moves:
-        raise VerificationError("dispute.no_moves", "a transcript holds at least the challenge", field="moves")
+        raise VerificationError(
+            "dispute.no_moves", "a transcript holds at least the challenge", field="moves"
+        )
     times = [*(entry.at for entry in transcript.moves), transcript.judged_at]
     if times != sorted(times):
         raise VerificationError("dispute.time_order", "the times of the moves go back", field="moves")
@@ -132,7 +134,9 @@ class Judgement:
         if self.verdict is not None and self.verdict.state == "defaulted":
             who = opening.claimant if self.verdict.against == "claimant" else opening.challenger
             return f"UNDECIDED: by the referee's clock the {self.verdict.against} {who} is late; nobody is convicted"
-        return "UNDECIDED: " + (self.verdict.message if self.verdict is not None else "could not be checked here")
+        return "UNDECIDED: " + (
+            self.verdict.message if self.verdict is not None else "could not be checked here"
+        )
 
 
 class _Judge:
@@ -260,11 +264,11 @@ def _contradictions(report: _Judge, transcript: Transcript, game: Game) -> tuple
             report.skipped(name, f"shows nothing: {error.message} [{error.code}]")
             continue
         found.append(hit)
-        error = VerificationError(hit.code, f"{hit.address} signed {hit.message}")
+        message = f"{hit.address} signed {hit.message}"
         if hit.address == game.open.claimant:
-            report.failed(name, error)
+            report.failed(name, VerificationError(hit.code, message))
         else:
-            report.passed(name, error.message, hit.code)
+            report.passed(name, message, hit.code)
     return tuple(found)
 
 

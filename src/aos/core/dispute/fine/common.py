@@ -30,9 +30,7 @@ def source_of(op: Op) -> Source:
 
 def by_group(source: Source, width: int) -> Source:
     """A flat source of one group, read as groups of ``width`` values."""
-    return lambda operands, group, first, end: source(
-        operands, 0, group * width + first, group * width + end
-    )
+    return lambda operands, group, first, end: source(operands, 0, group * width + first, group * width + end)
 
 
 def residual_source(operands: Operands, group: int, first: int, end: int) -> F32:
@@ -49,9 +47,7 @@ def fold_lanes(before: F32, terms: F32) -> F32:
     return np.add.accumulate(rows, axis=0, dtype=np.float32)[-1] + ZERO
 
 
-def add_lanes(
-    ops: OpList, name: str, source: Source, groups: int, n: int, trap: int, *, squares: bool
-) -> Op:
+def add_lanes(ops: OpList, name: str, source: Source, groups: int, n: int, trap: int, *, squares: bool) -> Op:
     """lanes(t) of ``n`` terms per group, with a running value of every lane each 64 terms; then the sum, which is
     returned.
     """

@@ -66,12 +66,8 @@ def layer_ops(graph: GraphSizes, kind: GraphKind, layer: int, position: int) -> 
     q, k, v = projections
     q, k = by_group(q, width), by_group(k, width)
     if kind.head_norms:
-        q = source_of(
-            add_norm(ops, "q_norm", q, prefix + "attn_q_norm.weight", 22, groups=heads, n=width)
-        )
-        k = source_of(
-            add_norm(ops, "k_norm", k, prefix + "attn_k_norm.weight", 23, groups=kv_heads, n=width)
-        )
+        q = source_of(add_norm(ops, "q_norm", q, prefix + "attn_q_norm.weight", 22, groups=heads, n=width))
+        k = source_of(add_norm(ops, "k_norm", k, prefix + "attn_k_norm.weight", 23, groups=kv_heads, n=width))
     turned_q = add_rope(ops, "rope_q", q, graph, kind, heads, 6)
     turned_k = add_rope(ops, "rope_k", k, graph, kind, kv_heads, 7)
     keys = add_half(ops, "keys", flat(source_of(turned_k), width), graph.kv_width, KEYS)
@@ -81,9 +77,7 @@ def layer_ops(graph: GraphSizes, kind: GraphKind, layer: int, position: int) -> 
 
     quantised = add_quantised(ops, "attention.quantised", attended, heads * width)
     tensor = prefix + "attn_output.weight"
-    out = source_of(
-        add_product(ops, "attn_output", attended, quantised, tensor, (heads * width, n), 11)
-    )
+    out = source_of(add_product(ops, "attn_output", attended, quantised, tensor, (heads * width, n), 11))
     middle = source_of(add_sum(ops, "attn_residual", residual_source, out, n, 12))
     norm = source_of(add_norm(ops, "ffn_norm", middle, prefix + "ffn_norm.weight", 13, n=n))
     quantised = add_quantised(ops, "ffn_norm.quantised", norm, n)
@@ -137,9 +131,7 @@ def add_half(ops: OpList, name: str, source: Source, n: int, part: int) -> Op:
     return ops.add(name, Grid(values=n, tile=TILE, size=2), output, part=part)
 
 
-def cache_rows(
-    operands: Operands, own: Op, part: int, head: int, width: int, first: int, end: int
-) -> F32:
+def cache_rows(operands: Operands, own: Op, part: int, head: int, width: int, first: int, end: int) -> F32:
     """K or V of key head ``head`` at positions ``first`` … ``end`` - 1, widened, [positions, width]: of earlier
     positions as ``state_root`` has it, of this one as the trace has it. Raises Poisoned.
     """
@@ -155,9 +147,7 @@ def cache_rows(
     return np.concatenate(parts)
 
 
-def add_attention(
-    ops: OpList, graph: GraphSizes, q: Source, keys: Op, values: Op, position: int
-) -> Op:
+def add_attention(ops: OpList, graph: GraphSizes, q: Source, keys: Op, values: Op, position: int) -> Op:
     """Rule 6: scores, their largest, exp, S, and the weighted sum with a running value every 16 positions."""
     heads, width = graph.n_heads, graph.head_width
     shared = graph.n_heads // graph.n_kv_heads

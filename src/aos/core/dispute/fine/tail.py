@@ -114,7 +114,11 @@ def add_seen(ops: OpList, ids: int, count: int) -> Op:
     groups = -(-ids // SEEN_IDS)
     last = -(-(ids - (groups - 1) * SEEN_IDS) // 8)
     grid = Grid(
-        groups=groups, values=-(-count // SEEN_TOKENS), tile=1, size=TILE_BYTES if groups > 1 else last, last_size=last
+        groups=groups,
+        values=-(-count // SEEN_TOKENS),
+        tile=1,
+        size=TILE_BYTES if groups > 1 else last,
+        last_size=last,
     )
     seen = ops.add("seen", grid, output)
     return seen
@@ -248,7 +252,10 @@ class Sampler:
         out = []
         for chunk in range(first, end):
             members = self._members(operands, chunk, cut)
-            values, weights = self._chunk(self.adjusted, operands, chunk), self._chunk(self.weights, operands, chunk)
+            values, weights = (
+                self._chunk(self.adjusted, operands, chunk),
+                self._chunk(self.weights, operands, chunk),
+            )
             next_id, next_value, next_weight = NONE, 0.0, 0.0
             if not members.all():
                 at = int(np.argmax(np.where(members, np.float32(-np.inf), values)))
@@ -306,7 +313,9 @@ class Sampler:
         read_largest(operands, self.largest)
         self._read_cuts(operands)
         parts = self._cuts_of(operands, 0, self.chunks)
-        masses = running_sum(np.array([(part.mass, part.without) for part in parts], dtype=np.float32).T)[:, -1]
+        masses = running_sum(np.array([(part.mass, part.without) for part in parts], dtype=np.float32).T)[
+            :, -1
+        ]
         return _CUT.pack(sum(part.count for part in parts), masses[0], masses[1])
 
     def _after_holds(self, operands: Operands, group: int, first: int, end: int) -> bytes:
@@ -330,7 +339,9 @@ class Sampler:
         before = [ZERO]
         if first:
             before = [*operands.floats(self.running, 0, first - 1, first)]
-        masses = [part.mass for part in self._cuts_of(operands, max(first - 1, 0), end - 1)] if end > 1 else []
+        masses = (
+            [part.mass for part in self._cuts_of(operands, max(first - 1, 0), end - 1)] if end > 1 else []
+        )
         sums = running_sum(np.array([*before, *masses], dtype=np.float32))
         return packed(sums[1:] if first else sums)
 

@@ -281,7 +281,12 @@ def recomputed(operands: Operands, index: int) -> bytes:
 
 
 def make_proof(
-    context: UnitContext, shape: UnitShape, tiles: Sequence[bytes], tree: TraceTree, source: OperandSource, index: int
+    context: UnitContext,
+    shape: UnitShape,
+    tiles: Sequence[bytes],
+    tree: TraceTree,
+    source: OperandSource,
+    index: int,
 ) -> bytes:
     """The proof of tile ``index`` of a party's own trace. Raises InvalidMessage ``trace.tile``."""
     operands = TraceOperands(context, shape, tiles, source)
@@ -312,7 +317,9 @@ def check_tile(unit: Unit, claimed_root: bytes, index: int, proof: bytes) -> Non
         raise _refused("tile.length", error.message) from error
     if value != operands.output:
         raise VerificationError(
-            "tile.value", f"tile {index} of op {op.name} is another value when it is recomputed", field="proof"
+            "tile.value",
+            f"tile {index} of op {op.name} is another value when it is recomputed",
+            field="proof",
         )
     expected = dict(unit.outputs).get(index)
     if expected is not None and leaf_hash(value) != expected:
