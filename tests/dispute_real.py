@@ -190,7 +190,8 @@ def parts_of(trace: UnitTrace) -> list[bytes]:
     for op in trace.shape.ops:
         if op.part is not None:
             found[op.part] = b"".join(trace.tiles[op.first : op.first + op.grid.tiles])
-    return [found[part] for part in sorted(found)]
+    context = trace.context
+    return [found.get(part, b"") for part in range(len(context.state.parts(context.position, context.unit)))]
 
 
 def leaf_of(trace: UnitTrace, parts: Sequence[bytes]) -> bytes:
@@ -446,3 +447,37 @@ def _choice(game: Game, own: RealRun, context: Unit, choices: Random | None) -> 
         previous=game.taken[-1].hash,
         child=choices.randrange(len(game.children)),
     )
+
+
+def lies_of(job: Job, numbers: Sequence[int]) -> dict[str, int]:
+    """SIMULATED disputes about one job: random lies, each challenged by an honest party, and as many sham challenges of the
+    honest claim. Returns how often each end came; raises AssertionError where an honest party lost."""
+    ends: dict[str, int] = {}
+
+    def count(name: str) -> None:
+        ends[name] = ends.get(name, 0) + 1
+
+    run = honest_run(job)
+    positions = run.known.tree.header.n_positions
+    for number in numbers:
+        rng = Random(f"{job} {number}")
+        position = rng.choice((0, positions - 1, rng.randrange(positions)))
+        unit = rng.randrange(len(run.units[position]))
+        trace = run.trace(position, unit)
+        n_tiles = trace.shape.n_tiles
+        if trace.context.trapped:
+            continue
+        index = rng.choice((0, n_tiles - 2, rng.randrange(n_tiles - 1))) if n_tiles > 1 else 0
+        how = rng.choice(("tile", "late", "output"))
+        liar = Liar(run, position, unit, index, how)
+        if liar.lies:
+            played = play(liar.run, run, liar.trace())
+            (fault,) = played.game.faults
+            assert fault.party == "claimant", (job, number, fault)
+            count(f"lie at {trace.shape.op_of(index).name}, {how}: {fault.code}")
+        else:
+            count("lie without effect")
+        played = play(run, liar.run if liar.lies else run, trace, at=(position, unit, bytes(32)), choices=rng)
+        assert [f.party for f in played.game.faults] == ["challenger"], (job, number, played.game.faults)
+        count("sham: dispute.refuted")
+    return ends
