@@ -20,7 +20,15 @@ from aos.core.dispute.fine.tile import check_tile
 from aos.core.dispute.state_opening import StateTree
 from aos.core.dispute.state_tree import StateHeader, part_root, tokens_root, unit_leaf
 from aos.core.hashes import run_params_hash
-from aos.core.manifest import GRAPH_KINDS, TENSOR_TYPES, GraphSizes, Manifest, TensorType, tensor_count, tensor_leaf
+from aos.core.manifest import (
+    GRAPH_KINDS,
+    TENSOR_TYPES,
+    GraphSizes,
+    Manifest,
+    TensorType,
+    tensor_count,
+    tensor_leaf,
+)
 from aos.core.merkle import MerkleTree, tree_root
 from aos.engine.gguf import GGUF, Tensor
 from aos.engine.manifest import row_hashes
@@ -43,7 +51,9 @@ SEVEN_B = GraphSizes(
     rope_base_bits=int(np.float32(10_000.0).view(np.uint32)),
     tied=False,
 )
-PARAMS = SamplingParams(temperature=800_000, top_p=950_000, top_k=0, min_p=1_000, repeat_penalty=1_100_000, seed=7)
+PARAMS = SamplingParams(
+    temperature=800_000, top_p=950_000, top_k=0, min_p=1_000, repeat_penalty=1_100_000, seed=7
+)
 
 
 def random_rows(rng: np.random.Generator, kind: TensorType, rows: int, columns: int) -> bytes:
@@ -58,7 +68,9 @@ def random_rows(rng: np.random.Generator, kind: TensorType, rows: int, columns: 
         return (wide.view(np.uint32) >> 16).astype("<u2").tobytes()
     raw = np.frombuffer(rng.bytes(blocks * kind.block_bytes), dtype=np.uint8).copy().reshape(blocks, -1)
     scale = {"Q8_0": 0.0003, "Q6_K": 0.00002, "Q4_K": 0.0002, "Q5_K": 0.0001}.get(kind.name, 0.003)
-    places = {"Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(kind.name, (0,))
+    places = {"Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(
+        kind.name, (0,)
+    )
     for at in places:
         raw[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), dtype=np.uint8)
     return raw.tobytes()
@@ -83,7 +95,11 @@ def unit_tensors(graph: GraphSizes, unit: int, biases: bool, head_norms: bool) -
         "ffn_down.weight": (graph.ff_width, graph.width),
     }
     if biases:
-        tensors |= {"attn_q.bias": (attention,), "attn_k.bias": (graph.kv_width,), "attn_v.bias": (graph.kv_width,)}
+        tensors |= {
+            "attn_q.bias": (attention,),
+            "attn_k.bias": (graph.kv_width,),
+            "attn_v.bias": (graph.kv_width,),
+        }
     if head_norms:
         tensors |= {"attn_q_norm.weight": (graph.head_width,), "attn_k_norm.weight": (graph.head_width,)}
     return {f"blk.{unit - 1}.{name}": shape for name, shape in tensors.items()}
@@ -234,7 +250,9 @@ def _commit(
     trace.context = replace(trace.context, state_root=tree.root)
 
 
-def measured(trace: UnitTrace, unit: Unit, samples: int, repeats: int = 5) -> dict[str, tuple[int, int, float, float]]:
+def measured(
+    trace: UnitTrace, unit: Unit, samples: int, repeats: int = 5
+) -> dict[str, tuple[int, int, float, float]]:
     """Per op: its tiles, the largest proof, the referee's median and largest time in ms (each the best of ``repeats``)."""
     rng = np.random.default_rng(0)
     out = {}

@@ -91,7 +91,9 @@ def _scores(operands: WholeOperands, scores: Scores) -> bytes:
     rows = finite(rows).reshape(-1, graph.n_kv_heads, width)
     scale = ONE / np.sqrt(np.float32(width))
     return b"".join(
-        packed(running_sum((scores.queries(operands, head, 0, width) * scale) * rows[:, head // shared])[:, -1])
+        packed(
+            running_sum((scores.queries(operands, head, 0, width) * scale) * rows[:, head // shared])[:, -1]
+        )
         for head in range(heads)
     )
 
