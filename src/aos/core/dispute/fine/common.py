@@ -202,8 +202,9 @@ def chunk_sums(terms: F32, chunk: int) -> F32:
 def embedding_row(kind: TensorType, raw: U8) -> F32:
     """Rule 8 of a row's bytes: its weights."""
     if kind.name not in BLOCK_FORMATS:
-        return widened(kind, raw.reshape(1, -1))[0]
-    row: F32 = dequantise(BLOCK_FORMATS[kind.name].unpack(raw.reshape(-1, kind.block_bytes))).reshape(-1)
+        row: F32 = widened(kind, raw.reshape(1, -1))[0]
+        return row
+    row = dequantise(BLOCK_FORMATS[kind.name].unpack(raw.reshape(-1, kind.block_bytes))).reshape(-1)
     return row
 
 
