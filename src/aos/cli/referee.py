@@ -48,8 +48,9 @@ def _referee(options: argparse.Namespace, arithmetic: Arithmetic | None) -> int:
         return _EVIDENCE_MISSING
     if arithmetic is None:
         from aos.core.dispute.fine.referee import Canonical
+        from aos.engine.around import check_with_tokenizer
 
-        arithmetic = Canonical()
+        arithmetic = Canonical(check_with_tokenizer)
     found = judge(data, arithmetic)
     if options.json:
         voice.data_json("referee", judgement_json(found, file=str(options.file)))

@@ -17,11 +17,12 @@ import numpy as np
 
 from aos.core.arithmetic.floats import F32, millionths
 from aos.core.dispute.state_tree import StateHeader
+from aos.core.manifest import Manifest
 from aos.engine import _native
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.gguf import GGUF, Tensor, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
-from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
+from aos.engine.manifest import Progress, cached_rope_table, manifest_of
 from aos.engine.state import StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable

@@ -13,11 +13,12 @@ import numpy as np
 from aos.core.arithmetic.floats import F16, F32, NumericTrap, require_ieee
 from aos.core.arithmetic.sampler import Rules, choose
 from aos.core.dispute.state_tree import StateHeader
+from aos.core.manifest import Manifest
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.forward import Context, Op, Trap, tail_logits
 from aos.engine.gguf import read_gguf
 from aos.engine.llama import Model
-from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
+from aos.engine.manifest import Progress, cached_rope_table, manifest_of
 from aos.engine.state import StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.ports import SamplingParams

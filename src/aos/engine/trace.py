@@ -111,7 +111,8 @@ class ModelWeights:
 
     def rope_row(self, position: int) -> bytes:
         """cos, then sin, of a position."""
-        return self._cos[position].astype("<f4").tobytes() + self._sin[position].astype("<f4").tobytes()
+        row: bytes = np.concatenate([self._cos[position], self._sin[position]]).astype("<f4").tobytes()
+        return row
 
     @cached_property
     def _turns(self) -> MerkleTree:

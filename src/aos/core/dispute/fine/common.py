@@ -44,7 +44,8 @@ def fold_lanes(before: F32, terms: F32) -> F32:
     padded[: terms.size] = terms
     # A strict left fold over the terms of every lane.
     rows = np.concatenate([before[None], padded.reshape(-1, LANES)])
-    return np.add.accumulate(rows, axis=0, dtype=np.float32)[-1] + ZERO
+    lanes: F32 = np.add.accumulate(rows, axis=0, dtype=np.float32)[-1] + ZERO
+    return lanes
 
 
 def add_lanes(ops: OpList, name: str, source: Source, groups: int, n: int, trap: int, *, squares: bool) -> Op:
@@ -194,14 +195,17 @@ def chunk_sums(terms: F32, chunk: int) -> F32:
     short = -terms.shape[1] % chunk
     if short:
         terms = np.concatenate([terms, np.zeros((terms.shape[0], short), dtype=np.float32)], axis=1)
-    return running_sum(terms.reshape(terms.shape[0], -1, chunk))[..., -1]
+    sums: F32 = running_sum(terms.reshape(terms.shape[0], -1, chunk))[..., -1]
+    return sums
 
 
 def embedding_row(kind: TensorType, raw: U8) -> F32:
     """Rule 8 of a row's bytes: its weights."""
     if kind.name not in BLOCK_FORMATS:
-        return widened(kind, raw.reshape(1, -1))[0]
-    return dequantise(BLOCK_FORMATS[kind.name].unpack(raw.reshape(-1, kind.block_bytes))).reshape(-1)
+        row: F32 = widened(kind, raw.reshape(1, -1))[0]
+        return row
+    row = dequantise(BLOCK_FORMATS[kind.name].unpack(raw.reshape(-1, kind.block_bytes))).reshape(-1)
+    return row
 
 
 def add_sum(ops: OpList, name: str, a: Source, b: Source, n: int, trap: int, part: int | None = None) -> Op:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from aos.core.arithmetic.floats import F32
 from aos.core.arithmetic.formats import BLOCK_FORMATS, U8, widen_bf16
@@ -227,7 +226,7 @@ def finite(values: F32) -> F32:
     return values
 
 
-def packed(values: npt.NDArray[np.floating]) -> bytes:
+def packed(values: F32 | np.float32) -> bytes:
     """fp32 values little-endian, every NaN as the one quiet NaN 0x7FC00000."""
     bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     nan = np.isnan(values)

@@ -2,32 +2,46 @@
 no weights and no run, and loads NumPy, so that ``aos.core.dispute`` itself does not.
 """
 
+from collections.abc import Callable
 from typing import NoReturn
 
 from aos.core.codec import decode
 from aos.core.dispute.case import Case, OpenedUnit
+from aos.core.dispute.fine.around import (
+    check_header_proof,
+    check_receipt,
+    check_tokens_proof,
+    check_trap_proof,
+)
 from aos.core.dispute.fine.bounds import Bounds, Run, Unit, open_unit
 from aos.core.dispute.fine.tile import check_tile, n_tiles
 from aos.core.dispute.moves import Kind
-from aos.core.dispute.state_tree import StateHeader
 from aos.core.dispute.trace_tree import fanout, unit_root
 from aos.core.encoding import parse_canonical
-from aos.core.manifest import Manifest
-from aos.core.statements import ReceiptCore
-from aos.errors import Unavailable, VerificationError
+from aos.core.manifest import GraphSizes, Manifest
+from aos.core.statements import Params
+from aos.errors import Unavailable
 
 MAX_MANIFEST_BYTES = 64 * 1024
+
+WithTokenizer = Callable[[Case, Kind, Manifest, GraphSizes, Params], None]
 
 
 class Canonical:
     """``aos.core.dispute.case.Arithmetic`` of profile ``aos-canonical/1``."""
+
+    def __init__(self, with_tokenizer: WithTokenizer | None = None) -> None:
+        """``with_tokenizer`` is ``aos.engine.around.check_with_tokenizer`` where it is at hand; without it such games are
+        nobody's fault.
+        """
+        self._with_tokenizer = with_tokenizer
 
     def open_unit(self, case: Case, position: int, unit: int, bounds: bytes) -> OpenedUnit:
         """See ``Arithmetic``. Raises what ``bounds.open_unit`` raises; VerificationError ``dispute.header`` where receipt
         and state root disagree; Unavailable ``dispute.undisclosed``."""
         run = run_of(case)
         _, header, _ = Bounds.decode(bounds, run, position, unit)
-        check_header(case.core, header)
+        check_receipt(case.core, header)
         opened = open_unit(run, position, unit, bounds)
         count = n_tiles(opened)
         return OpenedUnit(
@@ -50,8 +64,19 @@ class Canonical:
         check_tile(_unit(opened), unit_root, index, proof)
 
     def check_around(self, case: Case, kind: Kind, position: int, unit: int, proof: bytes) -> None:
-        """See ``Arithmetic``."""
-        _undisclosed("what is around the model")
+        """See ``Arithmetic``: ``around`` for what needs no tokenizer, else what this referee was given for it."""
+        run = run_of(case)
+        if kind == "header":
+            check_header_proof(case, run, proof)
+        elif kind == "tokens":
+            check_tokens_proof(case, run, position, proof)
+        elif kind == "trap":
+            check_trap_proof(case, run, proof)
+        elif self._with_tokenizer is None or case.params is None:
+            _undisclosed("what needs a tokenizer")
+        else:
+            check_header_proof(case, run, proof)
+            self._with_tokenizer(case, kind, run.manifest, run.graph, case.params)
 
 
 def run_of(case: Case) -> Run:
@@ -64,25 +89,6 @@ def run_of(case: Case) -> Run:
         Manifest, parse_canonical(case.manifest.encode(), max_bytes=MAX_MANIFEST_BYTES), where="manifest"
     )
     return Run(manifest=manifest, params=case.params, salt=case.nonce, state_root=case.core.state_root)
-
-
-def check_header(core: ReceiptCore, header: StateHeader) -> None:
-    """Check that a run's header is what its receipt says. Raises VerificationError ``dispute.header`` naming the member."""
-    stated = {
-        "model_id": core.model_id,
-        "prompt_tokens_hash": core.prompt_tokens_hash,
-        "sampling_seed": int(core.sampling_seed),
-        "n_prompt": core.n_prompt,
-        "n_out": core.n_out,
-        "finish_reason": core.finish_reason,
-        "tokens_hash": core.tokens_hash,
-        "response_hash": core.response_hash,
-    }
-    for name, value in stated.items():
-        if getattr(header, name) != value:
-            raise VerificationError(
-                "dispute.header", f"receipt and state root disagree about {name}", field=name
-            )
 
 
 def _unit(opened: OpenedUnit) -> Unit:

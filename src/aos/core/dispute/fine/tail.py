@@ -47,7 +47,7 @@ class Prefix(NamedTuple):
     them (infinite without members), and the first id in the order that is none of them (or 2³² − 1).
     """
 
-    count: int
+    members: int
     mass: float
     least: float
     next_id: int
@@ -61,7 +61,7 @@ _PREFIX = struct.Struct("<IffIff")
 class Cut(NamedTuple):
     """A prefix by its last member: its number, its mass, and its mass without that member."""
 
-    count: int
+    members: int
     mass: float
     without: float
 
@@ -158,7 +158,8 @@ def add_largest(ops: OpList, adjusted: Op, ids: int) -> Op:
         values = raw[:, 0]
         if not np.isfinite(values).all():
             raise Poisoned
-        return raw[int(np.argmax(values))].tobytes()
+        best: bytes = raw[int(np.argmax(values))].tobytes()
+        return best
 
     return ops.add("largest", Grid(values=1, tile=1, size=8), over_all)
 
@@ -275,7 +276,7 @@ class Sampler:
             if part.next_id != NONE and (best.next_id == NONE or part.next_value > best.next_value):
                 best = part
         mass = running_sum(np.array([part.mass for part in parts], dtype=np.float32))[-1]
-        total = sum(part.count for part in parts)
+        total = sum(part.members for part in parts)
         least = min(part.least for part in parts)
         return _PREFIX.pack(total, mass, least, best.next_id, best.next_value, best.next_weight)
 
@@ -290,8 +291,8 @@ class Sampler:
         prefix = Prefix(*_PREFIX.unpack(operands.raw(self.before_all, 0, 0, 1)))
         most = min(rules.top_k or self.ids, self.ids)
         least = millionths(rules.min_p)
-        ends = prefix.count == most or (rules.min_p > 0 and prefix.next_weight < least)
-        holds = 1 <= prefix.count <= most and ends and (rules.min_p == 0 or prefix.least >= least)
+        ends = prefix.members == most or (rules.min_p > 0 and prefix.next_weight < least)
+        holds = 1 <= prefix.members <= most and ends and (rules.min_p == 0 or prefix.least >= least)
         return int(holds).to_bytes(4, "little")
 
     def _after(self, operands: Operands, group: int, first: int, end: int) -> bytes:
@@ -316,7 +317,7 @@ class Sampler:
         masses = running_sum(np.array([(part.mass, part.without) for part in parts], dtype=np.float32).T)[
             :, -1
         ]
-        return _CUT.pack(sum(part.count for part in parts), masses[0], masses[1])
+        return _CUT.pack(sum(part.members for part in parts), masses[0], masses[1])
 
     def _after_holds(self, operands: Operands, group: int, first: int, end: int) -> bytes:
         rules = operands.context.rules
@@ -328,8 +329,8 @@ class Sampler:
             holds = cuts[0] == cuts[1]
         else:
             target = millionths(rules.top_p) * np.float32(before.mass)
-            shortest = after.count == 1 or np.float32(after.without) < target
-            holds = bool(after.count <= before.count and np.float32(after.mass) >= target and shortest)
+            shortest = after.members == 1 or np.float32(after.without) < target
+            holds = bool(after.members <= before.members and np.float32(after.mass) >= target and shortest)
         return int(holds).to_bytes(4, "little")
 
     def _running(self, operands: Operands, group: int, first: int, end: int) -> bytes:
