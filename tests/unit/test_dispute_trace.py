@@ -66,7 +66,7 @@ def test_every_sampling_rule_checks(members: dict[str, Any], top_p: int) -> None
 
 
 def test_more_than_a_chunk_of_positions_checks() -> None:
-    run = tiny_run("tiny-f16", "the end of it " * 24, SAMPLED)
+    run = tiny_run("tiny-f16", "the end of it " * 34, SAMPLED)
     assert run.last > 300
     for position in (run.last, 256, 255):
         trace = run.trace(position, 1)
@@ -277,11 +277,8 @@ def test_a_trap_that_is_missing_is_found() -> None:
     )
     units = [list(each) for each in run.known.tree.units]
     honest = run.trace(run.last, unit)
-    residual = b"".join(
-        honest.tiles[index]
-        for index in range(honest.shape.n_tiles)
-        if honest.shape.op_of(index).name == "residual"
-    )
+    op = honest.shape.named("residual")
+    residual = b"".join(honest.tiles[op.first : op.first + op.grid.tiles])
     graph = run.engine.manifest.graph
     assert graph is not None
     payload = (residual, bytes(2 * graph.kv_width), bytes(2 * graph.kv_width))
@@ -347,14 +344,8 @@ def test_bounds_of_another_run_model_or_place_are_refused() -> None:
         assert caught.value.code in ("tile.header", "tile.bounds", "state.opening")
     with pytest.raises(AOSError):
         open_unit(known, run.last, 2, bounds)
-    nowhere = open_unit(
-        known, run.last + 1, 1, bounds[: len(run.trace(run.last, 1).bounds) - 0][:0] or _header_only(run)
-    )
-    assert nowhere.shape is None
-
-
-def _header_only(run: TinyRun) -> bytes:
-    return run.known.tree.header.entry() + b"".join(run.known.tree.open_header())
+    header = run.known.tree.header.entry() + b"".join(run.known.tree.open_header())
+    assert open_unit(known, run.last + 1, 1, header).shape is None
 
 
 # --- the tree
@@ -420,8 +411,8 @@ WIDE = replace(
 @pytest.mark.parametrize(
     ("graph", "architecture", "position", "most"),
     [
-        (SEVEN_B, "llama", 2000, 20_000),
-        (SEVEN_B, "llama", 4095, 20_000),
+        (SEVEN_B, "llama", 2000, 18_000),
+        (SEVEN_B, "llama", 4095, 18_000),
         (WIDE, "qwen2", 32_000, 40_960),
         (replace(WIDE, n_layers=64, head_width=128, tied=True), "qwen3", 5000, 40_960),
     ],
@@ -431,6 +422,8 @@ def test_no_proof_is_longer_than_the_bound(
     graph: GraphSizes, architecture: str, position: int, most: int, type_name: str
 ) -> None:
     stored = next(kind for kind in TENSOR_TYPES.values() if kind.name == type_name)
+    if type_name == "F32":
+        most = max(most, 23_000)
     for unit in (0, 1, graph.n_layers + 1):
         context = sized_context(graph, architecture, position, unit)
         shape = sized_shape(context)
