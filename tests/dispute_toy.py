@@ -236,13 +236,8 @@ class ToyTrace:
 
     @property
     def outputs(self) -> tuple[tuple[int, bytes], ...]:
-        toy = self.run.toy
-        if self.trapped:
-            assert self.run.trap is not None
-            return (trap_output(toy, self.unit, self.run.trap[2]),)
-        state = self.run.state[self.position][self.unit]
-        pairs = zip(toy.outputs(self.unit), state, strict=True)
-        return (*((index, leaf_hash(value)) for index, value in pairs), trap_output(toy, self.unit, 0))
+        toy, tiles = self.run.toy, self.run.tiles[self.position][self.unit]
+        return tuple((at, leaf_hash(tiles[at])) for at in (*toy.outputs(self.unit), toy.sizes[self.unit]))
 
     @property
     def trapped(self) -> bool:
@@ -260,7 +255,7 @@ class ToyTrace:
             assert run.trap is not None
             shown["trap"] = run.trap[2]
         else:
-            shown["outputs"] = [h.hex() for _, h in self.outputs[:-1]]
+            shown["outputs"] = [leaf_hash(value).hex() for value in run.state[self.position][self.unit]]
         return canonical_json(shown)
 
     def prove(self, index: int) -> bytes:

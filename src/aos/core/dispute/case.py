@@ -140,7 +140,8 @@ class UnitTrace(Protocol):
 
     @property
     def outputs(self) -> Sequence[tuple[int, bytes]]:
-        """As ``OpenedUnit.outputs``, for this party's own run."""
+        """For every tile that a state root may commit, the hash of what this trace has there (also where this party's own
+        run committed something else, a trap)."""
 
     @property
     def bounds(self) -> bytes:

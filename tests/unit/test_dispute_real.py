@@ -1,0 +1,229 @@
+"""The game over the real trace: whatever a claimant alters in a real run, one opened tile shows it; an honest claim holds.
+
+Tiny models of every shape that matters (grouped queries, tied and Q6_K output, biases, head norms, partial rotation, F16).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from dispute_real import (
+    NONCE,
+    RULES,
+    Job,
+    Liar,
+    PlayedReal,
+    false_trap,
+    hidden_trap,
+    honest_run,
+    lies_of,
+    play,
+)
+
+from aos.core.codec import encode
+from aos.core.dispute.fine.referee import Canonical
+from aos.core.dispute.moves import MAX_GAME_BYTES
+from aos.core.dispute.transcript import judge, transcript_of, write_transcript
+
+GREEDY = Job("tiny-q4_0", temperature=0)
+SAMPLED = Job("tiny-q4_0", top_k=40, min_p=1_000, repeat_penalty=1_200_000)
+JOBS = [
+    GREEDY,
+    SAMPLED,
+    Job("tiny-q6_k"),
+    Job("tiny-q8_0", top_k=20),
+    Job("tiny-f16"),
+    Job("tiny-qwen2"),
+    Job("tiny-qwen3"),
+    Job("tiny-llama-2"),
+    Job("tiny-mixed"),
+]
+
+
+def transcript(played: PlayedReal) -> bytes:
+    return write_transcript(transcript_of(RULES, played.case, played.moves, judged_at=100))
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.model}-{job.temperature}")
+def test_random_lies_are_proven_and_shams_are_refuted(job: Job) -> None:
+    ends = lies_of(job, range(8))
+    assert ends["sham: dispute.refuted"] >= 7
+    assert sum(ends.values()) > ends["sham: dispute.refuted"]
+
+
+@pytest.mark.parametrize("unit", [0, 1, 2, 3])
+def test_a_lie_at_any_kind_of_op_is_proven_at_the_tile_where_it_was_told(unit: int) -> None:
+    """At the last position of a sampled run; a lie that the next quantisation swallows is none."""
+    run = honest_run(SAMPLED)
+    position = run.known.tree.header.n_positions - 1
+    trace = run.trace(position, unit)
+    codes: Counter[str] = Counter()
+    told = set()
+    for op in trace.shape.ops[:-1]:
+        for tile in {0, op.grid.tiles - 1}:
+            liar = Liar(run, position, unit, op.first + tile)
+            if not liar.lies:
+                continue
+            played = play(liar.run, run, liar.trace())
+            (fault,) = played.game.faults
+            assert fault.party == "claimant"
+            node = played.game.node
+            assert node is not None
+            assert node.first == op.first + tile, op.name
+            assert played.game.size <= MAX_GAME_BYTES
+            codes[fault.code] += 1
+            told.add(op.name)
+    assert set(codes) <= {"tile.value", "tile.cut", "tile.commitment"}
+    assert len(told) >= {0: 1, 1: 8, 2: 8, 3: 5}[unit], told
+
+
+@pytest.mark.parametrize("how", ["late", "output"])
+def test_a_state_root_that_is_not_the_shown_traces_is_proven(how: str) -> None:
+    run = honest_run(GREEDY)
+    trace = run.trace(1, 1)
+    op = trace.shape.named("residual")
+    liar = Liar(run, 1, 1, op.first, how)
+    assert liar.lies
+    (fault,) = play(liar.run, run, liar.trace()).game.faults
+    assert (fault.party, fault.code) == (
+        "claimant",
+        {"late": "tile.value", "output": "tile.commitment"}[how],
+    )
+
+
+@pytest.mark.parametrize(("position", "unit", "op"), [(0, 0, 1), (1, 1, 3), (2, 2, 10), (1, 3, 21)])
+def test_a_trap_that_did_not_happen_is_proven(position: int, unit: int, op: int) -> None:
+    run = honest_run(GREEDY)
+    false, trace = false_trap(run, position, unit, op)
+    (fault,) = play(false, run, trace).game.faults
+    assert (fault.party, fault.code) == ("claimant", "tile.trap")
+
+
+def test_a_trap_that_was_kept_quiet_is_proven_and_a_true_one_holds() -> None:
+    trapped = honest_run(Job("tiny-trap", prompt="is it so? yes"))
+    quiet, trace = hidden_trap(trapped)
+    (fault,) = play(quiet, trapped, trace).game.faults
+    assert (fault.party, fault.code) == ("claimant", "tile.trap")
+    position = trapped.known.tree.header.n_positions - 1
+    assert trapped.known.trap is not None
+    unit = trapped.known.trap[0]
+    sham = play(
+        trapped, trapped, trapped.trace(position, unit), at=(position, unit, bytes(32)), choices=Random(1)
+    )
+    assert [(f.party, f.code) for f in sham.game.faults] == [("challenger", "dispute.refuted")]
+
+
+def test_every_choice_of_a_sham_is_answered() -> None:
+    """Each tile of a layer of an honest claim, once."""
+    run = honest_run(SAMPLED)
+    trace = run.trace(2, 1)
+
+    class Fixed(Random):
+        def randrange(self, *_: int) -> int:  # type: ignore[override]
+            return self.tile
+
+        tile = 0
+
+    for tile in range(0, trace.shape.n_tiles, 7):
+        choices = Fixed()
+        choices.tile = tile
+        played = play(run, run, trace, at=(2, 1, bytes(32)), choices=choices)
+        assert [f.code for f in played.game.faults] == ["dispute.refuted"]
+
+
+# --- judged by a stranger
+
+
+def proven() -> PlayedReal:
+    run = honest_run(SAMPLED)
+    liar = Liar(run, 2, 1, run.trace(2, 1).shape.named("residual").first)
+    return play(liar.run, run, liar.trace())
+
+
+def test_a_fresh_process_without_any_model_file_confirms_who_lied(tmp_path: Path) -> None:
+    (tmp_path / "game.json").write_bytes(transcript(proven()))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("aos"), "referee", "game.json", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 10, done.stderr
+    result = json.loads(done.stdout)["result"]
+    assert result["state"] == "CONVICTED"
+    assert result["verdict"]["against"] == "claimant"
+    assert result["verdict"]["code"] == "tile.value"
+
+
+@pytest.mark.parametrize("member", ["manifest", "params", "nonce"])
+def test_what_was_not_disclosed_cannot_be_judged_and_convicts_nobody(member: str) -> None:
+    played = proven()
+    case = replace(played.case, **{member: {"manifest": "", "params": None, "nonce": b""}[member]})
+    if member == "nonce":
+        case = replace(case, params=None)
+    data = write_transcript(transcript_of(RULES, case, played.moves, judged_at=100))
+    found = judge(data, Canonical())
+    assert (found.state, found.checks[-2 if found.verdict else -1].status) == ("UNDECIDED", "SKIP")
+    assert any("dispute.undisclosed" in check.text for check in found.checks)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("n_out", 3),
+        ("finish_reason", "stop"),
+        ("sampling_seed", "4"),
+        ("tokens_hash", bytes(32)),
+        ("response_hash", bytes(32)),
+        ("prompt_tokens_hash", bytes(32)),
+    ],
+)
+def test_a_receipt_that_says_something_else_than_its_state_root_convicts(member: str, value: object) -> None:
+    """The claimant signed both; the first answer opens the header, whatever the game is about."""
+    from dispute_real import case_of, first_difference
+    from dispute_toy import Key
+
+    from aos.core.dispute import players
+    from aos.core.dispute.game import apply, start
+    from aos.core.dispute.moves import Open
+    from aos.core.encoding import b64u_decode
+    from aos.core.signing import sign_statement
+    from aos.core.statements import sign
+
+    claimant, challenger = Key("real claimant"), Key("real challenger")
+    run = honest_run(SAMPLED)
+    liar = Liar(run, 2, 1, run.trace(2, 1).shape.named("residual").first)
+    genuine = case_of(liar.run, claimant)
+    core = replace(genuine.core, **{member: value})
+    case = replace(genuine, core=core, signature=b64u_decode(sign_statement(claimant.secret, encode(core))))
+    position, unit, leaf = first_difference(liar.run, run)
+    opening = Open(
+        network=core.network,
+        challenger=challenger.address,
+        claimant=claimant.address,
+        claim=case.claim,
+        job_ref=core.job_ref,
+        attempt=core.attempt,
+        kind="unit",
+        position=position,
+        unit=unit,
+        state_root=run.root,
+        leaf=leaf,
+        bond=1,
+    )
+    game = start(RULES, case, sign(challenger.secret, opening), at=0)
+    shown = start(RULES, genuine, sign(challenger.secret, replace(opening, claim=genuine.claim)), at=0)
+    answer = players.answer(shown, Canonical(), liar.trace())
+    moved = replace(answer, game=game.id, claim=case.claim, previous=game.taken[-1].hash)  # type: ignore[call-arg]
+    game = apply(game, Canonical(), sign(claimant.secret, moved), at=1)
+    assert [(f.party, f.code) for f in game.faults] == [("claimant", "dispute.header")]
+    assert case.nonce == NONCE
