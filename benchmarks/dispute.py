@@ -214,7 +214,6 @@ def synthetic(
         run=Run(manifest=manifest, params=params, salt=SALT, state_root=bytes(32)),
         tree=StateTree(header, units),
         tokens=tokens,
-        trap=None,
     )
     start = time.perf_counter()
     trace = UnitTrace(known, weights, engine, position, unit)

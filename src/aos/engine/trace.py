@@ -8,6 +8,7 @@ weights from the model file.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,18 +17,29 @@ from aos.core.arithmetic.floats import F16, F32, NumericTrap
 from aos.core.arithmetic.formats import U8
 from aos.core.arithmetic.rope_table import table_leaf
 from aos.core.arithmetic.sampler import choose
-from aos.core.dispute.fine.bounds import Bounds, Run, Unit, exists, state_shape, unit_context, unit_shape
+from aos.core.dispute.fine.bounds import (
+    LAST_OP,
+    Bounds,
+    Run,
+    Unit,
+    exists,
+    state_shape,
+    unit_context,
+    unit_shape,
+)
 from aos.core.dispute.fine.grid import UnitShape
 from aos.core.dispute.fine.operands import Poisoned, UnitContext, WeightBlock
 from aos.core.dispute.fine.tile import OpenedWeights, make_proof, recomputed
 from aos.core.dispute.state_opening import Place, StateOpening, StateTree, open_tokens
-from aos.core.dispute.state_tree import KEYS, TOKENS_A_TILE, tile_hashes
+from aos.core.dispute.state_tree import KEYS, TOKENS_A_TILE, tile_hashes, trap_leaf
 from aos.core.dispute.trace_tree import TraceTree, tile_hash, unit_root
-from aos.core.manifest import CHUNK_WEIGHTS, TensorType, chunk_leaf
+from aos.core.manifest import CHUNK_WEIGHTS, Manifest, TensorType, chunk_leaf
 from aos.core.merkle import MerkleTree, leaf_hash
+from aos.engine.canonical import Run as EngineRun
 from aos.engine.fast_trace import WholeOperands, whole_op
 from aos.engine.gguf import GGUF, Tensor
-from aos.engine.manifest import row_hashes, tensor_leaves
+from aos.engine.llama import ROPE_FACTORS, read_hyper_parameters
+from aos.engine.manifest import cached_rope_table, row_hashes, tensor_leaves
 from aos.errors import InvalidMessage
 
 
@@ -51,10 +63,12 @@ class CapturingEngine(Protocol):
 class ModelWeights:
     """Opens weights and rotary rows of one model file. The hashes of a tensor's rows are made when one is opened."""
 
-    def __init__(self, file: GGUF, cos: F32, sin: F32, threads: int = 1) -> None:
-        """Hashes every weight of the file once."""
+    def __init__(self, file: GGUF, *, cache_dir: Path | None = None, threads: int = 1) -> None:
+        """Hashes every weight of the file once. The file is one of the canonical arithmetic."""
         self.file = file
-        self._cos, self._sin = cos, sin
+        factors = next((tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS), None)
+        listed = None if factors is None else np.frombuffer(file.tensor_bytes(factors), dtype="<f4").tolist()
+        self._cos, self._sin = cached_rope_table(read_hyper_parameters(file), listed, cache_dir)
         leaves, _ = tensor_leaves(file, threads=threads)
         self._tree = MerkleTree(leaves)
         self._numbers = {tensor.name: number for number, tensor in enumerate(file.tensors)}
@@ -133,14 +147,31 @@ class ModelWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRun:
-    """A run as its owner keeps it: ``tree`` holds the leaf hashes of all units; ``tokens`` are prompt and output;
-    ``trap`` is (unit, op) of a run that trapped.
-    """
+    """A run as its owner keeps it: ``tree`` holds the leaf hashes of all units; ``tokens`` are prompt and output."""
 
     run: Run
     tree: StateTree
     tokens: Sequence[int]
-    trap: tuple[int, int] | None
+
+    @property
+    def trap(self) -> tuple[int, int] | None:
+        """(unit, op) of a run that trapped."""
+        if self.tree.header.finish_reason != "numeric_trap":
+            return None
+        position = len(self.tree.units) - 1
+        unit = len(self.tree.units[position]) - 1
+        leaf = self.tree.units[position][unit]
+        return unit, next(op for op in range(1, LAST_OP + 1) if trap_leaf(position, unit, op) == leaf)
+
+
+def known_run(run: EngineRun, manifest: Manifest) -> KnownRun:
+    """What to keep of a run of a canonical engine that has ended."""
+    tree = run.leaves().tree(run.header())
+    return KnownRun(
+        run=Run(manifest=manifest, params=run.params, salt=run.salt, state_root=tree.root),
+        tree=tree,
+        tokens=[*run.prompt, *run.tokens],
+    )
 
 
 class UnitTrace:
