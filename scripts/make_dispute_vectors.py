@@ -24,6 +24,7 @@ from aos.core.dispute.moves import Answer, Choose, Move, Open, Proof, read_move 
 from aos.core.dispute.transcript import judge, transcript_of, write_transcript  # noqa: E402
 from aos.core.encoding import b64u_encode, canonical_json  # noqa: E402
 from aos.core.statements import sign  # noqa: E402
+from aos.engine.trace import AbsentUnit  # noqa: E402
 from aos.errors import AOSError  # noqa: E402
 
 CLAIMANT, CHALLENGER, OTHER = Key("real claimant"), Key("real challenger"), Key("other")
@@ -38,10 +39,17 @@ def games() -> dict[str, PlayedReal]:
     liar = Liar(run, 2, 1, run.trace(2, 1).shape.named("residual").first)
     late = replace(liar, how="output")
     trap, trap_trace = false_trap(run, 1, 2, 10)
+    nowhere = (2, 9, bytes(32))
+    same = (2, 1, run.units[2][1])
+    deep = honest_run(Job("tiny-llama-2", max_tokens=2))
+    deep_liar = Liar(deep, 2, 1, deep.trace(2, 1).shape.named("residual").first)
     return {
+        "deep": play(deep, deep_liar.run, deep.trace(2, 1), choices=Random("deep")),
         "lie in a layer": play(liar.run, run, liar.trace()),
         "state root of another trace": play(late.run, run, late.trace()),
         "trap that did not happen": play(trap, run, trap_trace),
+        "unit that does not exist": play(run, liar.run, AbsentUnit(run.known), at=nowhere),
+        "leaf of the claim itself": play(run, liar.run, run.trace(2, 1), at=same),
         "sham": play(run, liar.run, run.trace(2, 1), choices=Random("sham")),
     }
 
@@ -92,6 +100,14 @@ def transcript_cases(files: dict[str, Any]) -> list[tuple[str, str, list[Change]
         other = replace(moves[number], **values)
         return [(["keep"], number), (["append"], [{"at": number, "move": signed(key, other)}])]
 
+    deep = [read_move(entry["move"]).statement for entry in files["deep"]["moves"]]
+
+    def deep_again(number: int, **values: Any) -> list[Change]:
+        other = replace(deep[number], **values)
+        return [(["keep"], number), (["append"], [{"at": number, "move": signed(CLAIMANT, other)}])]
+
+    largest = max(len(canonical_json(entry["move"])) for entry in sham["moves"])
+
     def more(key: Key, move: Move) -> list[Change]:
         """The whole game, and one more move."""
         return [(["append"], [{"at": 4, "move": signed(key, move)}])]
@@ -120,6 +136,12 @@ def transcript_cases(files: dict[str, Any]) -> list[tuple[str, str, list[Change]
         ("challenge not signed by the challenger", "sham", again(0, OTHER)),
         ("challenge of another claim", "sham", again(0, CHALLENGER, claim=bytes(32))),
         ("challenge of another run", "sham", again(0, CHALLENGER, attempt=2)),
+        ("challenge of the challenger's own claim", "sham", again(0, CLAIMANT, challenger=CLAIMANT.address)),
+        ("an answer instead of a challenge", "sham", [
+            (["keep"], 0), (["append"], [sham["moves"][1]])]),
+        ("bounds twice", "deep", deep_again(3, bounds=b"x")),
+        ("another unit root", "deep", deep_again(3, unit_root=bytes(32))),
+        ("children of another node", "deep", deep_again(3, children=bytes(len(deep[3].children)))),
         ("challenge with the claim's own root", "sham",
          again(0, CHALLENGER, state_root=read_root(sham))),
         ("challenge without a leaf", "sham", again(0, CHALLENGER, leaf=b"")),
@@ -165,7 +187,7 @@ def transcript_cases(files: dict[str, Any]) -> list[tuple[str, str, list[Change]
         ("two unit roots of the claimant", "sham", [(["evidence"], [
             signed(CLAIMANT, replace(answer, game=bytes(32), unit_root=bytes(32)))])]),
         ("evidence that is harmless", "sham", [(["evidence"], [sham["moves"][1]["move"]])]),
-        ("too large together", "sham", [(["rules", "max_bytes"], 6_000)]),
+        ("too large together", "sham", [(["rules", "max_bytes"], largest)]),
     ]  # fmt: skip
     return cases
 

@@ -22,7 +22,7 @@ from aos.core import hashes
 from aos.core.codec import encode
 from aos.core.dispute import players
 from aos.core.dispute.case import Case
-from aos.core.dispute.fine.bounds import Run, Unit
+from aos.core.dispute.fine.bounds import Unit
 from aos.core.dispute.fine.referee import Canonical
 from aos.core.dispute.fine.tile import recomputed
 from aos.core.dispute.game import Game, apply, start
@@ -33,8 +33,9 @@ from aos.core.dispute.state_tree import StateHeader, part_root, tokens_root, tra
 from aos.core.encoding import b64u_decode
 from aos.core.signing import sign_statement
 from aos.core.statements import Params, Signed, sign
+from aos.engine.gguf import read_gguf
 from aos.engine.reference import ReferenceEngine
-from aos.engine.trace import KnownRun, ModelWeights, UnitTrace, _OwnOperands
+from aos.engine.trace import AbsentUnit, KnownRun, ModelWeights, UnitTrace, _OwnOperands, known_run
 from aos.ports import SamplingParams
 
 NONCE = bytes(range(32))
@@ -94,7 +95,7 @@ def load(name: str) -> Model:
     path = Path(mkdtemp(prefix="aos-dispute-")) / f"{name}.gguf"
     path.write_bytes(model_bytes(name))
     engine = ReferenceEngine(path)
-    return Model(engine=engine, weights=ModelWeights(engine._model.file, engine._cos, engine._sin))
+    return Model(engine=engine, weights=ModelWeights(read_gguf(path)))
 
 
 @dataclass(frozen=True)
@@ -158,15 +159,8 @@ def _trace(run: RealRun, position: int, unit: int, against: _Against | None) -> 
 def honest_run(job: Job) -> RealRun:
     model = load(job.model)
     run = model.engine._drive(model.engine.run(job.prompt, job.sampling, salt=NONCE), None, None)
-    tree = run.leaves().tree(run.header())
-    trap = run._started()._trap if tree.header.finish_reason == "numeric_trap" else None  # type: ignore[attr-defined]
-    known = KnownRun(
-        run=Run(manifest=model.engine.manifest, params=job.params, salt=NONCE, state_root=tree.root),
-        tree=tree,
-        tokens=[*run.prompt, *run.tokens],
-        trap=None if trap is None else (trap.unit, trap.op),
-    )
-    return RealRun(job=job, known=known)
+    known = known_run(run, model.engine.manifest)
+    return RealRun(job=job, known=replace(known, run=replace(known.run, params=job.params)))
 
 
 class AlteredTrace(UnitTrace):
@@ -283,7 +277,6 @@ def claimed(
     units: list[list[bytes]],
     *,
     tokens: Sequence[int] | None = None,
-    trap: tuple[int, int] | None = None,
 ) -> RealRun:
     """A claim of these leaves."""
     known = honest.known
@@ -294,7 +287,6 @@ def claimed(
             run=replace(known.run, state_root=tree.root),
             tree=tree,
             tokens=known.tokens if tokens is None else tokens,
-            trap=trap,
         ),
     )
 
@@ -313,7 +305,7 @@ def false_trap(honest: RealRun, position: int, unit: int, op: int) -> tuple[Real
         tokens_hash=hashes.tokens_hash(NONCE, ()),
         response_hash=hashes.response_hash(NONCE, ""),
     )
-    run = claimed(honest, false, units, tokens=prompt, trap=(unit, op))
+    run = claimed(honest, false, units, tokens=prompt)
     return run, _Shown(run, position, unit, (), None)
 
 
@@ -397,7 +389,7 @@ def first_difference(a: RealRun, b: RealRun) -> tuple[int, int, bytes]:
 def play(
     claim: RealRun,
     own: RealRun,
-    trace: UnitTrace,
+    trace: UnitTrace | AbsentUnit,
     *,
     at: tuple[int, int, bytes] | None = None,
     choices: Random | None = None,

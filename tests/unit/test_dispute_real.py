@@ -15,22 +15,30 @@ from random import Random
 
 import pytest
 from dispute_real import (
-    NONCE,
     RULES,
     Job,
     Liar,
     PlayedReal,
+    case_of,
     false_trap,
+    first_difference,
     hidden_trap,
     honest_run,
     lies_of,
     play,
 )
+from dispute_toy import Key
 
 from aos.core.codec import encode
+from aos.core.dispute import players
+from aos.core.dispute.fine.around import prove_header, prove_trap
 from aos.core.dispute.fine.referee import Canonical
-from aos.core.dispute.moves import MAX_GAME_BYTES
-from aos.core.dispute.transcript import judge, transcript_of, write_transcript
+from aos.core.dispute.game import apply, start
+from aos.core.dispute.moves import MAX_GAME_BYTES, Answer, Move, Open
+from aos.core.dispute.transcript import Judgement, judge, transcript_of, write_transcript
+from aos.core.encoding import b64u_decode, canonical_json, tagged_hash
+from aos.core.signing import sign_statement
+from aos.core.statements import Signed, sign
 
 GREEDY = Job("tiny-q4_0", temperature=0)
 SAMPLED = Job("tiny-q4_0", top_k=40, min_p=1_000, repeat_penalty=1_200_000)
@@ -176,6 +184,52 @@ def test_what_was_not_disclosed_cannot_be_judged_and_convicts_nobody(member: str
     assert any("dispute.undisclosed" in check.text for check in found.checks)
 
 
+def relabelled(member: str, value: object) -> Judgement:
+    """The proven game, about a model whose manifest says something that this referee does not know."""
+    played = proven()
+    manifest = json.loads(played.case.manifest) | {member: value}
+    text = canonical_json(manifest).decode()
+    core = replace(played.case.core, model_id=tagged_hash("model", text.encode()))
+    claimant, challenger = Key("real claimant"), Key("real challenger")
+    signature = b64u_decode(sign_statement(claimant.secret, encode(core)))
+    case = replace(played.case, manifest=text, core=core, signature=signature)
+    opening = played.moves[0][0].statement
+    assert isinstance(opening, Open)
+    first = sign(challenger.secret, replace(opening, claim=case.claim))
+    answer = played.moves[1][0].statement
+    assert isinstance(answer, Answer)
+    game = start(RULES, case, first, at=0)
+    second = sign(claimant.secret, replace(answer, game=game.id, claim=case.claim, previous=first.hash))
+    moves: list[tuple[Signed[Move], int]] = [(first, 0), (second, 1)]
+    return judge(write_transcript(transcript_of(RULES, case, moves, judged_at=100)), Canonical())
+
+
+@pytest.mark.parametrize(("member", "value"), [("arithmetic", 2), ("v", 3), ("quantum", True)])
+def test_a_model_of_an_unknown_version_is_nobodys_fault(member: str, value: object) -> None:
+    found = relabelled(member, value)
+    assert (found.state, found.checks[-1].status) == ("UNDECIDED", "SKIP")
+    assert "dispute.unknown_model" in found.checks[-1].text
+
+
+def test_games_around_the_model_are_played_and_judged_the_same_way() -> None:
+    run = honest_run(SAMPLED)
+    liar = Liar(run, 2, 1, run.trace(2, 1).shape.named("residual").first)
+    claimant, challenger = Key("real claimant"), Key("real challenger")
+    case = case_of(run, claimant)
+    base = play(run, liar.run, run.trace(2, 1), choices=Random(1)).moves[0][0].statement
+    assert isinstance(base, Open)
+    proofs = {"header": prove_header(run.known.tree), "trap": prove_trap(run.known.tree, None)}
+    for kind in ("header", "trap", "prompt"):
+        first = sign(challenger.secret, replace(base, kind=kind, leaf=b"", position=0, unit=0))
+        game = start(RULES, case, first, at=0)
+        for proof, state in ((proofs.get(kind, b""), "REFUTED"), (b"", "CONVICTED")):
+            second = sign(claimant.secret, players.prove(game, proof))
+            transcript = transcript_of(RULES, case, [(first, 0), (second, 1)], judged_at=2)
+            found = judge(write_transcript(transcript), Canonical())
+            # Without a tokenizer nothing can be said about the prompt.
+            assert found.state == ("UNDECIDED" if kind == "prompt" else state), kind
+
+
 @pytest.mark.parametrize(
     ("member", "value"),
     [
@@ -189,16 +243,6 @@ def test_what_was_not_disclosed_cannot_be_judged_and_convicts_nobody(member: str
 )
 def test_a_receipt_that_says_something_else_than_its_state_root_convicts(member: str, value: object) -> None:
     """The claimant signed both; the first answer opens the header, whatever the game is about."""
-    from dispute_real import case_of, first_difference
-    from dispute_toy import Key
-
-    from aos.core.dispute import players
-    from aos.core.dispute.game import apply, start
-    from aos.core.dispute.moves import Open
-    from aos.core.encoding import b64u_decode
-    from aos.core.signing import sign_statement
-    from aos.core.statements import sign
-
     claimant, challenger = Key("real claimant"), Key("real challenger")
     run = honest_run(SAMPLED)
     liar = Liar(run, 2, 1, run.trace(2, 1).shape.named("residual").first)
@@ -226,4 +270,3 @@ def test_a_receipt_that_says_something_else_than_its_state_root_convicts(member:
     moved = replace(answer, game=game.id, claim=case.claim, previous=game.taken[-1].hash)  # type: ignore[call-arg]
     game = apply(game, Canonical(), sign(claimant.secret, moved), at=1)
     assert [(f.party, f.code) for f in game.faults] == [("claimant", "dispute.header")]
-    assert case.nonce == NONCE

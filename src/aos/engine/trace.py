@@ -385,3 +385,35 @@ class _OwnOperands(WholeOperands):
             earlier = self.trace.capture.cache(self.context.unit - 1, 0, position)[part - KEYS]
             rows = np.concatenate([earlier.astype(np.float32), rows])
         return rows
+
+
+class AbsentUnit:
+    """What a claimant shows of a place that its run does not have: the header that says so.
+    ``aos.core.dispute.case.UnitTrace``.
+    """
+
+    tile_hashes: Sequence[bytes] = ()
+    outputs: Sequence[tuple[int, bytes]] = ()
+
+    def __init__(self, known: KnownRun) -> None:
+        self._known = known
+
+    @property
+    def bounds(self) -> bytes:
+        """The opening of the header."""
+        tree, trap = self._known.tree, self._known.trap
+        return Bounds(
+            header=tree.header.entry(),
+            header_path=tree.open_header(),
+            trap_unit=None if trap is None else trap[0],
+            op=0,
+            tile_hashes=(),
+            leaf_opening=None,
+            head=b"",
+        ).encode()
+
+    def prove(self, index: int) -> bytes:
+        """There is no tile. Raises InvalidMessage ``trace.tile``."""
+        raise InvalidMessage(
+            "trace.tile", f"the run has no such unit, and no tile {index} of it", field="index"
+        )

@@ -16,11 +16,12 @@ from aos.core.dispute.fine.around import (
 from aos.core.dispute.fine.bounds import Bounds, Run, Unit, open_unit
 from aos.core.dispute.fine.tile import check_tile, n_tiles
 from aos.core.dispute.moves import Kind
+from aos.core.dispute.state_tree import ARITHMETIC_VERSION
 from aos.core.dispute.trace_tree import fanout, unit_root
 from aos.core.encoding import parse_canonical
 from aos.core.manifest import GraphSizes, Manifest
 from aos.core.statements import Params
-from aos.errors import Unavailable
+from aos.errors import InvalidMessage, Unavailable
 
 MAX_MANIFEST_BYTES = 64 * 1024
 
@@ -80,14 +81,22 @@ class Canonical:
 
 
 def run_of(case: Case) -> Run:
-    """What a referee knows of the claim's run. ``case`` was checked. Raises Unavailable ``dispute.undisclosed``."""
+    """What a referee knows of the claim's run. ``case`` was checked.
+
+    Raises Unavailable ``dispute.undisclosed``, and ``dispute.unknown_model`` for a manifest or arithmetic of a version that
+    this referee does not know: that is not the claimant's fault.
+    """
     if not case.manifest:
         _undisclosed("the model's manifest")
     if case.params is None or not case.nonce:
         _undisclosed("parameters and nonce")
-    manifest = decode(
-        Manifest, parse_canonical(case.manifest.encode(), max_bytes=MAX_MANIFEST_BYTES), where="manifest"
-    )
+    try:
+        value = parse_canonical(case.manifest.encode(), max_bytes=MAX_MANIFEST_BYTES)
+        manifest = decode(Manifest, value, where="manifest")
+    except InvalidMessage as error:
+        raise Unavailable("dispute.unknown_model", error.message, field="manifest") from error
+    if manifest.arithmetic > ARITHMETIC_VERSION:
+        raise Unavailable("dispute.unknown_model", "this referee does not know the model's arithmetic")
     return Run(manifest=manifest, params=case.params, salt=case.nonce, state_root=case.core.state_root)
 
 
