@@ -116,7 +116,7 @@ class OneUnitsWeights(ModelWeights):
         self._numbers = {}
         self._by_name = {tensor.name: tensor for tensor in file.tensors}
         for index, tensor in enumerate(file.tensors):
-            number = n_tensors // 2 + index
+            number = (n_tensors // 2 + index) % n_tensors
             self._numbers[tensor.name] = number
             self._rows[tensor.name] = MerkleTree(row_hashes(file, tensor, 2)[0])
             root = self._rows[tensor.name].root
@@ -165,8 +165,11 @@ def synthetic(
     default: str = "Q4_0",
     types: dict[str, str] | None = None,
     params: SamplingParams = PARAMS,
+    loud: dict[str, float] | None = None,
 ) -> tuple[UnitTrace, Unit, float]:
-    """A random unit's trace, the unit as a referee opens it, and the seconds that the trace took."""
+    """A random unit's trace, the unit as a referee opens it, and the seconds that the trace took. ``loud`` multiplies the
+    weights of some F32 matrices.
+    """
     rng = np.random.default_rng(unit)
     kind = GRAPH_KINDS[architecture]
     data, tensors = bytearray(), []
@@ -175,6 +178,11 @@ def synthetic(
         chosen = (types or {}).get(name.split(".")[-2], default) if len(shape) > 1 else "F32"
         stored = TYPES[chosen]
         raw = random_rows(rng, stored, rows, shape[0])
+        if len(shape) == 1:
+            raw = (np.frombuffer(raw, dtype="<f4") + np.float32(1)).tobytes()
+        factor = np.float64((loud or {}).get(name.split(".")[-2], 0.0))
+        if factor:
+            raw = np.clip(np.frombuffer(raw, dtype="<f4") * factor, -3e38, 3e38).astype("<f4").tobytes()
         tensors.append(Tensor(name=name, type=stored, shape=shape, offset=len(data), size=len(raw)))
         data += raw
     file = GGUF(path=Path(), version=3, metadata={}, tensors=tuple(tensors), data=memoryview(bytes(data)))
