@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -257,18 +258,30 @@ def _commit(
     trace.context = replace(trace.context, state_root=tree.root)
 
 
-def measured(
-    trace: UnitTrace, unit: Unit, samples: int, repeats: int = 5
-) -> dict[str, tuple[int, int, float, float]]:
-    """Per op: its tiles, the largest proof, the referee's median and largest time in ms (each the best of ``repeats``)."""
+class OpCost(NamedTuple):
+    """Of an op: its tiles, the bytes of its largest proof, the referee's median and largest time, and the prover's median;
+    times in ms, the referee's the best of some repetitions.
+    """
+
+    tiles: int
+    size: int
+    median: float
+    largest: float
+    proving: float
+
+
+def measured(trace: UnitTrace, unit: Unit, samples: int, repeats: int = 5) -> dict[str, OpCost]:
+    """What proving and checking tiles costs, by the name of the op."""
     rng = np.random.default_rng(0)
     out = {}
     for op in trace.shape.ops:
         count = op.grid.tiles
         some = {0, count - 1, *rng.integers(0, count, max(0, samples - 2)).tolist()}
-        sizes, times = [], []
+        sizes, times, proving = [], [], []
         for tile in sorted(some):
+            start = time.perf_counter()
             proof = trace.prove(op.first + tile)
+            proving.append(1e3 * (time.perf_counter() - start))
             sizes.append(len(proof))
             best = float("inf")
             for _ in range(repeats):
@@ -276,7 +289,8 @@ def measured(
                 check_tile(unit, trace.unit_root, op.first + tile, proof)
                 best = min(best, time.perf_counter() - start)
             times.append(1e3 * best)
-        out[op.name] = (count, max(sizes), float(np.median(times)), max(times))
+        medians = float(np.median(times)), float(np.median(proving))
+        out[op.name] = OpCost(count, max(sizes), medians[0], max(times), medians[1])
     return out
 
 
@@ -295,9 +309,10 @@ def main() -> None:
             f"{label}: {trace.shape.n_tiles} tiles, fan-out {trace._tree.shape.widths}, "
             f"trace {seconds:.1f} s, bounds {len(trace.bounds)} bytes"
         )
-        print(f"  {'op':24} {'tiles':>6} {'bytes':>6} {'ms':>6} {'max':>6}")
-        for name, (count, size, median, largest) in measured(trace, opened, arguments.samples).items():
-            print(f"  {name:24} {count:6} {size:6} {median:6.2f} {largest:6.2f}")
+        print(f"  {'op':24} {'tiles':>6} {'bytes':>6} {'ms':>6} {'max':>6} {'prove':>6}")
+        for name, cost in measured(trace, opened, arguments.samples).items():
+            figures = f"{cost.median:6.2f} {cost.largest:6.2f} {cost.proving:6.1f}"
+            print(f"  {name:24} {cost.tiles:6} {cost.size:6} {figures}")
 
 
 if __name__ == "__main__":
