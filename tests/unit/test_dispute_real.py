@@ -6,6 +6,7 @@ Tiny models of every shape that matters (grouped queries, tied and Q6_K output, 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -34,12 +35,13 @@ from aos.core.dispute import players
 from aos.core.dispute.fine.around import prove_header, prove_trap
 from aos.core.dispute.fine.referee import Canonical
 from aos.core.dispute.game import apply, start
-from aos.core.dispute.moves import MAX_GAME_BYTES, Answer, Move, Open
+from aos.core.dispute.moves import MAX_GAME_BYTES, Answer, Move, Open, Proof
 from aos.core.dispute.transcript import Judgement, judge, transcript_of, write_transcript
 from aos.core.encoding import b64u_decode, canonical_json, tagged_hash
 from aos.core.signing import sign_statement
 from aos.core.statements import Signed, sign
 
+FUZZED = int(os.environ.get("AOS_FUZZED_PROOFS", "60"))
 GREEDY = Job("tiny-q4_0", temperature=0)
 SAMPLED = Job("tiny-q4_0", top_k=40, min_p=1_000, repeat_penalty=1_200_000)
 JOBS = [
@@ -270,3 +272,38 @@ def test_a_receipt_that_says_something_else_than_its_state_root_convicts(member:
     moved = replace(answer, game=game.id, claim=case.claim, previous=game.taken[-1].hash)  # type: ignore[call-arg]
     game = apply(game, Canonical(), sign(claimant.secret, moved), at=1)
     assert [(f.party, f.code) for f in game.faults] == [("claimant", "dispute.header")]
+
+
+@pytest.mark.parametrize("place", [(2, 1), (4, 3), (1, 0)])
+def test_no_bytes_of_a_claimant_break_the_referee(place: tuple[int, int]) -> None:
+    """Bounds and proofs cut, lengthened and flipped at random places: a verdict, never another exception."""
+    run = honest_run(SAMPLED)
+    rng = Random(f"{place}")
+    claimant = Key("real claimant")
+    played = play(run, run, run.trace(*place), at=(*place, bytes(32)), choices=Random(3))
+    held = 0
+    for _ in range(FUZZED):
+        turn = rng.choice((1, len(played.moves) - 1))
+        game = start(RULES, played.case, played.moves[0][0], at=0)
+        for move, at in played.moves[1:turn]:
+            game = apply(game, Canonical(), move, at=at)
+        statement = played.moves[turn][0].statement
+        assert isinstance(statement, Answer | Proof)
+        name = "bounds" if isinstance(statement, Answer) else "proof"
+        data = bytearray(getattr(statement, name))
+        for _ in range(rng.choice((1, 1, 3))):
+            at = rng.randrange(len(data))
+            trick = rng.randrange(4)
+            if trick == 0:
+                del data[at:]
+                data += b"\0"
+            elif trick == 1:
+                data[at] ^= 1 << rng.randrange(8)
+            elif trick == 2:
+                data[at : at + 4] = rng.randbytes(4)
+            else:
+                data[at:at] = rng.randbytes(rng.choice((1, 32)))
+        other = replace(statement, **{name: bytes(data)})
+        game = apply(game, Canonical(), sign(claimant.secret, other), at=turn)
+        held += not game.faults or game.faults[0].party == "challenger"
+    assert held == 0

@@ -177,8 +177,6 @@ def known_run(run: EngineRun, manifest: Manifest) -> KnownRun:
 class UnitTrace:
     """One party's trace of one unit of its own run. ``aos.core.dispute.case.UnitTrace``."""
 
-    trapped = False
-
     def __init__(
         self,
         known: KnownRun,
