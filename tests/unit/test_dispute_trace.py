@@ -24,7 +24,6 @@ from aos.core.dispute.trace_tree import (
     TraceTree,
     TreeShape,
     fanout,
-    first_difference,
     opened_root,
     tile_hash,
 )
@@ -433,25 +432,6 @@ def test_opened_tiles_lead_to_the_root_and_no_others(n: int, data: st.DataObject
     index = data.draw(st.integers(0, shape.count(level) - 1))
     children = tree.children(level, index)
     assert 1 <= len(children) <= 256
-
-
-@given(st.lists(st.lists(st.binary(min_size=1, max_size=1), min_size=1, max_size=4), max_size=6), st.data())
-def test_two_runs_part_in_their_first_leaf_that_differs(
-    units: list[list[bytes]], data: st.DataObject
-) -> None:
-    assert first_difference(units, units) is None
-    if not units:
-        assert first_difference(units, [[b"x"]]) == first_difference([[b"x"]], units) == (0, 0)
-        return
-    position = data.draw(st.integers(0, len(units) - 1))
-    unit = data.draw(st.integers(0, len(units[position]) - 1))
-    other = [list(each) for each in units]
-    other[position][unit] = b"another"
-    for later in other[position + 1 :]:
-        later[:] = [b"later"]
-    assert first_difference(units, other) == first_difference(other, units) == (position, unit)
-    cut = [*units[:position], units[position][:unit]]
-    assert first_difference(units, cut) == first_difference(cut, units) == (position, unit)
 
 
 # --- sizes

@@ -7,7 +7,6 @@ RFC 9162 root over its children, so that they can be shown whole, and one of the
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 
 from aos.core.encoding import tag, tagged_hash
 from aos.core.hashes import u32
@@ -44,19 +43,6 @@ def tile_hash(data: bytes) -> bytes:
 def unit_root(state_root: bytes, position: int, unit: int, n_tiles: int, root: bytes) -> bytes:
     """What a claimant signs of a unit's trace: its tree's ``root``, bound to place, size and run."""
     return tagged_hash("unit-root", state_root, u32(position), u32(unit), u32(n_tiles), root)
-
-
-def first_difference(
-    claimed: Sequence[Sequence[bytes]], own: Sequence[Sequence[bytes]]
-) -> tuple[int, int] | None:
-    """Position and unit of the first unit leaf in which two runs part, or that one of them only has; None where they are
-    the same. Each run is its unit leaf hashes, per position.
-    """
-    for position, (theirs, ours) in enumerate(zip_longest(claimed, own, fillvalue=())):
-        for unit, (a, b) in enumerate(zip_longest(theirs, ours)):
-            if a != b:
-                return position, unit
-    return None
 
 
 class TreeShape:
