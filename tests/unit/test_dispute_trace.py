@@ -100,8 +100,9 @@ def test_the_native_engine_keeps_what_the_reference_engine_keeps(name: str) -> N
     for layer in range(run.tail - 1):
         for mine, other in zip(ours.cache(layer, 0, count), theirs.cache(layer, 0, count), strict=True):
             np.testing.assert_array_equal(mine.view(np.uint16), other.view(np.uint16))
-    trace = UnitTrace(run.known, run.weights, native, run.last, 1)
-    assert trace.unit_root == run.trace(run.last, 1).unit_root
+    for kept in (None, theirs):
+        trace = UnitTrace(run.known, run.weights, native, run.last, 1, capture=kept)
+        assert trace.unit_root == run.trace(run.last, 1).unit_root
 
 
 # --- proofs that do not hold
