@@ -189,6 +189,54 @@ void check_attention(const Kernels& k, Random& random) {
   same(oa, ob, "mix");
 }
 
+// RFC 9162, 2.1.1, as it is written.
+Digest rfc_root(const Digest* leaves, size_t count) {
+  if (count == 1) return leaves[0];
+  size_t left = 1;
+  while (2 * left < count) left *= 2;
+  const Digest nodes[2] = {rfc_root(leaves, left), rfc_root(leaves + left, count - left)};
+  Sha256 h;
+  h.update("\1", 1);
+  h.update(nodes, sizeof nodes);
+  return h.finish();
+}
+
+// Every way to hash many messages, and the engine's choice among them, against one message after the other; roots side by side.
+void check_hashes(Random& random) {
+  const size_t prefix = random.below(150), size = 1 + random.below(300), count = 1 + random.below(40);
+  std::vector<uint8_t> bytes(prefix + count * size);
+  for (uint8_t& byte : bytes) byte = random.byte();
+  std::vector<const uint8_t*> messages;
+  std::vector<Digest> expected(count), digests(count);
+  std::vector<Digest*> out;
+  for (size_t i = 0; i < count; ++i) {
+    messages.push_back(bytes.data() + prefix + i * size);
+    out.push_back(&digests[i]);
+    Sha256 h;
+    h.update(bytes.data(), prefix);
+    h.update(messages[i], size);
+    expected[i] = h.finish();
+  }
+  for (const Sha256Lanes& way : sha256_lanes()) {
+    digests.assign(count, {});
+    sha256_many(way, bytes.data(), prefix, messages.data(), size, count, out.data());
+    same(expected, digests, std::string("hashes, ") + way.name);
+  }
+  digests.assign(count, {});
+  sha256_many(bytes.data(), prefix, messages.data(), size, count, out.data());
+  same(expected, digests, "hashes");
+  const size_t trees = 1 + random.below(20);
+  std::vector<Digest> level;
+  for (size_t tree = 0; tree < trees; ++tree) {
+    for (Digest& leaf : digests) leaf[0] = static_cast<uint8_t>(tree);
+    level.insert(level.end(), digests.begin(), digests.end());
+  }
+  const std::vector<Digest> leaves = level;
+  tree_roots(level.data(), trees, count);
+  for (size_t tree = 0; tree < trees; ++tree)
+    if (level[tree * count] != rfc_root(leaves.data() + tree * count, count)) fail("roots side by side");
+}
+
 struct Case {
   SamplingRules rules;
   std::vector<uint32_t> prompt, tokens;
@@ -284,6 +332,8 @@ void check_run(const std::shared_ptr<Model>& model, const Case& c, size_t group,
 
 int run_all(int count, char** arguments) {
   std::string names;
+  Random hashed(0);
+  for (int i = 0; i < 400; ++i) check_hashes(hashed);
   for (const Kernels* kernels : instruction_sets()) {
     self_test(*kernels);
     const FloatState state;
