@@ -1,6 +1,7 @@
 // Checks a build of the engine without Python, for processors that only an emulator has here and for sanitizers:
 // the self-test, every operation against the scalar definition on random inputs of odd sizes, and whole runs of models
 // against the state roots of the vectors. Exit status 1 and a line for the first difference.
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <span>
@@ -9,6 +10,7 @@
 #include "case_file.h"
 #include "cpu.h"
 #include "error.h"
+#include "leaf.h"
 #include "matrix.h"
 #include "model.h"
 #include "run.h"
@@ -235,6 +237,14 @@ void check_hashes(Random& random) {
   tree_roots(level.data(), trees, count);
   for (size_t tree = 0; tree < trees; ++tree)
     if (level[tree * count] != rfc_root(leaves.data() + tree * count, count)) fail("roots side by side");
+  std::vector<Digest> tiles;
+  for (size_t at = 0; at < bytes.size(); at += 64) {
+    Sha256 h;
+    h.update("", 1);
+    h.update(bytes.data() + at, std::min<size_t>(64, bytes.size() - at));
+    tiles.push_back(h.finish());
+  }
+  if (part_root({bytes.data(), bytes.size(), 64}) != rfc_root(tiles.data(), tiles.size())) fail("a part's root");
 }
 
 struct Case {
@@ -326,7 +336,7 @@ void check_run(const std::shared_ptr<Model>& model, const Case& c, size_t group,
   if (c.trapped && run->waiting() > 0 && choose() != Run::kTrapped) fail("a trap did not come");
   if (c.trapped != run->trap().has_value()) fail(c.trapped ? "no trap" : "a trap");
   const auto leaves = c.trapped ? run->leaves_to_trap() : run->leaves(c.prompt.size() + c.tokens.size() - 1);
-  const Digest root = Run::root(c.header, leaves);
+  const Digest root = state_root(c.header, leaves, model->sizes.n_layers + 2);
   same(std::vector<uint8_t>(root.begin(), root.end()), c.root, "state root");
 }
 

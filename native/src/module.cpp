@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "error.h"
+#include "leaf.h"
 #include "model.h"
 #include "self_test.h"
 #include "weights.h"
@@ -174,8 +175,8 @@ NB_MODULE(_native, m) {
     return names;
   });
   m.def("sha256_many", sha256_many, "way"_a, "prefix"_a, "data"_a, "size"_a);
-  m.def("root", [](const nb::bytes& header, const nb::bytes& leaves) {
-    if (leaves.size() % 32 != 0) throw aos::Error("engine.leaves", "the leaves are not whole digests");
+  m.def("root", [](const nb::bytes& header, const nb::bytes& leaves, size_t units) {
+    if (leaves.size() % 32 != 0 || units == 0) throw aos::Error("engine.leaves", "the leaves are not whole digests of units");
     const auto* h = static_cast<const uint8_t*>(header.data());
     std::vector<aos::Digest> digests(leaves.size() / 32);
     if (!digests.empty()) std::memcpy(digests.data(), leaves.data(), leaves.size());
@@ -183,10 +184,10 @@ NB_MODULE(_native, m) {
     aos::Digest root;
     {
       const nb::gil_scoped_release release;
-      root = aos::Run::root(entry, digests);
+      root = aos::state_root(entry, digests, units);
     }
     return nb::bytes(reinterpret_cast<const char*>(root.data()), root.size());
-  }, "header"_a, "leaves"_a);
+  }, "header"_a, "leaves"_a, "units"_a);
 
   nb::class_<aos::SamplingRules>(m, "SamplingRules")
       .def("__init__", [](aos::SamplingRules* self, float temperature, uint32_t top_k, bool limit_top_p, float top_p, float min_p,

@@ -60,7 +60,8 @@ def test_no_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "size", "code"), [("", 0, "engine.parameter"), ("", 3, "engine.parameter"), ("none", 4, "engine.isa")]
+    ("way", "size", "code"),
+    [("", 0, "engine.parameter"), ("", 3, "engine.parameter"), ("none", 4, "engine.isa")],
 )
 def test_what_is_refused(way: str, size: int, code: str) -> None:
     with pytest.raises(_native.Error) as caught:
@@ -70,7 +71,8 @@ def test_what_is_refused(way: str, size: int, code: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("row_bytes", "chunk_bytes"), [(144, 144), (1152, 144), (18, 144), (162, 144), (6192, 144), (100, 7), (5, 1)]
+    ("row_bytes", "chunk_bytes"),
+    [(144, 144), (1152, 144), (18, 144), (162, 144), (6192, 144), (100, 7), (5, 1)],
 )
 @pytest.mark.parametrize("rows", [1, 2, 17, 200])
 def test_rows_and_their_root(rows: int, row_bytes: int, chunk_bytes: int, threads: int) -> None:
