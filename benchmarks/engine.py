@@ -7,7 +7,7 @@ flash attention and without, and its time in a pair is the faster one's: the tab
 a pair follow one another at once, in changing order; a figure is the median of its pairs' ratios. All sides hold their weights
 in huge pages and take greedy tokens. Peak memory is anonymous memory, huge pages included. 7B has 3 pairs at the deep position.
 A cell that does not fit --minutes is left out and said to be; all of them take about 40 minutes of an idle machine with two cores
-and 16 GiB of free memory. --quick measures one pair on a tiny model, to see that everything works.
+and 20 GiB of memory. --quick measures one pair on a tiny model, to see that everything works.
 
 A load touches as much new memory as the file has. Where a virtual machine's host takes free memory back, that alone can take
 longer than the rest, so the notes also give a bare touch of as much memory in huge pages by one thread: some seconds after it
