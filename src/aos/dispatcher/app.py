@@ -11,18 +11,22 @@ from fastapi.openapi.utils import get_openapi
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core.clock import DISPATCHER, ClockState
-from aos.dispatcher import refusals, routes_aos, routes_seed
+from aos.core.dispute.fine.referee import Canonical
+from aos.dispatcher import refusals, routes_aos, routes_disputes, routes_seed
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.disputes import Disputes
+from aos.dispatcher.disputes_ending import Ending
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
 from aos.dispatcher.link_server import LinkServer
 from aos.dispatcher.messages import Messages
 from aos.dispatcher.metrics import Metrics
-from aos.dispatcher.registry import Registry
+from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.runs import Runs
 from aos.dispatcher.schemas import body_schemas
 from aos.dispatcher.setup import MIGRATIONS
 from aos.dispatcher.streams import Streams
+from aos.engine.around import check_with_tokenizer, tokenizer_digest
 
 
 def create_app(config: DispatcherConfig) -> FastAPI:
@@ -58,12 +62,27 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 cancelled=runs.cancelled,
             )
             app.state.metrics, app.state.streams = metrics, Streams()
+            arithmetic = Canonical(check_with_tokenizer)
+            ending = Ending(pool, config, clock, events, runs.moves, arithmetic=arithmetic, now_ms=now_ms)
+            app.state.disputes = court = Disputes(
+                pool,
+                config,
+                links,
+                arithmetic=arithmetic,
+                tokenizer_digest=tokenizer_digest,
+                now_ms=now_ms,
+                changed=ending.wake,
+            )
+            runs.disputed = court.hint_run
             signing = asyncio.create_task(registry.keep_signing())
+            judging = asyncio.create_task(ending.run(court))
             await runs.start()
             try:
                 yield
             finally:
                 signing.cancel()
+                judging.cancel()
+                await court.stop()
                 await runs.stop()
                 await links.close()
         finally:
@@ -80,6 +99,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
     )
     app.include_router(routes_seed.router)
     app.include_router(routes_aos.router)
+    app.include_router(routes_disputes.router)
     refusals.install(app, refused=metrics.refused)
     _describe(app)
     return app

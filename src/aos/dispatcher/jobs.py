@@ -16,7 +16,7 @@ from aos.core import draw as core_draw
 from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.encoding import MAX_INT, b64u_encode, canonical_json
-from aos.core.job import STATUS, TERMINAL, RunState, next_state
+from aos.core.job import COLLECTED, STATUS, RunState, next_state
 from aos.core.statements import Acceptance, ReceiptCore, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
@@ -429,7 +429,7 @@ class Jobs:
             state: RunState = run["state"]
             if state == "cancelled":
                 return "cancelled"
-            if state in TERMINAL or state == "committed":
+            if state in COLLECTED or state == "committed":
                 raise RuleViolation(
                     "job.too_late", f"the job is {STATUS[state]}; it can no longer be cancelled"
                 )

@@ -304,7 +304,10 @@ class Registry:
             last = await db.fetchrow("SELECT epoch, root, signed FROM snapshot ORDER BY epoch DESC LIMIT 1")
             if last is not None and last["epoch"] >= epoch:
                 return
-            rows = await db.fetch("SELECT * FROM operator WHERE admitted ORDER BY node_id")
+            rows = await db.fetch(
+                """SELECT * FROM operator o WHERE admitted
+                   AND NOT EXISTS (SELECT FROM conviction c WHERE c.node_id = o.node_id) ORDER BY node_id"""
+            )
             entries = [
                 SnapshotEntry(
                     node_id=row["node_id"],

@@ -128,6 +128,11 @@ class CanonicalEngine(ABC):
         claim = Claim(tokens=tuple(tokens), cancelled=cancelled)
         return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None).result()
 
+    def retrace(self, prompt: str, tokens: Sequence[int], params: SamplingParams, *, salt: bytes) -> Run:
+        """The whole run that gave ``tokens``, computed once more in large groups. Raises as ``replay``."""
+        claim = Claim(tokens=tuple(tokens), cancelled=False)
+        return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None)
+
     def run(self, prompt: str, params: SamplingParams, *, salt: bytes, claim: Claim | None = None) -> Run:
         """A run that nothing of is computed yet; with ``claim``, its replay. Raises as ``generate`` and
         ``replay``.

@@ -22,6 +22,7 @@ from aos.adapters.redis_queue import RedisQueue
 from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.config import OperatorConfig
+from aos.operator.disputes import Disputes
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
 from aos.operator.link_client import LinkClient
@@ -133,6 +134,14 @@ class OperatorNode:
         self._reconciler = Reconciler(
             store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
         )
+        disputes = Disputes(
+            store,
+            self._identity,
+            url=self._config.dispatcher_http,
+            network=lambda: None if (context := self._link.context()) is None else context[0],
+            worker=self._worker_with,
+            now_ms=now_ms,
+        )
         self._link = LinkClient(
             self._config,
             self._identity,
@@ -146,6 +155,7 @@ class OperatorNode:
             readiness=self._readiness,
             load=self._load,
             metrics=self.metrics,
+            disputes=disputes,
             now_ms=now_ms,
         )
         self._runners = [
@@ -177,6 +187,7 @@ class OperatorNode:
             self._reconciler.run(),
             *(runner.run() for runner in self._runners),
             self._erase(),
+            disputes.run(),
             server.serve(sockets=[listener]),
             self._stop.wait(),
         ]
@@ -188,6 +199,7 @@ class OperatorNode:
             server.should_exit = True
             listener.close()
             await end_tasks(tasks)
+            await disputes.close()
 
     async def _erase(self) -> None:
         while True:
@@ -206,6 +218,17 @@ class OperatorNode:
 
     def _serves(self, model_name: str) -> bool:
         return not self._config.models or model_name in self._config.models
+
+    def _worker_with(self, model_id: bytes) -> WorkerClient | None:
+        """A worker that has a model loaded and answers."""
+        return next(
+            (
+                runner.client
+                for runner in self._runners
+                if runner.status is not None and runner.status.model_id == model_id
+            ),
+            None,
+        )
 
     async def _readiness(self, job_type: str, model_id: bytes) -> Refusal:
         if self._draining:

@@ -1,6 +1,6 @@
 """A worker's HTTP surface (docs/spec/09-http.md, "Worker"), the same for opML and TEE.
 
-A bare ASGI application with five routes: a worker starts often and answers one operator, and what a framework
+A bare ASGI application with six routes: a worker starts often and answers one operator, and what a framework
 would add to its start it never uses. As many runs at a time as the ``Backend`` that answers has room for; a client
 that goes away cancels its run.
 """
@@ -21,6 +21,7 @@ from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 from aos.ports import TokenEvent
 from aos.workers.execution import Answer
 from aos.workers.question import MAX_BODY_BYTES, Question, SeedQuestion, event_line, json_line, read_question
+from aos.workers.tracer import MAX_TRACE_BODY, Tracer, read_trace_question
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -38,6 +39,10 @@ class Backend(Protocol):
     def kind(self) -> Literal["opml", "tee"]: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def tracer(self) -> Tracer | None:
+        """What answers for its runs in disputes; None where the engine is not canonical."""
+
     @property
     def capacity(self) -> int:
         """Questions that it answers at a time."""
@@ -97,6 +102,8 @@ class WorkerApp:
             if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
                 raise _too_large()
             await self._question(await read_body(receive), receive, reply)
+        elif route == ("POST", "/api/v1/trace"):
+            await self._trace(receive, reply)
         elif route == ("GET", "/api/v1/status"):
             await reply.json(200, {"code": 200, "result": self._status()})
         elif route == ("GET", "/health"):
@@ -104,7 +111,7 @@ class WorkerApp:
             await reply.json(200 if ready else 503, {"status": "ok" if ready else "unavailable"})
         elif route == ("GET", "/metrics"):
             await reply.whole(200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics())
-        elif scope["path"] in ("/api/v1/question", "/api/v1/status", "/health", "/metrics"):
+        elif scope["path"] in ("/api/v1/question", "/api/v1/trace", "/api/v1/status", "/health", "/metrics"):
             raise HttpRefusal(405, "http.method", "this route takes another method")
         else:
             raise HttpRefusal(404, "http.not_found", "no such route")
@@ -122,6 +129,13 @@ class WorkerApp:
                 raise HttpRefusal(
                     403, "worker.foreign_host", "the Host header must name this machine's loopback"
                 )
+
+    async def _trace(self, receive: Receive, reply: Reply) -> None:
+        """One question of a dispute. It runs beside the questions: whoever waits for a move has a deadline."""
+        if self._backend.tracer is None:
+            raise RuleViolation("worker.not_canonical", "this worker's results cannot be disputed")
+        question = read_trace_question(await read_body(receive, MAX_TRACE_BODY))
+        await reply.json(200, {"code": 200, "result": await self._backend.tracer.answer(question)})
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -220,8 +234,8 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def read_body(receive: Receive) -> bytes:
-    """A whole body of at most 4 MiB, within 30 s."""
+async def read_body(receive: Receive, most: int = MAX_BODY_BYTES) -> bytes:
+    """A whole body of at most ``most`` bytes, within 30 s."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
@@ -230,16 +244,16 @@ async def read_body(receive: Receive) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise InvalidMessage("http.body", "the client went away inside its request")
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
+                if len(body) > most:
+                    raise _too_large(most)
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
         raise HttpRefusal(408, "http.timeout", f"the body took longer than {BODY_WITHIN_S:g} s") from None
 
 
-def _too_large() -> HttpRefusal:
-    return HttpRefusal(413, "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+def _too_large(most: int = MAX_BODY_BYTES) -> HttpRefusal:
+    return HttpRefusal(413, "http.too_large", f"the body is larger than {most} bytes")
 
 
 class HttpRefusal(RuleViolation):
