@@ -330,7 +330,7 @@ class Disputes:
         if answer.status_code >= 500 or answer.status_code == 429:
             raise Unavailable("dispute.unreachable", f"the dispatcher answers with {answer.status_code}")
         if answer.status_code != 200:
-            code = str(value.get("code", ""))[:64] or "dispute.refused"
+            code = str(value.get("title", ""))[:64] or "dispute.refused"
             raise RuleViolation(code, str(value.get("detail", ""))[:300])
         return value
 
