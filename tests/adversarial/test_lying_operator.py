@@ -33,8 +33,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
 ALL = os.environ.get("AOS_LIES") == "all"
-LIES = KINDS if ALL else ("head", "token")
-DISPUTES = {"claim_window_ms": 600_000, "grace_ms": 20_000 if ALL else 60_000, "budget_ms": 0, "window_ms": 600_000, "bond": 1}
+LIES = KINDS if ALL else ("weight", "token")
+DISPUTES = {
+    "claim_window_ms": 600_000,
+    "grace_ms": 20_000 if ALL else 60_000,
+    "budget_ms": 0,
+    "window_ms": 600_000,
+    "bond": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +136,19 @@ def test_a_liar_is_convicted_and_the_honest_answer_delivered(
         assert not any(game["state"] == "proven" and game["against"] == "claimant" for game in against)
         return
     assert {(game["state"], game["against"]) for game in against} == {("proven", "claimant")}
-    assert all(game["claimant"] != liar and game["against"] != "claimant" for game in games if game not in against)
-    convicted = [each for each in get(network, "/convictions").json()["convictions"] if each["job_ref"] == ref]
+    assert all(
+        game["claimant"] != liar and game["against"] != "claimant" for game in games if game not in against
+    )
+    convicted = [
+        each for each in get(network, "/convictions").json()["convictions"] if each["job_ref"] == ref
+    ]
     assert {each["node_id"] for each in convicted} == {liar}
     for game in against:
         assert game["bytes"] <= 64 * 1024
-        assert httpx.get(f"{network.url}/v1/aos/disputes/{game['game']}/transcript", timeout=30).status_code == 403
+        assert (
+            httpx.get(f"{network.url}/v1/aos/disputes/{game['game']}/transcript", timeout=30).status_code
+            == 403
+        )
         path = tmp_path / "game.json"
         path.write_bytes(get(network, f"/{game['game']}/transcript", token=True).content)
         judged = referee(path, tmp_path)
@@ -143,7 +156,9 @@ def test_a_liar_is_convicted_and_the_honest_answer_delivered(
         found_state = json.loads(judged.stdout)["result"]
         assert found_state["state"] == "CONVICTED"
         assert found_state["game"]["claimant"] == liar
-        print(kind, f"{took:.1f} s", game["kind"], game["code"], game["moves"], "moves", game["bytes"], "bytes")
+        print(
+            kind, f"{took:.1f} s", game["kind"], game["code"], game["moves"], "moves", game["bytes"], "bytes"
+        )
 
 
 def report_of(network: RunningNetwork, job_id: str) -> None:

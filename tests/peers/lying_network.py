@@ -39,6 +39,5 @@ class LyingNetwork(LocalNetwork):
             f"{node.name}-worker",
             ["-m", "peers.lying_worker", "--model", str(self._model), "--listen", f"127.0.0.1:{port}"],
             f"http://127.0.0.1:{port}/health",
-            ONE_THREAD
-            | {"AOS_WORKER_TOKEN": token, "AOS_LIE": str(self._lie), "PYTHONPATH": str(TESTS)},
+            ONE_THREAD | {"AOS_WORKER_TOKEN": token, "AOS_LIE": str(self._lie), "PYTHONPATH": str(TESTS)},
         )

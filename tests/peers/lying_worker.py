@@ -29,7 +29,7 @@ from aos.workers import serving
 from aos.workers.execution import Answer
 from aos.workers.opml_main import OpmlBackend
 from aos.workers.question import Question, SeedQuestion
-from aos.workers.tracer import Tracer, TraceQuestion
+from aos.workers.tracer import TraceQuestion, Tracer
 
 LATE = 6
 """The token of the answer that is replaced, from 1."""

@@ -40,9 +40,9 @@ def test_three_agreeing_operators_are_redundant_3() -> None:
     assert (report.verdict, report.exit_code) == ("VERIFIED", 0)
     assert report.levels == ("signed", "redundant:3")
     assert [check.id for check in report.checks] == [name for name, _ in CHECKS]
-    assert [c.id for c in report.checks if c.status == "SKIP"] == ["tee-1", "local-1"]
+    assert [c.id for c in report.checks if c.status == "SKIP"] == ["resolve-1", "tee-1", "local-1"]
     assert report.headline == (
-        'VERIFIED at level "redundant:3": 16 checks passed, 2 skipped (optional under policy "dev")'
+        'VERIFIED at level "redundant:3": 16 checks passed, 3 skipped (optional under policy "dev")'
     )
 
 

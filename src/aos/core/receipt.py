@@ -32,6 +32,7 @@ CHECKS: Sequence[tuple[str, CheckFunction]] = (
     ("seed-1", drawn.seed_1),
     ("commit-1", result.commit_1),
     ("agree-1", result.agree_1),
+    ("resolve-1", result.resolve_1),
     ("clock-1", result.clock_1),
     ("tee-1", result.tee_1),
     ("local-1", result.local_1),

@@ -309,7 +309,7 @@ class Jobs:
         """The guide's result rows of every finished run of a job."""
         await self.may_read(job_id, token=token)
         async with unavailable():
-            rows = await self._pool.fetch(_RESULTS + " WHERE r.job_id = $1 ORDER BY r.seq", job_id)
+            rows = await self._pool.fetch(_RESULTS + " AND r.job_id = $1 ORDER BY r.seq", job_id)
         return [_result_row(row) for row in rows]
 
     async def user_results(
@@ -319,7 +319,7 @@ class Jobs:
         async with unavailable():
             rows = await self._pool.fetch(
                 _RESULTS
-                + """ WHERE r.project_id = $1 AND r.user_id = $2 AND r.seq < $3
+                + """ AND r.project_id = $1 AND r.user_id = $2 AND r.seq < $3
                       ORDER BY r.seq DESC LIMIT $4""",
                 project,
                 user,
@@ -481,7 +481,8 @@ _STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $
     RETURNING run_id"""
 
 _RESULTS = """SELECT r.*, c.core, c.answer, j.job_type, j.user_id FROM result r
-              JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id"""
+              JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id
+              WHERE r.outcome NOT IN ('convicted', 'withheld')"""
 
 
 def _result_row(row: Record) -> dict[str, Any]:

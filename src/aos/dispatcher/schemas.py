@@ -179,7 +179,7 @@ class ResultRow(_Shape):
     receipt_id: str
     state_root: str = Field(description="base64url; empty for tee.")
     attestation: str = Field(description="Kind of enclave; empty for opml.")
-    outcome: Literal["agreed", "disputed", "single"]
+    outcome: Literal["agreed", "disputed", "single", "resolved"]
 
 
 class Results(_Shape):
