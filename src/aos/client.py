@@ -117,6 +117,15 @@ class Client:
         self._check_request(job_id, submission, acceptance.statement, nonce)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
 
+    def disputes(self, path: str = "", *, value: object = None) -> bytes:
+        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. Raises AOSError."""
+        return self._call(
+            "GET" if value is None else "POST",
+            f"/v1/aos/disputes{path}",
+            headers=self._bearer,
+            **({} if value is None else {"json": value}),
+        ).content
+
     def events(self, job_id: str) -> Iterator[JobEvent]:
         """Follow a job to its end, resuming where the connection was lost."""
         last_id = ""

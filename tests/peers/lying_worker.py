@@ -64,7 +64,8 @@ class LyingNative(NativeEngine):
     """Says that it is the honest model with the asked parameters; ``kind`` says what it does instead."""
 
     def __init__(self, path: Path, honest: NativeEngine, kind: str) -> None:
-        super().__init__(altered_model(path, kind) if kind in IN_WEIGHTS else path)
+        self.path = altered_model(path, kind) if kind in IN_WEIGHTS else path
+        super().__init__(self.path)
         self.manifest, self._model_id, self.kind = honest.manifest, honest.model_id, kind
 
     def _begin(self, prompt: Sequence[int], params: SamplingParams) -> Any:
@@ -161,7 +162,8 @@ class LyingBackend:
             engine = LyingNative(self._path, self._honest, kind)
         elif kind in IN_GAME:
             engine = LyingNative(self._path, self._honest, "weight")
-        tracer = Tracer(engine, self._path, cache_dir=None, threads=1)
+        path = engine.path if kind in IN_WEIGHTS else self._path
+        tracer = Tracer(engine, path, cache_dir=None, threads=1)
         return OpmlBackend(engine, model=self._path.name, tracer=tracer)
 
     def describe(self) -> dict[str, Any]:

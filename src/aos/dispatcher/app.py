@@ -72,6 +72,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 tokenizer_digest=tokenizer_digest,
                 now_ms=now_ms,
                 changed=ending.wake,
+                told=metrics.disputed,
             )
             runs.disputed = court.hint_run
             signing = asyncio.create_task(registry.keep_signing())

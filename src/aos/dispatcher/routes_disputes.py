@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse
 
 from aos.core.dispute.moves import MAX_GAME_BYTES
 from aos.core.encoding import b64u_decode, parse_json_strict
-from aos.dispatcher.disputes import Disputes, Reader
+from aos.dispatcher.disputes import Disputes
+from aos.dispatcher.disputes_claims import Reader
 from aos.dispatcher.refusals import NotFound, TooLarge, TooSlow
 from aos.dispatcher.routes_seed import body_of
 from aos.dispatcher.schemas import SignedStatement, body, refusals
