@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from aos.core.dispute.fine.tile import recomputed
 from aos.engine import forward, reference
 from aos.engine.canonical import Claim, Run
 from aos.engine.gguf import read_gguf
 from aos.engine.native import NativeEngine
+from aos.engine.party import Party
 from aos.engine.reference import ReferenceEngine
+from aos.engine.trace import UnitTrace, _OwnOperands
 from aos.ports import SamplingParams, TokenEvent
 from aos.workers import serving
 from aos.workers.execution import Answer
@@ -139,6 +142,47 @@ class _lying_arithmetic:  # noqa: N801  a context, named as it reads
         forward.attention, reference.tail_logits = self.honest  # type: ignore[assignment]
 
 
+class LyingTrace(UnitTrace):
+    """The trace that belongs to a lie about logits or sampling: what the liar committed, and what follows from it."""
+
+    lie = ""
+
+    def _compute(self, fast: bool) -> Sequence[bytes]:
+        honest = self.context
+        if self.lie == "seed":
+            self.context = replace(honest, rules=replace(honest.rules, seed=(honest.rules.seed + 1) % 2**64))
+        elif self.lie == "temperature":
+            self.context = replace(
+                honest, rules=replace(honest.rules, temperature=honest.rules.temperature * 2)
+            )
+        operands = _OwnOperands(self)
+        try:
+            for index in range(self.shape.n_tiles):
+                tile = recomputed(operands, index)
+                if self.lie == "logits" and index == self.shape.named("logits").first + 1:
+                    values = np.frombuffer(tile, dtype="<f4").copy()
+                    values[:64] += np.float32(0.5)
+                    tile = values.tobytes()
+                operands.tiles.append(tile)
+        finally:
+            self.context = honest
+        return operands.tiles
+
+
+class LyingParty(Party):
+    """Plays with the traces of its lie."""
+
+    lie = ""
+
+    def _own(self, known: Any, position: int, unit: int, against: Any) -> UnitTrace:
+        graph = known.run.manifest.graph
+        if self.lie not in ("seed", "temperature", "logits") or unit <= graph.n_layers:
+            return super()._own(known, position, unit, against)
+        lying = type("Trace", (LyingTrace,), {"lie": self.lie})
+        trace: UnitTrace = lying(known, self._loaded(), self._engine, position, unit, against=against)
+        return trace
+
+
 class LyingBackend:
     """``OpmlBackend`` for each kind of lie, and the one that each job was told."""
 
@@ -164,6 +208,8 @@ class LyingBackend:
             engine = LyingNative(self._path, self._honest, "weight")
         path = engine.path if kind in IN_WEIGHTS else self._path
         tracer = Tracer(engine, path, cache_dir=None, threads=1)
+        tracer._party = party = LyingParty(engine, path)
+        party.lie = kind
         return OpmlBackend(engine, model=self._path.name, tracer=tracer)
 
     def describe(self) -> dict[str, Any]:
