@@ -285,7 +285,7 @@ def no_evidence() -> Answer:
 
 
 def other_platform() -> Trust:
-    return replace(NETWORK.trust(), tee_roots=(TrustedTeeRoot(tee="simulated", key=secret("no root")),))
+    return replace(NETWORK.trust(), tee_roots=(TrustedTeeRoot(tee="simulated", root=secret("no root")),))
 
 
 def colluding() -> Answer:

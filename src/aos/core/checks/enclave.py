@@ -1,18 +1,14 @@
 """An enclave's evidence, from the receipt to the platform's root: tee-1, tee-2, tee-3 (docs/spec/10-tee.md, "Appraisal")."""
 
-from aos.core.attest.result import Claims
 from aos.core.checks.case import Case, Skip, refuse, same, short
 from aos.core.statements import hash_of
 from aos.core.tee import (
-    References,
     TeeAnswer,
-    TeeEvidence,
     check_image,
     check_received,
     verify_answer_statement,
     verify_boot,
 )
-from aos.errors import VerificationError
 
 
 def tee_1(case: Case) -> tuple[str, str]:
@@ -41,27 +37,6 @@ def tee_1(case: Case) -> tuple[str, str]:
 
 def tee_2(case: Case) -> tuple[str, str]:
     """A document of an accepted kind vouches for the boot statement, up to a trusted root."""
-    evidence, references = _judged(case)
-    claims = _claims(case, evidence, references)
-    kind = "SIMULATED, NO HARDWARE: " if claims.simulated else ""
-    return f"{kind}document of the boot statement, {len(claims.chain)} certificates to {claims.anchor}", (
-        short(claims.anchor_sha256)
-    )
-
-
-def tee_3(case: Case) -> tuple[str, str]:
-    """The measured image is one that the trust file names."""
-    evidence, references = _judged(case)
-    try:
-        claims = _claims(case, evidence, references)
-    except VerificationError:
-        raise Skip("nobody that is believed has measured this image (tee-2)") from None
-    check_image(claims, references.images)
-    registers = ", ".join(f"PCR{index}" for index in range(3))
-    return f"{registers} are those of a named image", short(claims.measurement("PCR0") or b"")
-
-
-def _judged(case: Case) -> tuple[TeeEvidence, References]:
     core, evidence = case.core, case.answer.evidence
     if core.tee == "":
         raise Skip("no enclave: an opML answer")
@@ -69,14 +44,27 @@ def _judged(case: Case) -> tuple[TeeEvidence, References]:
         raise Skip("there is no evidence to judge (tee-1)")
     if core.tee not in case.policy.accept_tee:
         raise refuse("tee.policy", f'policy "{case.policy.name}" does not accept a TEE of kind {core.tee}')
-    return evidence, case.trusted().references(core.tee)
-
-
-def _claims(case: Case, evidence: TeeEvidence, references: References) -> Claims:
     received_at = case.answer.receipt.countersign.received_at
-    claims = verify_boot(evidence.boot_evidence, references=references, at_ms=received_at)
+    claims = verify_boot(
+        evidence.boot_evidence, references=case.trusted().references(core.tee), at_ms=received_at
+    )
     check_received(evidence, claims, received_at=received_at)
-    return claims
+    case.enclave = claims
+    label = "SIMULATED, NO HARDWARE: the" if claims.simulated else "the"
+    return (
+        f"{label} document vouches for the boot, {len(claims.chain)} certificates from a trusted root",
+        short(claims.anchor_sha256),
+    )
+
+
+def tee_3(case: Case) -> tuple[str, str]:
+    """The measured image is one that the trust file names."""
+    if case.core.tee == "":
+        raise Skip("no enclave: an opML answer")
+    if case.enclave is None:
+        raise Skip("nobody that is believed has measured the image (tee-2)")
+    check_image(case.enclave, case.trusted().references(case.core.tee).images)
+    return "PCR0, PCR1 and PCR2 are those of a named image", short(case.enclave.measurement("PCR0") or b"")
 
 
 def _bound(operator: str, statement: TeeAnswer, case: Case) -> None:
