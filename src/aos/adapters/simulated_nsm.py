@@ -41,7 +41,7 @@ LEAF_LIFE_MS = 10_803_000
 _LEAF_AHEAD_MS = 3_000
 _RENEW_MS = 60_000
 _DAY_MS = 86_400_000
-_ROOT_FROM, _ROOT_UNTIL = datetime(2025, 1, 1, tzinfo=UTC), datetime(2055, 1, 1, tzinfo=UTC)
+_ROOT_FROM, _ROOT_UNTIL = datetime(2020, 1, 1, tzinfo=UTC), datetime(2060, 1, 1, tzinfo=UTC)
 _MAX_FILE_BYTES = 1024
 _VERSION = (1, 0, 0)
 
