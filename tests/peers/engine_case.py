@@ -187,7 +187,7 @@ class EngineCase:
         before it is signed, ``edit`` of the evidence afterwards."""
         handle = self.dispatcher.messages.handle
         challenge = await handle(operator.node_id, "tee_challenge", {})
-        evidence = operator.boot(challenge, network=NETWORK, **changes)
+        evidence = operator.boot(challenge, **({"network": NETWORK} | changes))
         if edit is not None:
             evidence = edit(evidence)
         accepted = await handle(operator.node_id, "tee_boot", encode(evidence))
