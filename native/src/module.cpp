@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "error.h"
+#include "leaf.h"
 #include "model.h"
 #include "self_test.h"
 #include "weights.h"
@@ -145,8 +146,8 @@ NB_MODULE(_native, m) {
     }
     return nb::make_tuple(joined(hashes.rows), hashes.finite);
   }, "type"_a, "data"_a, "row_bytes"_a, "chunk_bytes"_a, "prefix"_a, "threads"_a);
-  m.def("root", [](const nb::bytes& header, const nb::bytes& leaves) {
-    if (leaves.size() % 32 != 0) throw aos::Error("engine.leaves", "the leaves are not whole digests");
+  m.def("root", [](const nb::bytes& header, const nb::bytes& leaves, size_t units) {
+    if (leaves.size() % 32 != 0 || units == 0) throw aos::Error("engine.leaves", "the leaves are not whole digests of units");
     const auto* h = static_cast<const uint8_t*>(header.data());
     std::vector<aos::Digest> digests(leaves.size() / 32);
     if (!digests.empty()) std::memcpy(digests.data(), leaves.data(), leaves.size());
@@ -154,10 +155,10 @@ NB_MODULE(_native, m) {
     aos::Digest root;
     {
       const nb::gil_scoped_release release;
-      root = aos::Run::root(entry, digests);
+      root = aos::state_root(entry, digests, units);
     }
     return nb::bytes(reinterpret_cast<const char*>(root.data()), root.size());
-  }, "header"_a, "leaves"_a);
+  }, "header"_a, "leaves"_a, "units"_a);
 
   nb::class_<aos::SamplingRules>(m, "SamplingRules")
       .def("__init__", [](aos::SamplingRules* self, float temperature, uint32_t top_k, bool limit_top_p, float top_p, float min_p,
@@ -205,6 +206,18 @@ NB_MODULE(_native, m) {
       }), "batch"_a, "prompt"_a, "rules"_a)
       .def("adopt", &aos::Run::adopt, "pages"_a, "positions"_a, Release())
       .def("page", &aos::Run::page, "index"_a)
+      .def("watch", &aos::Run::watch, "units"_a)
+      .def("watched", [](const aos::Run& run, size_t unit) {
+        const std::vector<float>& kept = run.watched(unit);
+        return nb::bytes(reinterpret_cast<const char*>(kept.data()), 4 * kept.size());
+      }, "unit"_a)
+      .def("cache", [](const aos::Run& run, size_t layer, size_t first, size_t end) {
+        const size_t values = (end > first ? end - first : 0) * run.kv_width();
+        std::vector<uint16_t> keys(values), vals(values);
+        run.copy_cache(layer, first, end, keys.data(), vals.data());
+        const auto joined_halves = [](const std::vector<uint16_t>& v) { return nb::bytes(reinterpret_cast<const char*>(v.data()), 2 * v.size()); };
+        return nb::make_tuple(joined_halves(keys), joined_halves(vals));
+      }, "layer"_a, "first"_a, "end"_a)
       .def("reserve", &aos::Run::reserve, "positions"_a, Release())
       .def_prop_ro("length", &aos::Run::length)
       .def_prop_ro("waiting", &aos::Run::waiting)

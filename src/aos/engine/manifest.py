@@ -11,83 +11,30 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, ClassVar
 
 import numpy as np
 
 from aos.core.arithmetic.floats import F32
-from aos.core.arithmetic.rope_table import rope_table, table_digest
-from aos.core.codec import Bytes32, MaxLength, OptionalBytes32, UInt, UInt32, decode, encode
-from aos.core.encoding import canonical_json, lp, tag, tagged_hash
-from aos.core.merkle import leaf_hash, tree_root
+from aos.core.arithmetic.rope_table import rope_table, table_root
+from aos.core.codec import decode
+from aos.core.dispute.state_tree import ARITHMETIC_VERSION
+from aos.core.encoding import lp, tag, tagged_hash
+from aos.core.manifest import CHUNK_TAG, CHUNK_WEIGHTS, GraphSizes, Manifest, tensor_leaf
+from aos.core.merkle import tree_root
 from aos.engine import loadable
 from aos.engine.gguf import GGUF, Tensor, Value, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
-from aos.engine.state import ARITHMETIC_VERSION
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import InvalidMessage
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, both counted over the digest and the weights tree."""
 
-CHUNK_WEIGHTS = 256
-CHUNK_TAG = b"\0" + tag("weights-chunk")
-TENSOR_TAG = tag("weights-tensor")
 _PIECE = 1 << 20
 _KEPT_TABLES = 4
 _tables: dict[bytes, tuple[F32, F32]] = {}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphSizes:
-    """Hyper-parameters of a graph; ``*_bits`` are binary32 bit patterns."""
-
-    n_ctx: UInt32
-    n_layers: UInt32
-    n_vocab: UInt32
-    width: UInt32
-    ff_width: UInt32
-    n_heads: UInt32
-    n_kv_heads: UInt32
-    head_width: UInt32
-    n_rot: UInt32
-    eps_bits: UInt32
-    rope_base_bits: UInt32
-    tied: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What ``model_id`` stands for.
-
-    ``arithmetic`` is 0, and ``graph``, ``rope_table`` empty, where the canonical arithmetic does not cover
-    the file.
-    """
-
-    TYPE: ClassVar[str] = "aos.model"
-    V: ClassVar[int] = 1
-
-    file_sha256: Bytes32
-    file_size: UInt
-    weights_root: Bytes32
-    architecture: Annotated[str, MaxLength(64)]
-    graph: GraphSizes | None
-    tokenizer: Bytes32
-    chat_template: OptionalBytes32
-    rope_table: OptionalBytes32
-    arithmetic: UInt32
-
-    @property
-    def model_id(self) -> bytes:
-        """SHA-256("AOS/model/v1\\0" ‖ canonical JSON of the manifest)."""
-        return tagged_hash("model", self.json())
-
-    def json(self) -> bytes:
-        """The canonical JSON."""
-        return canonical_json(encode(self))
 
 
 def read_manifest(
@@ -145,7 +92,15 @@ def manifest_of(
 def weights_root(
     file: GGUF, advance: Callable[[int], None] | None = None, threads: int = 1
 ) -> tuple[bytes, Tensor | None]:
-    """The root over tensors in file order, each over its rows, each over its chunks of 256 weights; and the
+    """The root over ``tensor_leaves``; and the first tensor with a weight or scale that is NaN or infinite."""
+    leaves, not_finite = tensor_leaves(file, advance, threads)
+    return tree_root(leaves), not_finite
+
+
+def tensor_leaves(
+    file: GGUF, advance: Callable[[int], None] | None = None, threads: int = 1
+) -> tuple[list[bytes], Tensor | None]:
+    """The leaf hash of every tensor in file order, each over its rows, each over its chunks of 256 weights; and the
     first tensor with a weight or scale that is NaN or infinite.
     """
     leaves = []
@@ -154,17 +109,10 @@ def weights_root(
         hashes, finite = row_hashes(file, tensor, threads)
         if not finite and not_finite is None:
             not_finite = tensor
-        shape = b"".join(length.to_bytes(8, "big") for length in tensor.shape)
-        entry = (
-            TENSOR_TAG
-            + lp(tensor.name.encode())
-            + struct.pack(">II", tensor.type.code, len(tensor.shape))
-            + shape
-        )
-        leaves.append(leaf_hash(entry + tree_root(hashes)))
+        leaves.append(tensor_leaf(tensor.name, tensor.type.code, tensor.shape, tree_root(hashes)))
         if advance is not None:
             advance(tensor.size)
-    return tree_root(leaves), not_finite
+    return leaves, not_finite
 
 
 def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes], bool]:
@@ -178,8 +126,8 @@ def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes
         type=tensor.type.code,
         data=np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8),
         row_bytes=tensor.row_bytes,
-        chunk_bytes=CHUNK_WEIGHTS // tensor.type.block_weights * tensor.type.block_bytes,
-        prefix=CHUNK_TAG,
+        chunk_bytes=tensor.type.bytes_of(CHUNK_WEIGHTS),
+        prefix=b"\0" + CHUNK_TAG,
         threads=threads,
     )
     return [joined[at : at + 32] for at in range(0, len(joined), 32)], finite
@@ -198,7 +146,8 @@ def cached_rope_table(
         # The manifest and the engine of one file both ask.
         table = _tables.get(key) or rope_table(hyper.rope_base, hyper.n_rot, hyper.n_ctx, factors)
         if path is not None:
-            _write_atomically(path, table_digest(*table) + np.stack(table).astype("<f4").tobytes())
+            raw = np.stack(table).astype("<f4").tobytes()
+            _write_atomically(path, sha256(raw).digest() + raw)
     if len(_tables) >= _KEPT_TABLES:
         _tables.clear()
     _tables[key] = table
@@ -214,12 +163,14 @@ def _read_table(path: Path, shape: tuple[int, int, int]) -> tuple[F32, F32] | No
         return None
     if len(raw) != 32 + 4 * shape[0] * shape[1] * shape[2]:
         return None
+    if sha256(memoryview(raw)[32:]).digest() != raw[:32]:
+        return None
     both = np.frombuffer(raw, dtype="<f4", offset=32).astype(np.float32).reshape(shape)
-    return (both[0], both[1]) if table_digest(both[0], both[1]) == raw[:32] else None
+    return both[0], both[1]
 
 
 def _graph(file: GGUF, cache_dir: Path | None, not_finite: Tensor | None) -> tuple[GraphSizes | None, bytes]:
-    """Sizes and rotary digest where the canonical arithmetic covers the file; broken weights are refused
+    """Sizes and the rotary table's root where the canonical arithmetic covers the file; broken weights are refused
     either way.
     """
     try:
@@ -237,11 +188,11 @@ def _graph(file: GGUF, cache_dir: Path | None, not_finite: Tensor | None) -> tup
     factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     listed = None if factors is None else np.frombuffer(file.tensor_bytes(factors), dtype="<f4").tolist()
     try:
-        digest = table_digest(*cached_rope_table(h, listed, cache_dir))
+        root = table_root(*cached_rope_table(h, listed, cache_dir))
     except InvalidMessage:
         return None, b""
     sizes = {name: getattr(h, name) for name in GraphSizes.__slots__ if not name.endswith("_bits")}
-    return GraphSizes(**sizes, eps_bits=_bits(h.eps), rope_base_bits=_bits(h.rope_base)), digest
+    return GraphSizes(**sizes, eps_bits=_bits(h.eps), rope_base_bits=_bits(h.rope_base)), root
 
 
 def _bits(value: float) -> int:
