@@ -31,7 +31,7 @@ from aos.core.tee import (
     verify_answer_document,
 )
 from aos.core.trust import tee_references
-from aos.dispatcher.attestation import CHALLENGE_MS, MAX_CHALLENGES
+from aos.dispatcher.attestation import CHALLENGE_MS, MAX_BOOTS_AN_HOUR, MAX_CHALLENGES
 from aos.dispatcher.config import load_config
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
@@ -97,6 +97,23 @@ async def test_a_challenge_is_for_one_boot_of_one_operator_and_not_for_long(open
     evidence = encode(first.boot(late, network=NETWORK))
     attestation._wall_ms = lambda: now_ms() + CHALLENGE_MS + 1_000
     await refused(RuleViolation, "tee.challenge", handle(first.node_id, "tee_boot", evidence))
+
+
+async def test_an_operator_cannot_fill_the_table_with_boots(open_case: Open) -> None:
+    operator = tee()
+    case = await open_case(operator)
+    await case.dispatcher.pool.execute(
+        """INSERT INTO tee_boot (boot_hash, node_id, model_id, evidence, not_after)
+           SELECT sha256(i::text::bytea), $1, $2, '', 0 FROM generate_series(1, $3) i""",
+        operator.node_id,
+        MODEL_ID,
+        MAX_BOOTS_AN_HOUR - 1,
+    )
+    await refused(RuleViolation, "tee.too_many_boots", case.boot(operator))
+    await case.dispatcher.pool.execute(
+        "UPDATE tee_boot SET accepted_at = accepted_at - interval '2 hours' WHERE not_after = 0"
+    )
+    await case.boot(operator)
 
 
 async def test_open_challenges_are_few(open_case: Open) -> None:

@@ -35,6 +35,8 @@ log = structlog.get_logger("aos.dispatcher")
 CHALLENGE_MS = 120_000
 MAX_CHALLENGES = 8
 MAX_AGE_MS = 300_000
+MAX_BOOTS_AN_HOUR = 240
+"""Accepted ones, of one operator: each is a row that is kept."""
 MAX_REPORTED = 16
 MAX_REPORTS = 4
 
@@ -86,7 +88,7 @@ class Attestation:
         1. under an open challenge of this operator, which is used up whatever follows; 2. of this network and operator,
         its registered draw key, a registered model, D's policy; 3. of a kind that D accepts, vouched for by a document
         that is fresh, up to a root, and of an image, that D's configuration names. Raises VerificationError ``tee.*``,
-        ``attest.*``; RuleViolation ``tee.challenge``; InvalidMessage ``field.*``.
+        ``attest.*``; RuleViolation ``tee.challenge``, ``tee.too_many_boots``; InvalidMessage ``field.*``.
         """
         evidence = decode(TeeBootEvidence, body, where="tee_boot")
         boot, now = evidence.boot, self._wall_ms()
@@ -99,13 +101,18 @@ class Attestation:
         # 2
         async with unavailable():
             operator = await self._pool.fetchrow(
-                "SELECT vrf_key, models FROM operator WHERE node_id = $1 AND admitted", node_id
+                """SELECT vrf_key, models, (SELECT count(*) FROM tee_boot b WHERE b.node_id = $1
+                                            AND b.accepted_at > now() - interval '1 hour') AS boots
+                   FROM operator WHERE node_id = $1 AND admitted""",
+                node_id,
             )
         stated = (boot.network, boot.operator, boot.policy)
         if operator is None or stated != (self._config.network, node_id, self._config.tee_policy):
             raise VerificationError(
                 "tee.foreign", "the boot statement is of another network, operator or policy"
             )
+        if operator["boots"] >= MAX_BOOTS_AN_HOUR:
+            raise RuleViolation("tee.too_many_boots", "this operator's enclaves boot too often; try later")
         if boot.vrf_key != operator["vrf_key"]:
             raise VerificationError(
                 "tee.vrf_key", "the boot statement names another draw key", field="vrf_key"
