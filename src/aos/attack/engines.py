@@ -1,44 +1,45 @@
 """Model files made wrong, and engines that run them: what an operator that cheats on the model would have."""
 
 import asyncio
-import struct
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aos.core.answer import Answer
 from aos.core.receipt import Replay, Replayed
 from aos.core.statements import Request
 from aos.engine import load_engine
-from aos.engine.gguf import Tensor, read_gguf
+from aos.engine.gguf import read_gguf
 from aos.errors import RuleViolation
 from aos.ports import Engine, Generation, SamplingParams
 
 Q8_BLOCK = 34
-Damage = Callable[[bytearray, Tensor], None]
+Bytes = NDArray[np.uint8]
+Damage = Callable[[Bytes], None]
+"""Changes the blocks of one Q8_0 tensor, one a row: two bytes of scale, 32 signed weights."""
 
 
-def other_weight(data: bytearray, tensor: Tensor) -> None:
+def other_weight(blocks: Bytes) -> None:
     """One bit of one weight."""
-    data[tensor.offset + 2] ^= 1
+    blocks[0, 2] ^= 1
 
 
-def coarser(data: bytearray, tensor: Tensor) -> None:
+def coarser(blocks: Bytes) -> None:
     """Every weight with the precision of three bits, as a coarser quantisation has."""
-    for block in range(tensor.offset, tensor.offset + tensor.size, Q8_BLOCK):
-        for place in range(block + 2, block + Q8_BLOCK):
-            weight = data[place] - 256 if data[place] > 127 else data[place]
-            data[place] = (weight // 32 * 32) & 0xFF
+    blocks[:, 2:] &= 0xE0
 
 
-def adapted(data: bytearray, tensor: Tensor) -> None:
-    """Every second weight of the first row shifted: an adapter merged into one tensor."""
-    for place in range(tensor.offset + 2, tensor.offset + Q8_BLOCK, 2):
-        data[place] = (data[place] + 24) & 0xFF if data[place] < 96 else data[place] - 24
+def adapted(blocks: Bytes) -> None:
+    """Every second weight of the first block shifted: an adapter merged into one tensor."""
+    weights = blocks[0, 2::2].view(np.int8)
+    weights[:] = np.where(weights < 96, weights + 24, weights - 24)
 
 
-def not_a_number(data: bytearray, tensor: Tensor) -> None:
+def not_a_number(blocks: Bytes) -> None:
     """The first block's scale is NaN."""
-    data[tensor.offset : tensor.offset + 2] = struct.pack("<H", 0x7E00)
+    blocks[0, :2] = (0x00, 0x7E)
 
 
 def damaged_copy(source: Path, target: Path, damage: Damage, *, all_tensors: bool = False) -> Path:
@@ -46,10 +47,10 @@ def damaged_copy(source: Path, target: Path, damage: Damage, *, all_tensors: boo
     tensors = [t for t in read_gguf(source).tensors if t.type.name == "Q8_0" and t.name.startswith("blk.")]
     if not tensors:
         raise RuleViolation("attack.model", f"{source} has no Q8_0 weights to change")
-    data = bytearray(source.read_bytes())
+    data = np.frombuffer(bytearray(source.read_bytes()), dtype=np.uint8)
     for tensor in tensors if all_tensors else tensors[:1]:
-        damage(data, tensor)
-    target.write_bytes(data)
+        damage(data[tensor.offset : tensor.offset + tensor.size].reshape(-1, Q8_BLOCK))
+    target.write_bytes(data.tobytes())
     return target
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from aos.attack.engines import Damage, damaged_copy, load, under_name
 from aos.attack.table import ACCEPTED
 from aos.client import Accepted, Client, Submission
 from aos.core.answer import Answer, read_answer, write_answer
@@ -55,7 +57,6 @@ class Live:
     network: str
     dispatcher: str
     dispatcher_keys: Stolen
-    beacon_seed: bytes
     operators: Mapping[str, Stolen]
     trust: Trust
     http: httpx.AsyncClient
@@ -66,6 +67,7 @@ class Live:
     """Of the guests' model."""
     stop: str = "zebra"
     _answers: dict[str, Answer] = field(default_factory=dict)
+    _engines: "dict[str, Engine]" = field(default_factory=dict)
 
     # --- asking, as an honest requester does
 
@@ -142,9 +144,14 @@ class Live:
         return await self._kept(f"tee {which}", job_type="tee")
 
     async def _kept(self, name: str, **changes: Any) -> Answer:
-        if name not in self._answers:
-            self._answers[name] = await self.ask(**changes)
-        return self._answers[name]
+        for _ in range(3):
+            if name not in self._answers:
+                answer = await self.ask(**changes)
+                if len(answer.peers) + 1 < changes.get("min_operators", 1):
+                    continue  # a seat was too slow for this network's deadlines
+                self._answers[name] = answer
+            return self._answers[name]
+        raise RuleViolation("attack.slow", "three times in a row an operator was too slow to commit")
 
     async def models_of(self, node_id: str) -> tuple[bytes, ...]:
         """What an operator offers, as the registry says. Raises RuleViolation ``attack.registry``."""
@@ -175,6 +182,37 @@ class Live:
         port = (self.state / "ports" / "operator-1-worker").read_text().strip()
         headers = {"authorization": f"Bearer {token}"}
         return code_of(await self.http.get(f"http://127.0.0.1:{port}/api/v1/status", headers=headers))
+
+    # --- engines
+
+    async def own_engine(self) -> "Engine":
+        """The network's model, as a verifier has it."""
+        return await self._engine("own", self.model_path)
+
+    async def _engine(self, name: str, path: Path) -> "Engine":
+        if name not in self._engines:
+            self._engines[name] = await load(path, self.state / "cache")
+        return self._engines[name]
+
+    def guests_engine(self) -> "Engine":
+        """The guests' model. Raises RuleViolation ``attack.engine``."""
+        if self.engine is None:
+            raise RuleViolation("attack.engine", "this network has no guests, so nothing is run here")
+        return self.engine
+
+    async def wrong_engine(self, name: str, damage: Damage, *, all_tensors: bool) -> "Engine":
+        """The guests' model damaged, saying that it is not: made once for each ``name``."""
+        if self.guest_model_path is None:
+            raise RuleViolation("attack.engine", "this network has no guests, and they no model")
+        if name not in self._engines:
+            with tempfile.TemporaryDirectory(prefix="aos-attack-") as directory:
+                path = Path(directory) / "wrong.gguf"
+                await asyncio.to_thread(
+                    damaged_copy, self.guest_model_path, path, damage, all_tensors=all_tensors
+                )
+                engine = await self._engine(name, path)
+            under_name(engine, self.guests_engine().model_id)
+        return self._engines[name]
 
     # --- judging, as a stranger does
 
@@ -258,7 +296,6 @@ def read_state(state: Path, http: httpx.AsyncClient, model_path: Path) -> Live:
         trust = read_trust((state / "trust.json").read_bytes())
         keys = {name: stolen(state / name) for name in names}
         dispatcher = stolen(state / "dispatcher")
-        beacon = (state / "dispatcher" / "beacon.seed").read_text().strip()
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             "attack.state",
@@ -275,7 +312,6 @@ def read_state(state: Path, http: httpx.AsyncClient, model_path: Path) -> Live:
         network=trust.network,
         dispatcher=address_of(dispatcher.signer),
         dispatcher_keys=dispatcher,
-        beacon_seed=parse_key(beacon, name="beacon"),
         operators={address_of(stolen.signer): stolen for stolen in keys.values()},
         trust=trust,
         http=http,

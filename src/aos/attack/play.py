@@ -236,6 +236,14 @@ class Play:
         await self.status()
         return await asyncio.to_thread(self.live.judge, await self.file(), **how)
 
+    async def checker(self) -> Seat:
+        """The second seat of a streamed run, once the stream's end has reached it."""
+        (first,) = self.seats
+        name = first.record.statement.seats[1]
+        guest = next(guest for guest in self.live.guests if guest.node_id == name)
+        body = await guest.wait("dispatch_job", self.key)
+        return Seat(guest=guest, key=self.key, body=body, generation=first.generation, pieces=first.pieces)
+
     async def drop(self) -> None:
         """Cancel what will not be finished, so that nobody waits for it."""
 

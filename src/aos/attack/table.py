@@ -110,6 +110,7 @@ class Outcome:
     attempts: tuple[Attempt, ...]
     twins: tuple[Twin, ...]
     problem: str = ""
+    seconds: float = 0.0
 
     @property
     def codes(self) -> tuple[str, ...]:

@@ -149,11 +149,15 @@ def _list(rows: "tuple[Row, ...]", *, as_json: bool) -> None:
         voice.data_json("attack.list", [_row_json(row) for row in rows])
         return
     for row in rows:
-        where = " · on a network of its own" if row.guests else ""
-        what = (
-            f"[{', '.join(row.codes)}]{where}" if row.play is not None else f"· {row.standing}: {row.reason}"
-        )
-        voice.data(f"{row.number:>2} {row.title} {what}")
+        voice.data(f"{row.number:>2} {row.title} {_how(row)}")
+
+
+def _how(row: "Row") -> str:
+    """What is expected of a row, or why it cannot be played."""
+    if row.play is None:
+        return f"· {row.standing}: {row.reason}"
+    words = f"[{', '.join(row.codes)}]" if row.must_fail else "· must be accepted"
+    return words + (" · on a network of its own" if row.guests else "")
 
 
 def _row_json(row: "Row") -> dict[str, Any]:
@@ -180,6 +184,7 @@ def _as_json(summary: "Summary") -> dict[str, Any]:
                 "title": outcome.row.title,
                 "verdict": outcome.verdict,
                 "problem": outcome.problem or None,
+                "seconds": round(outcome.seconds, 2),
                 "attacks": [
                     {"name": a.name, "expected": list(a.expected), "found": a.found} for a in outcome.attempts
                 ],

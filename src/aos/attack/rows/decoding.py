@@ -2,29 +2,26 @@
 
 import asyncio
 import json
-import tempfile
 import unicodedata
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from aos.attack.engines import coarser, damaged_copy, load, replayer, speculative, under_name
+from aos.attack.engines import coarser, replayer, speculative
 from aos.attack.forge import restate
 from aos.attack.live import PARAMS, Live
 from aos.attack.play import compute, play, sampling, seed_of
-from aos.attack.rows.models import guests_file, own_engine
 from aos.attack.table import Trial, row
 from aos.core import hashes
 from aos.core.answer import write_answer
 from aos.core.statements import sign
 from aos.errors import RuleViolation
-from aos.ports import Generation
+from aos.ports import Engine, Generation
 
 WILD = {"temperature": 1.5, "top_p": 1.0, "max_tokens": 24}
 """Parameters under which a choice is open, so that another sampler chooses otherwise."""
 
 
-@row(11, "prompt changed by the dispatcher", "io.request_hash", "accept.foreign")
+@row(11, "prompt changed by D", "io.request_hash", "accept.foreign")
 async def changed_prompt(live: Live, t: Trial) -> None:
     answer = await live.opml()
     other = answer.request.replace("What is AI?", "What is it?")
@@ -140,7 +137,7 @@ async def wrong_end(live: Live, t: Trial) -> None:
 
 async def _sampled_otherwise(live: Live, t: Trial, name: str, **changes: Any) -> None:
     """A guest signs the parameters that were asked for and samples with others; only a replay can see it."""
-    replay = replayer(own_engine(live))
+    replay = replayer(live.guests_engine())
     job = await play(live, params=WILD)
     seat = job.seats[0]
     lie, pieces = await compute(live, seat.body, **changes)
@@ -152,9 +149,9 @@ async def _sampled_otherwise(live: Live, t: Trial, name: str, **changes: Any) ->
     t.twin("sampled as asked", await honest.finish(replay=replay))
 
 
-@row(15, "a cheap model writes, the big one only scores", "local.tokens", guests=True)
+@row(15, "cheap model writes, big one scores", "local.tokens", guests=True)
 async def cheap_writer(live: Live, t: Trial) -> None:
-    real = own_engine(live)
+    real = live.guests_engine()
     job = await play(live, params=WILD)
     seat = job.seats[0]
     request = seat.request
@@ -168,9 +165,9 @@ async def cheap_writer(live: Live, t: Trial) -> None:
     t.twin("written by them", await honest.finish(replay=replayer(real)))
 
 
-@row(16, "loose speculative decoding; exact must be accepted", "local.tokens", guests=True)
+@row(16, "loose speculative decoding", "local.tokens", guests=True)
 async def loose_speculation(live: Live, t: Trial) -> None:
-    real, draft = own_engine(live), await _cheap(live)
+    real, draft = live.guests_engine(), await _cheap(live)
     params = WILD | {"seed": 7}
     for loose in (True, False):
         job = await play(live, params=params)
@@ -200,12 +197,9 @@ def _accepting_one(own: Generation, proposed: Generation) -> Generation:
     return replace(own, tokens=tokens)
 
 
-async def _cheap(live: Live) -> Any:
-    """An engine with three-bit weights that says it is the guests' model."""
-    with tempfile.TemporaryDirectory(prefix="aos-attack-") as directory:
-        path = Path(directory) / "cheap.gguf"
-        await asyncio.to_thread(damaged_copy, guests_file(live), path, coarser, all_tensors=True)
-        return under_name(await load(path, live.state / "cache"), own_engine(live).model_id)
+async def _cheap(live: Live) -> Engine:
+    """Three-bit weights that say they are the guests' model."""
+    return await live.wrong_engine("three-bit weights", coarser, all_tensors=True)
 
 
 @row(17, "seed chosen after seeing outputs", "seed.value", "reveal.member")

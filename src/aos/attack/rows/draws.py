@@ -67,7 +67,7 @@ async def young_keys(live: Live, t: Trial) -> None:
 
 @row(
     30,
-    'claims "not selected" to refuse, "selected" to be paid',
+    '"not selected" to refuse, "selected" to be paid',
     "draw.claim_proof",
     "draw.claim_form",
     "draw.foreign_claim",
@@ -163,7 +163,7 @@ async def own_challenge(live: Live, t: Trial) -> None:
 
 @row(
     34,
-    "range edges, zero operators, overlapping ranges",
+    "modulo bias, range edges, no operator, overlap",
     "sortition.range_overlap",
     "sortition.range_bounds",
     "sortition.range_empty",

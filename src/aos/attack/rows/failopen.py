@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from aos.attack.engines import damaged_copy, load, not_a_number, replayer
+from aos.attack.engines import damaged_copy, not_a_number, replayer
 from aos.attack.forge import restate
 from aos.attack.live import Live
 from aos.attack.play import play
@@ -65,7 +65,7 @@ async def crash(live: Live, t: Trial) -> None:
             return replayer(load_engine(path, kind="native"))(answer, request)
 
         t.attack("a model file that no engine loads", "unchecked local-1", live.judge(answer, replay=broken))
-    engine = await load(live.model_path, live.state / "cache")
+    engine = await live.own_engine()
     found = await asyncio.to_thread(live.judge, answer, replay=replayer(engine))
     t.twin("the file that loads", found)
 

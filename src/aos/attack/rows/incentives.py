@@ -16,7 +16,7 @@ from aos.ports import Generation
 WRONG_ROOT = hashlib.sha256(b"what two colluding operators agreed on").digest()
 
 
-@row(35, "a lazy operator copies before the reveal", "reveal.commitment", guests=True)
+@row(35, "lazy operator copies before the reveal", "reveal.commitment", guests=True)
 async def lazy_copy(live: Live, t: Trial) -> None:
     job = await play(live, seats=2)
     worker, lazy = job.seats
@@ -39,7 +39,6 @@ async def lazy_copy(live: Live, t: Trial) -> None:
     36,
     "reveals nothing, late, or something else",
     "reveal.commitment",
-    "reveal.late",
     "reveal.not_expected",
     guests=True,
 )
@@ -65,7 +64,7 @@ async def bad_reveals(live: Live, t: Trial) -> None:
     await honest.honest_reveal()
     late = silent.reveal(await silent.core())
     await job.status()  # the dispatcher has waited for it as long as it waits
-    t.attack("too late", ("reveal.late", "reveal.not_expected"), await silent.send_reveal(late))
+    t.attack("too late", "reveal.not_expected", await silent.send_reveal(late))
     t.twin("the seat that revealed in time", live.judge(await job.file()))
 
 

@@ -84,6 +84,7 @@ async def anothers_channel(live: Live, t: Trial) -> None:
 @row(
     56,
     "clock rolled back, constant, skipped, forged",
+    "clock.equivocation",
     "clock.rolled_back",
     "clock.own_entry_mismatch",
     "clock.forged_entry",
@@ -104,7 +105,7 @@ async def clocks(live: Live, t: Trial) -> None:
             return lambda header: replace(header, clock=_with(header.clock, guest.node, counts))
 
         for name, code, bend in (
-            ("constant", "clock.rolled_back", clock(own=-1)),
+            ("constant", "clock.equivocation", clock(own=-1)),
             ("rolled back", "clock.rolled_back", clock(own=-2)),
             ("without its own entry", "clock.own_entry_mismatch", clock(own=-(10**9))),
             ("forged for the dispatcher", "clock.forged_entry", clock(dispatcher=10**9)),
@@ -166,9 +167,10 @@ async def too_late(live: Live, t: Trial) -> None:
     if not live.guests:
         t.twin("a job followed to its end", live.judge(await live.answer_of(accepted.job_id)))
         return
-    job = await play(live, seats=2)
-    honest, slow = job.seats
+    job = await play(live, seats=2, blind=False)
+    (honest,) = job.seats
     await honest.honest_commit()
+    slow = await job.checker()
     await honest.guest.wait("commit_set", honest.key)  # the dispatcher went on without the other
     t.attack("a commit after the others were closed", "commit.late", await slow.send_commit())
     await honest.honest_reveal()

@@ -15,7 +15,6 @@ from aos.attack.engines import (
     not_a_number,
     other_weight,
     replayer,
-    under_name,
 )
 from aos.attack.forge import resigned, restate
 from aos.attack.live import Live, refusal
@@ -23,24 +22,8 @@ from aos.attack.play import play, sampling, seed_of
 from aos.attack.table import Trial, row
 from aos.core import hashes
 from aos.engine import load_engine, read_manifest
-from aos.errors import RuleViolation
-from aos.ports import Engine
 
 OTHER = b"\x5a" * 32
-
-
-def own_engine(live: Live) -> Engine:
-    """The guests' engine. Raises RuleViolation ``attack.engine``."""
-    if live.engine is None:
-        raise RuleViolation("attack.engine", "this network has no guests, so nothing is run here")
-    return live.engine
-
-
-def guests_file(live: Live) -> Path:
-    """The guests' model file. Raises RuleViolation ``attack.engine``."""
-    if live.guest_model_path is None:
-        raise RuleViolation("attack.engine", "this network has no guests, and they no model")
-    return live.guest_model_path
 
 
 @row(2, "smaller model under the registered name", "params.model", "model.name_taken", "reveal.member")
@@ -84,11 +67,8 @@ async def smaller_model(live: Live, t: Trial) -> None:
 
 async def _run_with(live: Live, t: Trial, name: str, damage: Damage, *, all_tensors: bool) -> None:
     """A guest runs a file changed by ``damage`` under the registered name; a replay with the real file must see it."""
-    real = own_engine(live)
-    with tempfile.TemporaryDirectory(prefix="aos-attack-") as directory:
-        path = Path(directory) / "wrong.gguf"
-        await asyncio.to_thread(damaged_copy, guests_file(live), path, damage, all_tensors=all_tensors)
-        wrong = under_name(await load(path, live.state / "cache"), real.model_id)
+    real = live.guests_engine()
+    wrong = await live.wrong_engine(name, damage, all_tensors=all_tensors)
     for engine, label in ((wrong, name), (real, "the registered weights")):
         job = await play(live)
         seat = job.seats[0]
@@ -132,13 +112,12 @@ async def not_finite(live: Live, t: Trial) -> None:
                 t.twin("another weight, finite", found)
 
 
-@row(9, "other batch, chunk, prefill, instruction set", must_fail=False)
+@row(9, "other batch, chunk, prefill", must_fail=False)
 async def other_splits(live: Live, t: Trial) -> None:
     streamed, blind = await live.opml(), await live.blind()
     t.twin("operators with different instruction sets agree", live.judge(streamed))
     t.twin("token by token in every seat", live.judge(blind))
-    engine = await load(live.model_path, live.state / "cache")
-    replay = replayer(engine)
+    replay = replayer(await live.own_engine())
     t.twin("all positions in one prefill, here", await asyncio.to_thread(live.judge, streamed, replay=replay))
 
 
@@ -153,7 +132,7 @@ async def other_tokenizer(live: Live, t: Trial) -> None:
         path = Path(directory) / "drifted.gguf"
         await asyncio.to_thread(damaged_copy, live.model_path, path, other_weight)
         drifted = await load(path, live.state / "cache")
-        engine = await load(live.model_path, live.state / "cache")
+    engine = await live.own_engine()
     t.attack(
         "a verifier with another file: could not check, and blames nobody",
         "unchecked local-1",

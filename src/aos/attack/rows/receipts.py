@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-from aos.attack.engines import load, replayer
+from aos.attack.engines import replayer
 from aos.attack.forge import resigned, restate
 from aos.attack.live import Live, members, refusal
 from aos.attack.play import play
@@ -19,6 +18,9 @@ from aos.core.statements import sign
 from aos.errors import RuleViolation
 
 STRANGER = bytes.fromhex("5ca1ab1e" * 8)
+RETYPED = ("field.type", "field.range", "statement.type", "statement.version")
+"""A member that has a few values only is out of its range with anything else."""
+GONE = object()
 Path = tuple[str | int, ...]
 
 
@@ -142,13 +144,26 @@ def walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from walk(item, (*path, name))
 
 
-def _changed(document: Any, path: Path, change: Callable[[Any, Any], None]) -> bytes:
-    copy = deepcopy(document)
-    container = copy
+def _changed(document: Any, path: Path, change: Callable[[Any], Any]) -> bytes:
+    """The document with the value at ``path`` changed; ``GONE`` takes the member away."""
+    container = document
     for step in path[:-1]:
         container = container[step]
-    change(container, path[-1])
-    return canonical_json(copy)
+    held = container[path[-1]]
+    try:
+        value = change(held)
+        if value is GONE:
+            del container[path[-1]]
+        else:
+            container[path[-1]] = value
+        return _compact(document)
+    finally:
+        container[path[-1]] = held
+
+
+def _compact(value: Any) -> bytes:
+    """Canonical JSON, of values that have nothing but ASCII names and small integers."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _doubled(value: Any, path: Path) -> bytes:
@@ -157,7 +172,7 @@ def _doubled(value: Any, path: Path) -> bytes:
         parts = []
         for key in sorted(value):
             rest = path[1:] if path and path[0] == key else ()
-            part = canonical_json(key) + b":" + _doubled(value[key], rest)
+            part = _compact(key) + b":" + _doubled(value[key], rest)
             parts += [part, part] if path == (key,) else [part]
         return b"{" + b",".join(parts) + b"}"
     if isinstance(value, list):
@@ -169,7 +184,7 @@ def _doubled(value: Any, path: Path) -> bytes:
             )
             + b"]"
         )
-    return canonical_json(value)
+    return _compact(value)
 
 
 @row(
@@ -177,41 +192,39 @@ def _doubled(value: Any, path: Path) -> bytes:
     "every field dropped, duplicated, retyped, extended",
     "field.missing",
     "encoding.duplicate_key",
-    "field.type",
+    *RETYPED,
     "field.unknown",
 )
 async def every_field(live: Live, t: Trial) -> None:
     answer = await live.single()
-    data = write_answer(answer)
-    document = members(data)
+    # One entry of the draw is like another: the shortened file has every kind of member.
+    document = members(write_answer(replace(answer, draw=seated_only(answer.draw))))
     everything = list(walk(document))
     named = [path for path, _ in everything if isinstance(path[-1], str)]
     objects = [path for path, value in everything if isinstance(value, dict) and path[-1] != "clock"]
 
-    def drop(container: Any, key: Any) -> None:
-        del container[key]
+    def wrap(value: Any) -> Any:
+        return True if isinstance(value, list) else [value]
 
-    def wrap(container: Any, key: Any) -> None:
-        container[key] = True if isinstance(container[key], list) else [container[key]]
+    def extend(value: Any) -> Any:
+        return value | {"zzz": "1"}
 
-    def extend(container: Any, key: Any) -> None:
-        container[key]["zzz"] = "1"
-
-    for name, code, cases in (
-        ("dropped", "field.missing", [_changed(document, path, drop) for path in named]),
-        ("written twice", "encoding.duplicate_key", [_doubled(document, path) for path in named]),
-        ("retyped", "field.type", [_changed(document, path, wrap) for path in named]),
-        ("extended", "field.unknown", [_changed(document, path, extend) for path in objects]),
+    for name, wanted, cases in (
+        ("dropped", ("field.missing",), [_changed(document, path, lambda _: GONE) for path in named]),
+        ("written twice", ("encoding.duplicate_key",), [_doubled(document, path) for path in named]),
+        ("retyped", RETYPED, [_changed(document, path, wrap) for path in named]),
+        ("extended", ("field.unknown",), [_changed(document, path, extend) for path in objects]),
     ):
-        found = [code if code in (codes := live.judge(case)) else codes[0] for case in cases]
-        odd = next((one for one in found if one != code), code)
-        t.attack(f"{name}: {len(cases)} members, one by one", code, odd)
-    t.twin("no member changed", live.judge(data))
+        found = [live.judge(case)[0] for case in cases]
+        odd = next((code for code in found if code not in wanted), found[0])
+        t.attack(f"{name}: {len(cases)} members, one by one", wanted, odd)
+    t.twin("no member changed", _placed(live, _compact(document)))
+    t.twin("the whole file", live.judge(answer))
     body = live.seed_body()
     for field in ("from", "user", "job", "verify"):
         without = {name: value for name, value in body.items() if name != field}
-        wanted = "field.type" if field == "job" else "field.missing"
-        t.attack(f"a submission without {field}", wanted, await live.post("/api/job/submit", without))
+        code = "field.type" if field == "job" else "field.missing"
+        t.attack(f"a submission without {field}", code, await live.post("/api/job/submit", without))
     t.attack("a submission with more", "field.unknown", await live.post("/api/job/submit", body | {"zzz": 1}))
     t.twin("a submission", await live.post("/api/job/submit", body))
 
@@ -244,7 +257,7 @@ async def downgrade(live: Live, t: Trial) -> None:
         "statement.version",
         live.judge(data.replace(b'"type":"aos.receipt","v":1', b'"type":"aos.receipt","v":0')),
     )
-    engine = await load(live.model_path, live.state / "cache")
+    engine = await live.own_engine()
 
     def profile(core: Any) -> Any:
         return replace(core, engine="aos-canonical/99")
@@ -260,7 +273,7 @@ async def downgrade(live: Live, t: Trial) -> None:
 
 @row(
     26,
-    "parser bombs: depth, huge integers, NaN, length",
+    "parser bombs",
     "encoding.depth",
     "encoding.integer_range",
     "encoding.nan",
@@ -269,7 +282,7 @@ async def downgrade(live: Live, t: Trial) -> None:
 async def bombs(live: Live, t: Trial) -> None:
     body = json.dumps(live.seed_body()).encode()
     for name, code, data in (
-        ("100,000 brackets", "encoding.depth", b"[" * 100_000),
+        ("30,000 brackets", "encoding.depth", b"[" * 30_000),
         ("an integer of 4,000 digits", "encoding.integer_range", b'{"from":' + b"1" * 4_000 + b"}"),
         ("NaN", "encoding.nan", b'{"from":NaN}'),
         ("2 MiB", "encoding.too_large", b'"' + b"a" * (2 << 20) + b'"'),
@@ -290,7 +303,7 @@ async def bombs(live: Live, t: Trial) -> None:
 
 @row(
     27,
-    "Merkle leaf as node, wrong index, proof of another tree",
+    "Merkle leaf as node, wrong index, foreign proof",
     "merkle.root_mismatch",
     "merkle.path_length",
     "merkle.index_out_of_range",
@@ -338,7 +351,7 @@ async def merkle_proofs(live: Live, t: Trial) -> None:
         t.attack(name, code, live.judge(replace(answer, draw=replace(short, entries=entries))))
 
 
-def _placed(live: Live, answer: Answer) -> str:
+def _placed(live: Live, answer: Answer | bytes) -> str:
     """``accepted`` where nothing failed: of a shortened draw some checks must be skipped."""
     failed = [check.code for check in live.report(answer).checks if check.status == "FAIL"]
     return failed[0] if failed else ACCEPTED
