@@ -136,10 +136,12 @@ def _headline(summary: "Summary") -> str:
     refused, accepted = summary.count("REFUSED"), summary.count("ACCEPTED")
     attempts = sum(len(outcome.attempts) for outcome in summary.outcomes)
     twins = sum(len(outcome.twins) for outcome in summary.outcomes)
-    bad = len(summary.outcomes) - refused - accepted
+    missed = summary.count("SKIPPED", "BROKEN")
+    bad = len(summary.outcomes) - refused - accepted - missed
     later = sum(bool(row.needs) for row in summary.later)
     words = [f"{refused} rows refused, {accepted} that must be accepted were"]
-    words += [f"{bad} not as they must be"] * bool(bad)
+    words += [f"{bad} NOT AS THEY MUST BE"] * bool(bad)
+    words += [f"{missed} could not be played"] * bool(missed)
     words += [f"{later} not yet, {len(summary.later) - later} gaps"] * bool(summary.later)
     return f"{'; '.join(words)} ({attempts} attacks, {twins} honest twins, {summary.seconds:.1f} s)"
 
