@@ -15,13 +15,14 @@ from aos.attack.table import ACCEPTED
 from aos.client import Accepted, Client, Submission
 from aos.core.answer import Answer, read_answer, write_answer
 from aos.core.codec import decode
-from aos.core.encoding import parse_json_strict
+from aos.core.encoding import b64u_decode, parse_json_strict
 from aos.core.keys import parse_key
 from aos.core.receipt import Replay, verify_answer
 from aos.core.report import Report
 from aos.core.signing import address_of
 from aos.core.statements import SnapshotEntry
 from aos.core.trust import Policy, Trust, load_policy, read_trust
+from aos.engine import read_manifest
 from aos.errors import AOSError, ConfigError, RuleViolation
 
 if TYPE_CHECKING:
@@ -289,10 +290,14 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 def read_state(state: Path, http: httpx.AsyncClient, model_path: Path) -> Live:
-    """A network by its state directory. Raises ConfigError ``attack.state`` where nothing that `aos up` made is there."""
+    """A network by its state directory.
+
+    Raises ConfigError ``attack.state`` where nothing that `aos up` made is there, ``attack.model`` where it has another model.
+    """
     try:
         client = json.loads((state / "client.json").read_bytes())
-        names = json.loads((state / "founded.json").read_bytes())["operators"]
+        founded = json.loads((state / "founded.json").read_bytes())
+        names, model_id = founded["operators"], b64u_decode(founded["model_id"], length=32)
         trust = read_trust((state / "trust.json").read_bytes())
         keys = {name: stolen(state / name) for name in names}
         dispatcher = stolen(state / "dispatcher")
@@ -302,6 +307,12 @@ def read_state(state: Path, http: httpx.AsyncClient, model_path: Path) -> Live:
             f"{state} is not the state directory of a network: {error}",
             hint="start one with `aos up`, or leave --state out",
         ) from error
+    if read_manifest(model_path, cache_dir=state / "cache").model_id != model_id:
+        raise ConfigError(
+            "attack.model",
+            f"{model_path} is not the model of the network in {state}",
+            hint="give the network's own file with --model",
+        )
     return Live(
         state=state,
         url=client["url"],

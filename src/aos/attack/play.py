@@ -48,6 +48,8 @@ class Seat:
     generation: Generation
     pieces: tuple[str, ...]
     """The text that became final with each token."""
+    profile: str
+    """Of the engine."""
     salt: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     head: bytes = b""
 
@@ -156,7 +158,7 @@ class Seat:
             params_hash=hashes.params_hash(self.nonce, request.job.params),
             sampling_seed=seed_of(self.body, request),
             seed_source="draw" if own_seed is None else "request",
-            engine="aos-canonical/1",
+            engine=self.profile,
             n_prompt=len(result.prompt_tokens),
             n_out=len(result.tokens),
             finish_reason=result.finish_reason,
@@ -242,7 +244,7 @@ class Play:
         name = first.record.statement.seats[1]
         guest = next(guest for guest in self.live.guests if guest.node_id == name)
         body = await guest.wait("dispatch_job", self.key)
-        return Seat(guest=guest, key=self.key, body=body, generation=first.generation, pieces=first.pieces)
+        return replace(first, guest=guest, body=body, salt=secrets.token_bytes(32), head=b"")
 
     async def drop(self) -> None:
         """Cancel what will not be finished, so that nobody waits for it."""
@@ -282,7 +284,14 @@ async def seated(live: Live, accepted: Accepted, key: Key, *, claimed: frozenset
         await asyncio.gather(*waiting, return_exceptions=True)
     generation, pieces = await compute(live, bodies[0])
     seats = tuple(
-        Seat(guest=by_name[name], key=key, body=body, generation=generation, pieces=pieces)
+        Seat(
+            guest=by_name[name],
+            key=key,
+            body=body,
+            generation=generation,
+            pieces=pieces,
+            profile=live.guests_engine().profile,
+        )
         for name, body in zip(dispatched, bodies, strict=True)
     )
     return Play(live=live, accepted=accepted, key=key, seats=seats)

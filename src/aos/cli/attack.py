@@ -1,6 +1,7 @@
 """``aos attack``: the attacks that must fail, each played against a live network, each with its honest twin."""
 
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
         read_model_id,
         temporary_place,
     )
-    from aos.cli.network import found
+    from aos.cli.network import ENDINGS, found, interrupt_once
     from aos.engine import native_instruction_sets
     from aos.local.network import DEMO_MODEL, Guest, LocalNetwork
 
@@ -86,6 +87,8 @@ def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
     if state is not None:
         yield Place(state=state, model=file)
         return
+    for number in ENDINGS:
+        signal.signal(number, interrupt_once)
     with temporary_place() as directory:
         own = guest_model(directory, file)
         model_id = read_model_id(own)

@@ -65,7 +65,6 @@ async def replayed(live: Live, t: Trial) -> None:
     21,
     "A's receipt signed by B; unregistered key",
     "signature.wrong_signer",
-    "commit.missing",
     "draw.not_seated",
 )
 async def signed_by_another(live: Live, t: Trial) -> None:
@@ -77,7 +76,7 @@ async def signed_by_another(live: Live, t: Trial) -> None:
     told = resigned(live, answer, keys.signer, operator=other.node_id, node=other.node)
     t.attack(
         "stated and signed by an operator without a seat",
-        ("commit.missing", "draw.not_seated"),
+        "draw.not_seated",
         live.judge(told),
     )
     own = live.operators[answer.receipt.core.operator]
