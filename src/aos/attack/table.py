@@ -82,6 +82,7 @@ class Row:
 
     ``codes``: every reason that the row's attacks may be refused for. ``guests``: it needs operators of our own in the registry,
     which only a network has that this command started. ``must_fail`` False: the row must be accepted.
+    ``missing``: what of the row this function does not play.
     """
 
     number: int
@@ -92,6 +93,7 @@ class Row:
     must_fail: bool = True
     needs: Needs = ""
     reason: str = ""
+    missing: str = ""
 
     @property
     def standing(self) -> str:
@@ -123,7 +125,7 @@ ROWS: dict[int, Row] = {}
 
 
 def row(
-    number: int, title: str, *codes: str, guests: bool = False, must_fail: bool = True
+    number: int, title: str, *codes: str, guests: bool = False, must_fail: bool = True, missing: str = ""
 ) -> Callable[[Play], Play]:
     """Register a function as a row."""
 
@@ -136,6 +138,7 @@ def row(
                 play=play,
                 guests=guests,
                 must_fail=must_fail,
+                missing=missing,
             )
         )
         return play

@@ -162,7 +162,8 @@ def _how(row: "Row") -> str:
     if row.play is None:
         return f"· {row.standing}: {row.reason}"
     words = f"[{', '.join(row.codes)}]" if row.must_fail else "· must be accepted"
-    return words + (" · on a network of its own" if row.guests else "")
+    words += " · on a network of its own" if row.guests else ""
+    return words + (f" · not played: {row.missing}" if row.missing else "")
 
 
 def _row_json(row: "Row") -> dict[str, Any]:
@@ -174,6 +175,7 @@ def _row_json(row: "Row") -> dict[str, Any]:
         "must_fail": row.must_fail,
         "own_network": row.guests,
         "reason": row.reason or None,
+        "not_played": row.missing or None,
     }
 
 

@@ -21,7 +21,13 @@ WILD = {"temperature": 1.5, "top_p": 1.0, "max_tokens": 24}
 """Parameters under which a choice is open, so that another sampler chooses otherwise."""
 
 
-@row(11, "prompt changed by D", "io.request_hash", "accept.foreign")
+@row(
+    11,
+    "prompt changed by D",
+    "io.request_hash",
+    "accept.foreign",
+    missing="a dispatcher that lies to a running operator",
+)
 async def changed_prompt(live: Live, t: Trial) -> None:
     answer = await live.opml()
     other = answer.request.replace("What is AI?", "What is it?")

@@ -76,6 +76,7 @@ async def not_bound(live: Live, t: Trial) -> None:
     "tee.boot_expired",
     "tee.boot_not_bound",
     "tee.sequence",
+    missing="revocation and debug flags: SIMULATED evidence has none",
 )
 async def wrong_documents(live: Live, t: Trial) -> None:
     answer = await live.tee()
