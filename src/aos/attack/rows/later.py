@@ -3,19 +3,29 @@
 from aos.attack.table import Needs, not_yet
 
 _LATER: tuple[tuple[int, str, Needs, str], ...] = (
-    (1, "one weight bit flipped", "disputes", "comparison and replay see it; no dispute names the operation"),
-    (5, "layer skipped, early exit", "disputes", "comparison and replay see it; no dispute names the layer"),
+    (
+        1,
+        "one weight bit flipped",
+        "disputes",
+        "comparison and replay see it; no dispute on a network names the operation",
+    ),
+    (
+        5,
+        "layer skipped, early exit",
+        "disputes",
+        "comparison and replay see it; no dispute on a network names the layer",
+    ),
     (
         6,
         "KV cache quantised or taken over",
         "disputes",
-        "comparison and replay see it; no dispute names the place",
+        "comparison and replay see it; no dispute on a network names the place",
     ),
     (
         7,
         "attention forged at a late token",
         "disputes",
-        "comparison and replay see it; no dispute names the head",
+        "comparison and replay see it; no dispute on a network names the head",
     ),
     (
         28,
@@ -24,19 +34,19 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
         "the beacon is the dispatcher's; nobody else's enters the draw seed",
     ),
     (37, "approves everything", "disputes", "nobody plants faults yet"),
-    (38, "accuses an honest operator", "disputes", "there are no accusations"),
+    (38, "accuses an honest operator", "disputes", "no network plays the game yet"),
     (40, "behaves only when audited", "disputes", "there are no audits"),
-    (47, "silence around a deadline", "disputes", "there is no game"),
-    (49, "first, last, padding leaf", "disputes", "there is no game"),
-    (50, "both wrong in different places", "disputes", "there is no game"),
+    (47, "silence around a deadline", "disputes", "no network plays the game yet"),
+    (49, "first, last, padding leaf", "disputes", "no network plays the game yet"),
+    (50, "both wrong in different places", "disputes", "no network plays the game yet"),
     (
         51,
         "dispute spam, absurd quorums",
         "disputes",
-        "there is no game; too large a quorum is refused in row 34",
+        "no network plays the game yet; too large a quorum is refused in row 34",
     ),
     (52, "data withheld, retention ended early", "log", "nothing says what must be kept, and until when"),
-    (53, "oversized opening", "disputes", "there are no openings"),
+    (53, "oversized opening", "disputes", "no network plays the game yet"),
     (
         54,
         "D drops, tells two histories, reorders, back-dates",
