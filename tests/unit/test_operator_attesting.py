@@ -172,7 +172,25 @@ async def test_what_the_dispatcher_refuses_is_not_accepted_and_not_asked_again_a
     parts = attester(worker)
     await keeping(parts, link, lambda: "tee.measurement" in parts.problem)
     assert not parts.accepted(await worker.status())
+    assert not parts.holds(MODEL)
     assert len(worker.orders) == 1
+
+
+async def test_an_operator_is_ready_for_a_draw_before_the_dispatcher_can_make_one() -> None:
+    worker = Worker()
+    parts = attester(worker)
+    ready: list[bool] = []
+
+    class Drawing(Link):
+        async def request(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+            if method == "tee_boot":
+                ready.append(parts.holds(MODEL))
+            return await super().request(method, body)
+
+    await keeping(parts, Drawing(), lambda: not parts.problem)
+    assert ready == [True]
+    assert parts.holds(MODEL)
+    assert not parts.holds(secret("another model"))
 
 
 async def test_a_worker_that_is_away_is_asked_again_and_named() -> None:

@@ -56,6 +56,11 @@ class Attesting:
         held = self._accepted.get(status.boot)
         return held is not None and held[2] > self._now_ms()
 
+    def holds(self, model_id: bytes) -> bool:
+        """Has the dispatcher accepted a boot with this model that is not over?"""
+        now = self._now_ms()
+        return any(held[1] == model_id and held[2] > now for held in self._accepted.values())
+
     async def run(self, link: Link, network: Network) -> None:
         """Boot what is not booted, renew what ends, until cancelled. Raises Unavailable where the link is gone."""
         if not self._clients:
@@ -91,11 +96,15 @@ class Attesting:
                 "nonce": b64u_encode(asked.nonce),
             }
         )
-        await link.request("tee_boot", encode(evidence))
-        boot = evidence.boot
-        now = self._now_ms()
+        boot, now = evidence.boot, self._now_ms()
         self._accepted = {h: held for h, held in self._accepted.items() if held[2] > now}
+        # Before it is sent: the dispatcher may draw this operator the moment that it has accepted it.
         self._accepted[hash_of(boot)] = (client, boot.model_id, boot.not_after)
+        try:
+            await link.request("tee_boot", encode(evidence))
+        except BaseException:
+            del self._accepted[hash_of(boot)]
+            raise
         self.problem = ""
         log.info("enclave.accepted", worker=client.url, tee=boot.tee, boot=hash_of(boot).hex())
 

@@ -229,7 +229,9 @@ class OperatorNode:
         ]
         if not known:
             return "model"
-        if not any(runner.ready for runner in known):
+        if all(runner.status is None for runner in known):
+            return "capacity"
+        if job_type == "tee" and not self._attesting.holds(model_id):
             return "capacity"
         if await self._store.count_unfinished() >= self._config.max_held_jobs:
             return "capacity"

@@ -32,6 +32,7 @@ log = structlog.get_logger("aos.operator")
 
 TOUCH_EVERY_S = 1.0
 IDLE_MS = 5_000
+SOON_S = 0.5
 WAIT_MS = 500
 MAX_CRASHES = 5
 MAX_PASSED_OVER = 1_000
@@ -121,6 +122,8 @@ class Runner:
                 if await self._check_worker():
                     await self._once()
                     self._failures = 0
+                elif self.status is not None:  # it only lacks its model, its boot or our link: soon there
+                    await asyncio.sleep(SOON_S)
                 else:
                     await self._pause()
             except WorkerBusy as error:
