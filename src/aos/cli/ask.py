@@ -11,8 +11,8 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
-from aos.cli.settings import ClientSettings, load_client_settings, load_trust
 from aos.client import Accepted, Client, Submission, encode_acceptance
+from aos.client.settings import ClientSettings, load_client_settings, load_trust
 from aos.errors import InvalidMessage, RuleViolation
 
 ASK_EXAMPLES = """aos ask "What is AI?" --save answer.aos && aos verify answer.aos
