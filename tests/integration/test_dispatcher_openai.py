@@ -1,4 +1,4 @@
-"""OpenAI's API, scopes, limits and webhooks (09), asked over HTTP of a real dispatcher. Whole answers: ``tests/e2e/test_openai.py``."""
+"""OpenAI's API, scopes, limits and webhooks (09), asked of a real dispatcher. Whole answers: ``tests/e2e/test_openai.py``."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_without_a_key_nothing_is_answered(http: httpx.Client, founded: Founded)
         {},
         bearer("wrong"),
         {"Authorization": f"Basic {founded.token}"},
-        bearer(""),
+        {"Authorization": "Bearer"},
     ]
     for headers in wrong:
         answers = [

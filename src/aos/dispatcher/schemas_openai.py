@@ -62,7 +62,9 @@ class _Call(Shape):
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(256, ge=1, le=1_000_000, description="The dispatcher may allow less.")
     stop: str | list[str] = Field(default=[], description="At most 16 texts of 1 to 256 characters.")
-    seed: int | None = Field(None, ge=0, description="Below 2^64. Default: from the draw.")
+    seed: int | str | None = Field(
+        None, description="Below 2^64; as text where it exceeds 2^53. Default: from the draw."
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str = Field(

@@ -24,7 +24,7 @@ def check_url(value: Any, field: str) -> str:
         raise InvalidMessage("field.type", f"{field}: must be a string", field=field)
     try:
         parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     plain = value.isascii() and value.isprintable() and not set(value) & set(' \\"<>^`{|}')
