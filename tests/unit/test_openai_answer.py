@@ -15,7 +15,7 @@ from simulated_run import Network
 from aos.core.statements import ReceiptCore
 from aos.dispatcher.finished import Finished
 from aos.dispatcher.openai_answer import Answerer, NotReached, StreamText, check_finished
-from aos.dispatcher.openai_request import Assurance, read_assurance, read_call
+from aos.dispatcher.openai_request import Asked, read_call
 from aos.dispatcher.schemas_openai import ChatAnswer, TextAnswer
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 
@@ -38,11 +38,17 @@ def finished(cores: tuple[ReceiptCore, ...], **changes: Any) -> Finished:
         "attempt": 1,
         "error_code": "",
         "error_message": "",
+        "reported": "",
         "receipts": cores,
         "receipt_ids": tuple("r" for _ in cores),
         "text": "hello",
     }
     return Finished(**values | changes)
+
+
+def call(verify: str = "") -> Asked:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "aos": {"verify": verify or None}}
+    return read_call("chat", json.dumps(body).encode(), project="p", token="t")
 
 
 # --- text
@@ -89,7 +95,7 @@ def test_attempts_of_one_text_give_that_text_once(whole: str, attempts: list[lis
 def test_one_receipt_is_enough_where_no_more_was_asked_for(
     cores: tuple[ReceiptCore, ...], level: Any
 ) -> None:
-    assert check_finished(finished(cores[:1]), Assurance(level=level)) == cores[0]
+    assert check_finished(finished(cores[:1]), call(level)) == cores[0]
 
 
 @pytest.mark.parametrize(
@@ -109,10 +115,10 @@ def test_redundancy_is_reached_or_refused(
 ) -> None:
     end = finished(cores[:seats], outcome=outcome)
     if reached:
-        assert check_finished(end, read_assurance(wanted)) == cores[0]
+        assert check_finished(end, call(wanted)) == cores[0]
         return
     with pytest.raises(NotReached) as error:
-        check_finished(end, read_assurance(wanted))
+        check_finished(end, call(wanted))
     assert (error.value.code, error.value.field) == ("assurance.not_reached", "aos.verify")
 
 
@@ -131,10 +137,10 @@ def test_simulated_evidence_is_never_attested(
 ) -> None:
     end = finished((replace(cores[0], tee=kind),))
     if reached:
-        check_finished(end, read_assurance(wanted))
+        check_finished(end, call(wanted))
         return
     with pytest.raises(NotReached):
-        check_finished(end, read_assurance(wanted))
+        check_finished(end, call(wanted))
 
 
 @pytest.mark.parametrize(
@@ -149,19 +155,24 @@ def test_simulated_evidence_is_never_attested(
         ),
         ({"status": "expired", "receipts": ()}, Unavailable, "job.expired"),
         (
-            {"status": "failed", "receipts": (), "error_code": "chat.no_template", "error_message": "no"},
+            {"status": "failed", "receipts": (), "error_code": "run.no_result", "reported": "chat.refused"},
             InvalidMessage,
-            "chat.no_template",
+            "chat.refused",
         ),
         (
             {
                 "status": "failed",
                 "receipts": (),
-                "error_code": "engine.prompt_too_long",
-                "error_message": "no",
+                "error_code": "run.no_result",
+                "reported": "engine.prompt_too_long",
             },
             InvalidMessage,
             "engine.prompt_too_long",
+        ),
+        (
+            {"status": "failed", "receipts": (), "error_code": "run.no_result", "reported": "worker.gone"},
+            Unavailable,
+            "run.no_result",
         ),
     ],
 )
@@ -169,14 +180,14 @@ def test_what_ended_without_an_answer_is_an_error_of_the_right_party(
     cores: tuple[ReceiptCore, ...], changes: dict[str, Any], error: type[AOSError], code: str
 ) -> None:
     with pytest.raises(error) as raised:
-        check_finished(finished(cores, **changes), Assurance())
+        check_finished(finished(cores, **changes), call())
     assert raised.value.code == code
 
 
 def test_a_trapped_run_is_no_answer(cores: tuple[ReceiptCore, ...]) -> None:
     trapped = replace(cores[0], finish_reason="numeric_trap")
     with pytest.raises(NotReached) as error:
-        check_finished(finished((trapped,)), Assurance())
+        check_finished(finished((trapped,)), call())
     assert error.value.code == "job.numeric_trap"
 
 

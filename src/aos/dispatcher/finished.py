@@ -13,13 +13,16 @@ from aos.core.statements import ReceiptCore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """``receipts`` are those of the seats that revealed, the first seat's, whose text this is, first."""
+    """``receipts`` are those of the seats that revealed, the first seat's, whose text this is, first. ``reported`` is the one
+    code with which every operator that tried it refused the request; empty where there is none or they differ.
+    """
 
     status: str
     outcome: str
     attempt: int
     error_code: str
     error_message: str
+    reported: str
     receipts: tuple[ReceiptCore, ...]
     receipt_ids: tuple[str, ...]
     text: str
@@ -47,6 +50,11 @@ async def load_finished(pool: Pool, job_id: str) -> Finished:
                WHERE r.job_id = $1 AND r.position <> 'before' ORDER BY r.seat""",
             job_id,
         )
+        codes: list[Record] = []
+        if not rows:
+            codes = await pool.fetch(
+                "SELECT DISTINCT evidence FROM seat WHERE job_id = $1 AND standing = 'failed'", job_id
+            )
     assert run is not None  # noqa: S101  a job and its first run are one transaction
     return Finished(
         status=STATUS[run["state"]],
@@ -54,6 +62,7 @@ async def load_finished(pool: Pool, job_id: str) -> Finished:
         attempt=run["attempt"],
         error_code=run["error_code"],
         error_message=run["error_message"],
+        reported=codes[0]["evidence"] if len(codes) == 1 else "",
         receipts=tuple(decode(ReceiptCore, json.loads(row["core"])["statement"]) for row in rows),
         receipt_ids=tuple(row["receipt_id"] for row in rows),
         text=bytes(rows[0]["answer"]).decode("utf-8") if rows else "",

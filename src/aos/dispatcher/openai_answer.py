@@ -9,14 +9,23 @@ from aos.dispatcher.finished import Finished
 from aos.dispatcher.openai_request import Asked, Assurance, Kind
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 
-_REQUESTERS = (
-    "chat.",
-    "engine.prompt_too_long",
-    "engine.empty_prompt",
-    "engine.params",
-    "engine.memory_limit",
-)
-_REQUESTERS_TEXT = ("tokenizer.text",)
+_REQUESTERS = {
+    "engine.prompt_too_long": "is longer than the model's context",
+    "engine.empty_prompt": "is empty, and the model does not begin by itself",
+    "engine.params": "goes with a parameter that the engine does not take",
+    "engine.memory_limit": "and max_tokens need more memory than the workers give",
+    "tokenizer.text": "is not valid Unicode",
+    "chat.no_template": "cannot be put to this model, whose file has no chat template",
+    "chat.template": "cannot be put to this model, whose chat template cannot be used",
+    "chat.tokenizer": "cannot be put to this model, whose tokenizer is not known here",
+    "chat.refused": "is refused by the model's chat template",
+    "chat.messages": "has too many messages, or too long ones",
+    "chat.steps": "takes the model's chat template too many steps",
+    "chat.output": "is longer than a prompt may be",
+    "chat.value": "cannot be rendered by the model's chat template",
+    "chat.render": "cannot be rendered by the model's chat template",
+}
+"""Codes with which operators refuse what the requester sent, and how a sentence about the prompt goes on."""
 
 
 class NotReached(RuleViolation):
@@ -63,18 +72,19 @@ def _superseded() -> NotReached:
     )
 
 
-def check_finished(finished: Finished, wanted: Assurance) -> ReceiptCore:
+def check_finished(finished: Finished, asked: Asked) -> ReceiptCore:
     """The receipt of the answer, where there is one that is worth what was asked for.
 
     Raises InvalidMessage where the request was at fault, Unavailable where nobody could run it, NotReached ``job.disputed``,
     ``job.numeric_trap``, ``assurance.not_reached``; RuleViolation ``job.cancelled``.
     """
-    code, message = finished.error_code, finished.error_message
+    code, message, wanted = finished.error_code, finished.error_message, asked.assurance
     if finished.status == "cancelled":
         raise RuleViolation("job.cancelled", "the job was cancelled")
     if not finished.receipts:
-        if code.startswith(_REQUESTERS) or code in _REQUESTERS_TEXT:
-            raise InvalidMessage(code, message, field="messages" if code.startswith("chat.") else None)
+        if (what := _REQUESTERS.get(finished.reported)) is not None:
+            field = "messages" if asked.kind == "chat" else "prompt"
+            raise InvalidMessage(finished.reported, f"{field}: {what}", field=field)
         raise Unavailable(code or f"job.{finished.status}", message or f"the job ended {finished.status}")
     core = finished.receipts[0]
     if finished.outcome == "disputed":

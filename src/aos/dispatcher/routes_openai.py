@@ -129,7 +129,7 @@ async def _answer(
     try:
         if (finished := await _ended(request, jobs, streams, job_id)) is None:
             return Response(status_code=_CLIENT_GONE)
-        core = check_finished(finished, asked.assurance)
+        core = check_finished(finished, asked)
     except AOSError as error:
         refused = refusal(request.url.path, error)
         refused.headers.update(headers | no_retry(error))
@@ -171,7 +171,7 @@ async def _stream(jobs: Jobs, streams: Streams, answerer: Answerer) -> AsyncIter
                     if kind == "done":
                         break
             finished = await jobs.finished(answerer.job_id)
-            core = check_finished(finished, answerer.asked.assurance)
+            core = check_finished(finished, answerer.asked)
             if rest := text.finish(finished.text):
                 yield _data(answerer.text(rest))
             for chunk in answerer.closing(finished, core):
