@@ -218,6 +218,20 @@ def test_curl(network: RunningNetwork) -> None:
     assert last["aos"]["job_id"] == job_id
 
 
+def test_the_readme_s_example_runs_with_this_network_s_address_and_key(network: RunningNetwork) -> None:
+    text = (SDK.parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = [
+        block for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "openai" in block
+    ]
+    mine = code.replace("http://127.0.0.1:20009", network.url).replace('"TOKEN"', json.dumps(network.token))
+    assert mine.count(network.url) == mine.count(network.token) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", mine], capture_output=True, text=True, timeout=120, check=True
+    )
+    job_id = done.stdout.split()[-1]
+    assert "redundant:3" in judge(network, job_id).levels
+
+
 # --- the SDK
 
 
