@@ -388,8 +388,8 @@ async def test_a_network_with_jobs_cannot_be_founded_anew(open_case: Open, pg_ur
     case = await open_case(*operators)
     await case.pool.execute(
         """INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash, nonce,
-                            acceptance, blind, private, created_at)
-           VALUES ('j', '\\x01', $1, 'u', 'opml', 'm', '\\x01', '', '', '', '', false, false, now())""",
+                            acceptance, blind, private, created_at, max_tokens)
+           VALUES ('j', '\\x01', $1, 'u', 'opml', 'm', '\\x01', '', '', '', '', false, false, now(), 1)""",
         case.founded.project,
     )
     with pytest.raises(RuleViolation) as refusal:

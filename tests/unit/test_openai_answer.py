@@ -188,7 +188,7 @@ def test_a_trapped_run_is_no_answer(cores: tuple[ReceiptCore, ...]) -> None:
     trapped = replace(cores[0], finish_reason="numeric_trap")
     with pytest.raises(NotReached) as error:
         check_finished(finished((trapped,)), call())
-    assert error.value.code == "job.numeric_trap"
+    assert error.value.code == "job.broken_off"
 
 
 # --- shapes

@@ -76,7 +76,7 @@ def check_finished(finished: Finished, asked: Asked) -> ReceiptCore:
     """The receipt of the answer, where there is one that is worth what was asked for.
 
     Raises InvalidMessage where the request was at fault, Unavailable where nobody could run it, NotReached ``job.disputed``,
-    ``job.numeric_trap``, ``assurance.not_reached``; RuleViolation ``job.cancelled``.
+    ``job.broken_off``, ``assurance.not_reached``; RuleViolation ``job.cancelled``.
     """
     code, message, wanted = finished.error_code, finished.error_message, asked.assurance
     if finished.status == "cancelled":
@@ -94,7 +94,9 @@ def check_finished(finished: Finished, asked: Asked) -> ReceiptCore:
             hint="the answer file holds all of them; aos replay says which one is right",
         )
     if core.finish_reason not in ("stop", "length"):
-        raise NotReached(f"job.{core.finish_reason}", f"the run ended by {core.finish_reason}")
+        raise NotReached(
+            "job.broken_off", f"the run ended by {core.finish_reason}, in the middle of its text"
+        )
     if not _reached(finished, wanted):
         raise NotReached(
             "assurance.not_reached",
