@@ -6,14 +6,27 @@ import asyncio
 import base64
 import ipaddress
 import json
+import ssl
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
 
+import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from peers.engine_case import write_config
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from aos.client import verify_webhook
+from aos.dispatcher import webhooks
+from aos.dispatcher.config import load_config
 from aos.dispatcher.setup import webhook_secret
 from aos.dispatcher.webhook_url import allow_url, check_url, is_public
 from aos.dispatcher.webhooks import public_address, sign_message
@@ -190,3 +203,81 @@ def test_a_header_that_is_missing_is_refused() -> None:
         with pytest.raises(VerificationError) as error:
             verify_webhook(SECRET, {k: v for k, v in headers().items() if k != name}, BODY)
         assert error.value.code == "webhook.headers"
+
+
+# --- over TLS
+
+
+def certificate(name: str, directory: Path) -> Path:
+    """A file with a key and a certificate for ``name``, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / f"{name}.pem"
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("named", "outcome"), [("hooks.example.org", 200), ("127.0.0.1.example.org", httpx.ConnectError)]
+)
+async def test_the_name_is_what_the_certificate_must_be_for_though_an_address_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, outcome: Any
+) -> None:
+    """The receiver listens on this machine: only here, where the test says which address the name has."""
+    pem = certificate(named, tmp_path)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(pem)
+    names, heads = [], []
+    serving.sni_callback = lambda _, name, __: names.append(name)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serving)
+    port = server.sockets[0].getsockname()[1]
+
+    async def here(host: str, asked: int) -> str:
+        assert (host, asked) == ("hooks.example.org", port)
+        return "127.0.0.1"
+
+    monkeypatch.setattr(webhooks, "public_address", here)
+    config = load_config(write_config(tmp_path, "postgres://nowhere"), environment={})
+    sender = webhooks.Webhooks(
+        cast(Any, None), config, told=lambda _: None, tls=ssl.create_default_context(cafile=str(pem))
+    )
+    row = {
+        "url": f"https://hooks.example.org:{port}/x?y=1",
+        "event": "{}",
+        "message_id": "m",
+        "project_id": "p",
+    }
+    try:
+        if outcome == 200:
+            assert await sender.post(row) == 200
+            assert heads[0].startswith("POST /x?y=1 HTTP/1.1\r\n")
+            assert f"host: hooks.example.org:{port}\r\n" in heads[0].lower()
+        else:
+            with pytest.raises(outcome):
+                await sender.post(row)
+            assert heads == []
+        assert names == ["hooks.example.org"]
+    finally:
+        server.close()
+        await sender.stop()

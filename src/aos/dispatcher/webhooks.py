@@ -10,8 +10,10 @@ import hashlib
 import hmac
 import ipaddress
 import socket
+import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -58,13 +60,25 @@ async def public_address(host: str, port: int, *, field: str = "webhook") -> str
 class Webhooks:
     """Sends what is due. ``told`` hears the outcome of every try: `delivered`, `refused`, `given_up`."""
 
-    def __init__(self, pool: Pool, config: DispatcherConfig, *, told: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        config: DispatcherConfig,
+        *,
+        told: Callable[[str], None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._pool = pool
         self._config = config
         self._told = told
         self._task: asyncio.Task[None] | None = None
         # Of its own: no proxy, which would resolve names itself, and no redirect, which would name another host.
-        self._http = httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False)
+        self._http = httpx.AsyncClient(
+            timeout=TIMEOUT_S,
+            follow_redirects=False,
+            trust_env=False,
+            verify=tls or ssl.create_default_context(),
+        )
 
     def start(self) -> None:
         """Begin to look for what is due."""
@@ -103,7 +117,7 @@ class Webhooks:
     async def _send(self, row: Record) -> None:
         status = 0
         try:
-            status = await self._post(row)
+            status = await self.post(row)
             code = "" if 200 <= status < 300 else f"http.{status}"
         except AOSError as error:
             code = error.code
@@ -126,8 +140,8 @@ class Webhooks:
         self._told("refused" if state == "due" else state)
         log.info("webhook.tried", message=row["message_id"], tries=row["tries"] + 1, state=state, code=code)
 
-    async def _post(self, row: Record) -> int:
-        """The status that the receiver answers."""
+    async def post(self, row: Record | Mapping[str, Any]) -> int:
+        """One try. The status that the receiver answers. Raises InvalidMessage ``webhook.*``, Unavailable, httpx.HTTPError."""
         loopback = self._config.webhook_loopback
         allow_url(
             row["url"], loopback=loopback, field="webhook"
