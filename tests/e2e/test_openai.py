@@ -20,7 +20,10 @@ import pytest
 from peers.running_network import judge
 
 from aos.client import connect, connect_async, verify_webhook
+from aos.core.encoding import b64u_decode
+from aos.core.hashes import job_ref
 from aos.core.receipt import verify_answer
+from aos.core.statements import Acceptance, verify_signed
 from aos.core.trust import load_policy, read_trust
 from aos.errors import RuleViolation
 from aos.local.network import RunningNetwork
@@ -60,6 +63,9 @@ def test_the_stock_client_s_answer_has_a_receipt_that_verifies_offline(
     )
     answer: Any = raw.parse()
     job_id = raw.headers["x-receipt-id"]
+    pair = json.loads(b64u_decode(raw.headers["x-aos-acceptance"]))
+    accepted = verify_signed(Acceptance, pair, address=network.dispatcher, where="acceptance").statement
+    assert accepted.job_ref == job_ref(job_id)
     report = judge(network, job_id)
     assert (report.verdict, "redundant:3" in report.levels) == ("VERIFIED", True)
     file = saved(network, job_id)

@@ -501,7 +501,7 @@ def test_the_log_holds_no_url_secret_or_job_id(
         assert secret not in text
 
 
-def test_a_killed_dispatcher_tells_it_after_its_next_start(
+def test_a_killed_dispatcher_tells_it_after_its_next_start_and_still_counts(
     postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
 ) -> None:
     name = "test_webhook_kill"
@@ -519,14 +519,19 @@ def test_a_killed_dispatcher_tells_it_after_its_next_start(
         with process.client() as http:
             job_id = ended_job(http, founded, url)
             wait_for(lambda: state_of(founded, job_id)[1] > 0)
+            mine = project(founded, most_requests=1)
+            body = founded.body(**{"from": mine.project, "verify": mine.token})
+            assert http.post("/api/job/submit", json=body).status_code == 200
         process.kill()
         back = Receiver()
         query(founded, "UPDATE webhook SET url = $1", back.url)
         process.start()
         wait_for(lambda: state_of(founded, job_id)[0] == "delivered")
-        ((headers, body),) = back.messages
-        assert verify_webhook(secret_of(founded), headers, body)["data"]["job_id"] == job_id
+        ((headers, told),) = back.messages
+        assert verify_webhook(secret_of(founded), headers, told)["data"]["job_id"] == job_id
         back.close()
+        with process.client() as http:
+            refused(limited(http, mine.token), 429, "project.requests")
     finally:
         process.stop()
     postgres.drop_database(name)

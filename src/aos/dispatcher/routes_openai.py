@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.statements import Acceptance, read_signed
 from aos.dispatcher.finished import Finished
 from aos.dispatcher.jobs import Jobs
@@ -36,7 +37,11 @@ _HEADERS = {
     "x-receipt-id": {
         "description": "The job id: opens events and answer file under /v1/aos/jobs/.",
         "schema": {"type": "string"},
-    }
+    },
+    "x-aos-acceptance": {
+        "description": "Signed `aos.acceptance`, base64url of its JSON.",
+        "schema": {"type": "string"},
+    },
 }
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 _CLIENT_GONE = 499
@@ -119,7 +124,11 @@ async def _answer(
     answerer = Answerer(
         asked=asked, job_id=job_id, acceptance=read_signed(Acceptance, accepted.acceptance).statement
     )
-    headers = {"x-receipt-id": job_id, "Cache-Control": "no-store"}
+    headers = {
+        "x-receipt-id": job_id,
+        "x-aos-acceptance": b64u_encode(canonical_json(accepted.acceptance)),
+        "Cache-Control": "no-store",
+    }
     if asked.stream:
         return StreamingResponse(
             _stream(jobs, streams, answerer),

@@ -100,7 +100,7 @@ class Webhooks:
                 log.warning("webhooks.wait", code=error.code)
             except Exception as error:
                 log.error("webhooks.defect", **place(error))
-            if sent < AT_ONCE:
+            if not sent:
                 await asyncio.sleep(LOOK_S)
 
     async def _send_due(self) -> int:
