@@ -18,10 +18,11 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from aos.core.arithmetic.sampler import philox4x32_10
+from aos.core.manifest import Manifest
 from aos.core.statements import Prompt
 from aos.engine.conversation import Conversations
 from aos.engine.gguf import GGUF, read_gguf
-from aos.engine.manifest import Manifest, Progress, manifest_of
+from aos.engine.manifest import Progress, manifest_of
 from aos.engine.params import check_params
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
