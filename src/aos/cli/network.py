@@ -19,7 +19,7 @@ from aos.core.codec import encode
 if TYPE_CHECKING:
     from aos.local.network import Founded, Genesis
 
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LABELS = {"api_docs": "API docs", "api_token_file": "API token", "trust_file": "trust file"}
 _SHOWN = {"api_token_file": "in {} (mode 0600)"}
 UP_EXAMPLES = """aos up
@@ -95,7 +95,7 @@ def up(
     from aos.local.network import LocalNetwork
 
     until = threading.Event()
-    for number in _ENDINGS:
+    for number in ENDINGS:
         signal.signal(number, lambda *_: until.set())
     place = state or state_dir()
     network = LocalNetwork(
@@ -153,8 +153,8 @@ def demo(
     from aos.cli.verify import render_report, stdout_colour
     from aos.local.demo import Stage, run_demo
 
-    for number in _ENDINGS:
-        signal.signal(number, _interrupt_once)
+    for number in ENDINGS:
+        signal.signal(number, interrupt_once)
     stage = Stage(
         say=voice.say if as_json else voice.data,
         write=_write_text(voice.say if as_json else voice.data_of_others),
@@ -174,9 +174,9 @@ def demo(
         run(Path(directory) / "state")
 
 
-def _interrupt_once(*_: object) -> None:
-    """End the demo in order; further signals would only break off its cleaning up."""
-    for number in _ENDINGS:
+def interrupt_once(*_: object) -> None:
+    """End a network of this command in order; further signals would only break off its cleaning up."""
+    for number in ENDINGS:
         # Not SIG_IGN: of a signal that is pending now, Python would complain with a traceback.
         signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt

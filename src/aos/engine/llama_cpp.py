@@ -203,7 +203,8 @@ class LlamaCppEngine:
 class _Server:
     """One xllamacpp server with one slot, and the connection to it."""
 
-    def __init__(self, path: Path, *, threads: int, n_ctx: int) -> None:
+    def __init__(self, path: Path, *, threads: int, n_ctx: int, flash: bool | None = None) -> None:
+        """``flash`` forces flash attention on or off; None leaves it to llama.cpp."""
         import xllamacpp
 
         self.version = str(xllamacpp.__version__)
@@ -216,6 +217,8 @@ class _Server:
         params.fit_params = False
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
+        if flash is not None:
+            params.flash_attn_type = int(flash)
         params.warmup = False
         params.verbosity = -1
         params.cache_ram_mib = 0

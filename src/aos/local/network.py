@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,18 @@ Found = Callable[[Genesis], Founded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """An opML operator of the genesis registry that somebody else runs: its keys are made, no process is started.
+
+    It offers one model, given by its name and id.
+    """
+
+    name: str
+    model: str
+    model_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunningNetwork:
     """A network that is up."""
 
@@ -98,7 +110,8 @@ class LocalNetwork:
     """Starts and ends a network in one state directory.
 
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
-    ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has.
+    ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has. ``guests`` are
+    registered beside the operators; ``settings`` are the dispatcher's, beyond the ones that every local network has.
     Where ``until`` is set before the network is up, the start is given up.
     """
 
@@ -113,6 +126,8 @@ class LocalNetwork:
         say: Say = lambda _: None,
         restart: bool = True,
         isas: Sequence[str] = (),
+        guests: Sequence[Guest] = (),
+        settings: Mapping[str, Any] | None = None,
         until: threading.Event | None = None,
     ) -> None:
         self._layout = Layout(state_dir.resolve())
@@ -124,6 +139,8 @@ class LocalNetwork:
         self._say = say
         self._restart = restart
         self._isas = isas
+        self._guests = guests
+        self._settings = settings or {}
         self._until = until or threading.Event()
         self._processes: dict[str, Process] = {}
         self._ready: dict[str, str] = {}
@@ -286,7 +303,7 @@ class LocalNetwork:
             "accept_tee": ["simulated"],
             "open_registration": True,
             "webhook_loopback": True,
-        }
+        } | dict(self._settings)
         path = layout.dispatcher_dir / "config-dispatcher.yaml"
         write_private(path, yaml.safe_dump(config, sort_keys=False))
         return path
@@ -297,6 +314,7 @@ class LocalNetwork:
         """Initialise the dispatcher's database once; write the public files and the client's secret."""
         layout, model_id = self._layout, tagged_hash("model", manifest)
         marker = layout.root / "founded.json"
+        names = [*(node.name for node in nodes), *(guest.name for guest in self._guests)]
         if marker.exists():
             kept = json.loads(marker.read_text(encoding="utf-8"))
             if kept["model_id"] != encode(model_id):
@@ -305,7 +323,7 @@ class LocalNetwork:
                     f"{self._model.name} is not the model that the network in {layout.root} was made with",
                     hint="choose another --state-dir; names are never re-pointed",
                 )
-            if kept["operators"] != [node.name for node in nodes]:
+            if kept["operators"] != names:
                 raise ConfigError(
                     "local.operators_changed",
                     f"the network in {layout.root} was made with {', '.join(kept['operators'])}",
@@ -322,6 +340,8 @@ class LocalNetwork:
         else:
             now_ms = int(time.time() * 1000)
             network, dispatcher = layout.network_id(), layout.dispatcher_keys().address
+            offers = [(node, model_id) for node in nodes]
+            offers += [(layout.node(guest.name, "opml"), guest.model_id) for guest in self._guests]
             founded = self._found(
                 Genesis(
                     pg_url=postgres.url("dispatcher"),
@@ -331,12 +351,13 @@ class LocalNetwork:
                             node,
                             network=network,
                             dispatcher=dispatcher,
-                            model_ids=(model_id,),
+                            model_ids=(offered,),
                             time_ms=now_ms,
                         )
-                        for node in nodes
+                        for node, offered in offers
                     ),
-                    models={self._model.name: model_id},
+                    models={self._model.name: model_id}
+                    | {guest.model: guest.model_id for guest in self._guests},
                     manifests={self._model.name: manifest},
                     genesis_ms=now_ms,
                     epoch_ms=EPOCH_MS,
@@ -361,7 +382,7 @@ class LocalNetwork:
                 "network": founded.network,
                 "registry_root": founded.registry_root,
                 "model_id": encode(model_id),
-                "operators": [node.name for node in nodes],
+                "operators": names,
             },
         )
         return founded
