@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from aos.core.answer import Answer
 from aos.core.receipt import Replay, Replayed
-from aos.core.statements import Request
+from aos.core.statements import Prompt, Request
 from aos.engine import load_engine
 from aos.engine.gguf import read_gguf
 from aos.errors import RuleViolation
@@ -101,7 +101,7 @@ def replayer(engine: Engine) -> Replay:
 
 
 def speculative(
-    target: Engine, draft: Engine, prompt: str, params: SamplingParams, *, salt: bytes
+    target: Engine, draft: Engine, prompt: Prompt, params: SamplingParams, *, salt: bytes
 ) -> Generation:
     """Exact speculative decoding: ``draft`` proposes, ``target`` keeps of the proposal what it would have chosen, and goes on."""
     tokens = draft.generate(prompt, params, salt=salt).tokens

@@ -13,7 +13,7 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
-from aos.cli.settings import state_dir
+from aos.client.settings import state_dir
 from aos.core.codec import encode
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Default: $AO
 ModelFile = Annotated[
     Path | None, typer.Option("--model", help="GGUF file, or a model's name; default: the demo model.")
 ]
+DispatcherConfigFile = Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's configuration.")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", help="submit, read, flag or challenge; may be repeated; default: all of them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -53,6 +58,7 @@ def found(genesis: "Genesis") -> "Founded":
             genesis.config,
             registrations=genesis.registrations,
             models=genesis.models,
+            manifests=genesis.manifests,
             genesis_ms=genesis.genesis_ms,
             epoch_ms=genesis.epoch_ms,
             project=genesis.project,
@@ -63,6 +69,7 @@ def found(genesis: "Genesis") -> "Founded":
         registry_root=encode(founded.registry_root),
         project=founded.project,
         token=founded.token,
+        webhook_secret=founded.webhook_secret,
     )
 
 
@@ -202,20 +209,62 @@ def doctor(*, as_json: AsJson = False) -> None:
     "new",
     cls=Command,
     short_help="Make a project and its API token.",
-    epilog="aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml",
+    epilog="""aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml
+aos project new reader -c .aos/dispatcher/config-dispatcher.yaml --scope read
+aos project new shop -c .aos/dispatcher/config-dispatcher.yaml --max-requests 20 --max-tokens 40000""",
 )
 def project_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name for people.")],
     *,
-    config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's configuration.")],
+    config: DispatcherConfigFile,
+    scope: Scopes = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option("--max-requests", min=1, help="Requests under way at once; default: the dispatcher's."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", min=1, help="Tokens that these may generate; default: the dispatcher's."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a project. Its API token is shown once and stored only as a hash."""
-    from aos.dispatcher.setup import new_project
+    from aos.dispatcher.setup import SCOPES, new_project
 
-    project, token = asyncio.run(new_project(config, name))
+    made = asyncio.run(
+        new_project(config, name, scopes=scope or SCOPES, most_requests=max_requests, most_tokens=max_tokens)
+    )
+    facts = {"project": made.project, "token": made.token, "webhook_secret": made.webhook_secret}
     if as_json:
-        voice.data_json("project.new", {"project": project, "token": token})
+        voice.data_json("project.new", facts)
         return
-    voice.data(f"project  {project}\ntoken    {token}")
-    voice.say("This is the only time that the token is shown. Send it as `verify`; project is `from`.")
+    for label, value in facts.items():
+        voice.data(f"{label:<15} {value}")
+    voice.say(
+        "This is the only time that the token is shown. Send it as `verify` (project is `from`), or to /v1/ as API key."
+    )
+
+
+@project_app.command(
+    "token",
+    cls=Command,
+    short_help="Make one more API token of a project.",
+    epilog="aos project token p-0123456789abcdef -c .aos/dispatcher/config-dispatcher.yaml --scope submit",
+)
+def project_token(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="The project's id.")],
+    *,
+    config: DispatcherConfigFile,
+    scope: Scopes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one more token of a project, for some of what its tokens may be for. It is shown once."""
+    from aos.dispatcher.setup import SCOPES, new_token
+
+    token = asyncio.run(new_token(config, project, scopes=scope or SCOPES))
+    if as_json:
+        voice.data_json("project.token", {"project": project, "token": token})
+        return
+    voice.data(f"{'token':<15} {token}")

@@ -137,7 +137,7 @@ async def models(request: Request) -> Response:
             "description": "Events `status`, `text`, `done`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **refusals(400, 401, 404, 429, 503),
+        **refusals(400, 401, 403, 404, 429, 503),
     },
 )
 async def events(
@@ -175,7 +175,7 @@ def _streams(request: Request) -> Streams:
     "/v1/aos/jobs/{job_id}/answer",
     tags=["jobs"],
     summary="The answer file",
-    responses={200: _JOB_TEXT, **refusals(400, 401, 404, 409, 503)},
+    responses={200: _JOB_TEXT, **refusals(400, 401, 403, 404, 409, 503)},
 )
 async def answer(
     request: Request, job_id: str, attempt: _Attempt = None, authorization: _Bearer = None
@@ -191,7 +191,7 @@ async def answer(
     "/v1/aos/jobs/{job_id}/request",
     tags=["jobs"],
     summary="The request bytes",
-    responses={200: _JOB_TEXT, **refusals(401, 404, 503)},
+    responses={200: _JOB_TEXT, **refusals(401, 403, 404, 503)},
 )
 async def request_bytes(request: Request, job_id: str, authorization: _Bearer = None) -> Response:
     """The exact bytes that `request_hash` covers, for whoever holds the job id."""

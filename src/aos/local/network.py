@@ -26,6 +26,7 @@ from aos.adapters.model_store import naming
 from aos.adapters.processes import Crash, Process, Ready, Supervisor, free_port, http_ok, port_is_free
 from aos.client import Client
 from aos.core.codec import encode
+from aos.core.encoding import tagged_hash
 from aos.core.statements import Registration, Signed
 from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.local.layout import Layout, Node, NodeKind, read_or_make, registration, write_json, write_private
@@ -49,6 +50,7 @@ class Genesis:
     config: Path
     registrations: tuple[Signed[Registration], ...]
     models: dict[str, bytes]
+    manifests: dict[str, bytes]
     genesis_ms: int
     epoch_ms: int
     project: str
@@ -62,6 +64,7 @@ class Founded:
     registry_root: str
     project: str
     token: str
+    webhook_secret: str
 
 
 Found = Callable[[Genesis], Founded]
@@ -87,6 +90,7 @@ class RunningNetwork:
     url: str
     project: str
     token: str
+    webhook_secret: str
     model_name: str
     dispatcher: str
     trust_path: Path
@@ -208,7 +212,7 @@ class LocalNetwork:
     def _start(self, supervisor: Supervisor) -> RunningNetwork:
         began = time.monotonic()
         layout = self._layout
-        model_id = self._model_id()
+        manifest = self._manifest()
         postgres, redis = EmbeddedPostgres(layout.root), EmbeddedRedis(layout.root)
         supervisor.start(postgres, restart=self._restart)
         supervisor.start(redis, restart=self._restart)
@@ -218,7 +222,7 @@ class LocalNetwork:
         url = f"http://127.0.0.1:{self._port('dispatcher')}"
         self._ensure_databases(postgres, nodes)
         dispatcher_config = self._dispatcher_config(postgres, url)
-        founded = self._founded(postgres, nodes, dispatcher_config, model_id, url)
+        founded = self._founded(postgres, nodes, dispatcher_config, manifest, url)
         self._add_dispatcher(dispatcher_config, url)
         for node in nodes:
             self._add_worker(node)
@@ -233,6 +237,7 @@ class LocalNetwork:
             url=url,
             project=founded.project,
             token=founded.token,
+            webhook_secret=founded.webhook_secret,
             model_name=self._model.name,
             dispatcher=layout.dispatcher_keys().address,
             trust_path=layout.trust_file,
@@ -267,11 +272,12 @@ class LocalNetwork:
             return self._port(name)
         return port
 
-    def _model_id(self) -> bytes:
+    def _manifest(self) -> bytes:
+        """The model's manifest, as the JSON that its id is the hash of."""
         from aos.engine import read_manifest
 
         with naming(self._model):
-            return read_manifest(self._model, cache_dir=self._layout.cache).model_id
+            return read_manifest(self._model, cache_dir=self._layout.cache).json()
 
     def _ensure_databases(self, postgres: EmbeddedPostgres, nodes: list[Node]) -> None:
         for database in ["dispatcher", *(node.database for node in nodes)]:
@@ -296,16 +302,17 @@ class LocalNetwork:
             **layout.tee_trust(),
             "accept_tee": ["simulated"],
             "open_registration": True,
+            "webhook_loopback": True,
         } | dict(self._settings)
         path = layout.dispatcher_dir / "config-dispatcher.yaml"
         write_private(path, yaml.safe_dump(config, sort_keys=False))
         return path
 
     def _founded(
-        self, postgres: EmbeddedPostgres, nodes: list[Node], config: Path, model_id: bytes, url: str
+        self, postgres: EmbeddedPostgres, nodes: list[Node], config: Path, manifest: bytes, url: str
     ) -> Founded:
         """Initialise the dispatcher's database once; write the public files and the client's secret."""
-        layout = self._layout
+        layout, model_id = self._layout, tagged_hash("model", manifest)
         marker = layout.root / "founded.json"
         names = [*(node.name for node in nodes), *(guest.name for guest in self._guests)]
         if marker.exists():
@@ -328,6 +335,7 @@ class LocalNetwork:
                 registry_root=kept["registry_root"],
                 project=client["project"],
                 token=client["token"],
+                webhook_secret=client.get("webhook_secret", ""),
             )
         else:
             now_ms = int(time.time() * 1000)
@@ -350,6 +358,7 @@ class LocalNetwork:
                     ),
                     models={self._model.name: model_id}
                     | {guest.model: guest.model_id for guest in self._guests},
+                    manifests={self._model.name: manifest},
                     genesis_ms=now_ms,
                     epoch_ms=EPOCH_MS,
                     project="local",
@@ -359,7 +368,13 @@ class LocalNetwork:
         write_json(layout.trust_file, self._trust(founded))
         write_json(
             layout.client_file,
-            {"url": url, "project": founded.project, "token": founded.token, "model": self._model.name},
+            {
+                "url": url,
+                "project": founded.project,
+                "token": founded.token,
+                "webhook_secret": founded.webhook_secret,
+                "model": self._model.name,
+            },
         )
         write_json(
             marker,
