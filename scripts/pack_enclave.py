@@ -29,7 +29,9 @@ _DIRECTORIES_OF_INIT = ("dev", "proc", "run", "sys", "tmp", "var")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     ramdisk = commands.add_parser("ramdisk", help="a cpio archive (newc)")
     ramdisk.add_argument("--tar", type=Path, help="a file system as a tar archive")
@@ -37,7 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     ramdisk.add_argument("--file", action="append", default=[], metavar="NAME=SOURCE:MODE")
     ramdisk.add_argument("--directory", action="append", default=[], metavar="NAME")
     ramdisk.add_argument(
-        "--line", action="append", default=[], metavar="NAME=TEXT", help="a line of a text file; again for more"
+        "--line",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="a line of a text file; again for more",
     )
     ramdisk.add_argument("-o", "--output", type=Path, required=True)
     image = commands.add_parser("image", help="an enclave image file, version 4")
@@ -74,7 +80,7 @@ def _ramdisk(arguments: argparse.Namespace, files: ExitStack) -> None:
     for name in arguments.directory:
         entries[name] = CpioEntry(name=name, kind="directory", permissions=0o755)
     if arguments.tar is not None:
-        archive = files.enter_context(tarfile.open(arguments.tar, "r:"))
+        archive = files.enter_context(tarfile.open(arguments.tar, "r:"))  # noqa: SIM115
         for entry in _of_tar(archive, arguments.prefix):
             entries[entry.name] = entry
         if arguments.prefix:

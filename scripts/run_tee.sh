@@ -122,7 +122,7 @@ nitro-cli describe-eif --eif-path "$eif" >"$private/described.json" ||
 # 3. Nobody has this name or CID.
 nitro-cli describe-enclaves >"$private/before.json" ||
     fail 30 "nitro-cli cannot list enclaves" "scripts/init_env.sh sets up the driver and the allocator"
-if grep -qE "\"EnclaveName\": *\"$name\"|\"EnclaveCID\": *$cid[^0-9]" "$private/before.json"; then
+if grep -qE "\"EnclaveName\": *\"$name\"|\"EnclaveCID\": *${cid}[^0-9]" "$private/before.json"; then
     fail 30 "an enclave of that name or CID runs already" "nitro-cli terminate-enclave --enclave-name $name, or another --name and --cid"
 fi
 
@@ -152,5 +152,5 @@ PROGRAM
 # 6. It answers a fresh challenge with a document of AWS's that the policy believes.
 "$aos" tee challenge --cid "$cid" --port "$port" --policy "$policy" || exit $?
 
-started=done
+started="done"
 echo "run_tee: $name runs at CID $cid, port $port, and has answered a fresh challenge"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha512
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_a_guests_report_is_collected_and_its_chain_judges_it() -> None:
 
 
 def test_report_data_bind_one_boot_statement_in_64_bytes() -> None:
-    assert DATA == sha512(b"AOS/tee-report-data/v1\0" + BOOT).digest()
+    assert sha512(b"AOS/tee-report-data/v1\0" + BOOT).digest() == DATA
     assert boot_report_data(bytes(32)) != DATA
     with pytest.raises(ValueError, match="32 bytes"):
         boot_report_data(b"short")
@@ -158,7 +158,9 @@ def test_a_chosen_privilege_level_is_written_and_counted() -> None:
         (errno.ETIMEDOUT, "tsm.busy"),
     ],
 )
-@pytest.mark.parametrize("operation", ["make", "read outblob", "read auxblob", "write inblob", "read generation"])
+@pytest.mark.parametrize(
+    "operation", ["make", "read outblob", "read auxblob", "write inblob", "read generation"]
+)
 def test_what_the_kernel_refuses_is_named_and_leaves_nothing_behind(
     number: int, expected: str, operation: str
 ) -> None:
@@ -308,7 +310,9 @@ def test_a_provider_that_changes_under_us_is_noticed() -> None:
 def test_what_is_no_report_of_ours_is_refused(made: bytes, expected: str, provider: str) -> None:
     tsm = fake(provider=provider, make_report=lambda inblob, level: (made, b""))
     found = refusal(tsm)
-    assert found == ("tsm.document" if provider == "tdx_guest" and expected == "tsm.report_data" else expected)
+    assert found == (
+        "tsm.document" if provider == "tdx_guest" and expected == "tsm.report_data" else expected
+    )
 
 
 def test_a_generation_that_is_no_number_is_refused() -> None:
@@ -380,10 +384,10 @@ def test_no_table_makes_the_reader_raise_anything_but_its_own_error(data: bytes)
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Path]:
+def tree(tmp_path: Path) -> Path:
     entry = tmp_path / "entry"
     entry.mkdir()
-    yield entry
+    return entry
 
 
 def test_the_system_calls_read_to_the_end_write_once_and_stop_at_the_cap(tree: Path) -> None:

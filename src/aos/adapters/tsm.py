@@ -84,7 +84,12 @@ def collect(
     if len(report_data) != REPORT_DATA_BYTES:
         raise ValueError("report data have 64 bytes")
     if privilege_level is not None and not 0 <= privilege_level <= MAX_PRIVILEGE_LEVEL:
-        raise ConfigError("tsm.privilege_level", f"{privilege_level} is not in 0..3", field="privilege_level")
+        raise ConfigError(
+            "tsm.privilege_level",
+            f"{privilege_level} is not in 0..3",
+            field="privilege_level",
+            hint="leave it out for the guest's own level",
+        )
     tree = files if files is not None else ConfigFs()
     for attempt in range(_TRIES):
         try:
@@ -148,7 +153,7 @@ class _Entry:
         if self._read_generation() != self._generation or self._provider() != provider:
             raise _conflict("another process wrote to it while its report was read")
         if not document:
-            raise Unavailable("tsm.failed", "the kernel handed out an empty report", field="outblob")
+            raise _failed("the kernel handed out an empty report", "outblob")
         return GuestReport(provider=provider, document=document, auxiliary=auxiliary)
 
     def _write(self, name: str, data: bytes) -> None:
@@ -161,7 +166,7 @@ class _Entry:
     def _read_generation(self) -> int:
         text = self._text("generation")
         if not text.isascii() or not text.isdecimal():
-            raise Unavailable("tsm.failed", "the entry's generation is no number", field="generation")
+            raise _failed("the entry's generation is no number", "generation")
         return int(text)
 
     def _provider(self) -> Provider:
@@ -177,13 +182,24 @@ class _Entry:
         )
 
     def _text(self, name: str) -> str:
-        return self._tree.read(self._entry / name, MAX_ATTRIBUTE_BYTES).decode("ascii", "replace").rstrip("\n")
+        return (
+            self._tree.read(self._entry / name, MAX_ATTRIBUTE_BYTES).decode("ascii", "replace").rstrip("\n")
+        )
 
     def _blob(self, name: str) -> bytes:
         data = self._tree.read(self._entry / name, MAX_BLOB_BYTES)
         if len(data) > MAX_BLOB_BYTES:
-            raise Unavailable("tsm.failed", f"{name} has more than {MAX_BLOB_BYTES} bytes", field=name)
+            raise _failed(f"{name} has more than {MAX_BLOB_BYTES} bytes", name)
         return data
+
+
+def _failed(message: str, attribute: str) -> Unavailable:
+    return Unavailable(
+        "tsm.failed",
+        message,
+        field=attribute,
+        hint="dmesg says more; for TDX the host's quoting service must run",
+    )
 
 
 def _conflict(message: str) -> Unavailable:
@@ -202,7 +218,9 @@ def _refusal(error: OSError, what: str) -> AOSError:
         return Unavailable("tsm.busy", f"the kernel is busy and could not {what}", hint="try again")
     if number in (errno.EACCES, errno.EPERM):
         return ConfigError(
-            "tsm.permission", f"this user may not {what}", hint="only root may write to configfs: run it as root"
+            "tsm.permission",
+            f"this user may not {what}",
+            hint="only root may write to configfs: run it as root",
         )
     if number == errno.ENOENT:
         return ConfigError(

@@ -3,7 +3,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,9 @@ def pcrs(
     ] = None,
     nitro_cli: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Compare with what nitro-cli printed about it, or about an enclave."),
+        typer.Option(
+            metavar="FILE", help="Compare with what nitro-cli printed about it, or about an enclave."
+        ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the measurements as an expectation.")
@@ -126,7 +128,9 @@ def _write(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise ConfigError("file.unwritable", f"{path}: {error.strerror}", hint="choose another place") from error
+        raise ConfigError(
+            "file.unwritable", f"{path}: {error.strerror}", hint="choose another place"
+        ) from error
 
 
 def _print(file: Path, image: "EnclaveImage") -> None:
@@ -182,40 +186,73 @@ def _shown(
 @tee_app.command(
     "measure",
     cls=Command,
-    short_help="What the worker's enclave says runs in it.",
+    short_help="The worker's manifest: what an image of this installation executes.",
     epilog="""aos tee measure
-aos tee measure --engine native --json > manifest.json""",
+aos tee measure --json > manifest.json
+aos tee measure --expect manifest.json""",
 )
 def measure(
     *,
-    engine: Annotated[
-        Literal["llama.cpp", "native", "reference"], typer.Option(help="The engine that the enclave is to run.")
-    ] = "native",
+    expect: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare with what --json printed elsewhere.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
 ) -> None:
-    """Compute the worker's manifest here, and its digest: the measurement that an enclave of this code states.
+    """Hash the project's files, the native engine, Python with its library and every package that an enclave uses.
 
-    Code, native engine, Python with its library, and every installed package that the enclave uses, file by file or as
-    a digest over their files. Run it in the image (docs/operator-guide.md) to predict what an enclave of that image
-    says; PCR0 to PCR2 of the image come from aos tee pcrs.
+    Equal manifests run equal code above the operating system. Run it in the image and beside it to see that the one was
+    made from the other (docs/operator-guide.md); what a platform will state is in PCR0 to PCR2: aos tee pcrs. Exit
+    codes: 0, 10 another manifest than expected, 30 a broken installation.
     """
+    from aos.adapters.installed import image_manifest, image_manifest_digest
     from aos.core.encoding import canonical_json
-    from aos.engine import profile_of
-    from aos.workers.enclave.measurement import digest_of, measured_manifest
 
-    manifest = measured_manifest(profile_of(engine))
-    digest = digest_of(manifest).hex()
+    manifest = image_manifest(_own_files())
+    digest = image_manifest_digest(manifest).hex()
+    if expect is not None:
+        _compare_manifests(manifest, _small(expect))
     if as_json:
-        voice.data_json("tee.measure", {"measurement": digest, "manifest": manifest})
+        voice.data_json("tee.measure", {"digest": digest, "manifest": manifest})
         return
-    voice.data(f"measurement {digest}")
-    voice.data(f"engine      {manifest['engine']}")
-    voice.data(f"files       {len(manifest['files'])} of this project")
     python = manifest["python"]
-    voice.data(f"python      {python['version']}  {python['executable']}  library {python['library']}")
+    voice.data(f"manifest  {digest}")
+    voice.data(f"files     {len(manifest['files'])} of this project, native engine included")
+    voice.data(f"python    {python['version']}  {python['executable']}  library {python['library']}")
     for name, version, package in manifest["packages"]:
-        voice.data(f"package     {name} {version}  {package}")
-    voice.data(f"manifest    {len(canonical_json(manifest))} bytes of canonical JSON; --json prints it")
+        voice.data(f"package   {name} {version}  {package}")
+    voice.data(f"{len(canonical_json(manifest))} bytes of canonical JSON; --json prints them")
+
+
+def _own_files() -> list[list[str]]:
+    from aos.workers.enclave.measurement import measured_manifest
+
+    files: list[list[str]] = measured_manifest("aos-canonical/1")["files"]
+    return files
+
+
+def _compare_manifests(manifest: dict[str, Any], expected: bytes) -> None:
+    from aos.core.encoding import parse_json_strict
+    from aos.errors import InvalidMessage
+
+    try:
+        value = parse_json_strict(expected, max_bytes=len(expected))
+        other = value["result"]["manifest"] if isinstance(value, dict) else None  # type: ignore[index,call-overload]
+    except (InvalidMessage, KeyError, TypeError):
+        other = None
+    if not isinstance(other, dict) or set(other) != set(manifest):
+        raise ConfigError(
+            "installed.expected",
+            "the expected manifest is not what `aos tee measure --json` prints",
+            hint="make it anew where the expected installation is",
+        )
+    for part in ("python", "packages", "start", "files", "type", "v"):
+        if manifest[part] != other[part]:
+            raise VerificationError(
+                "installed.manifest",
+                f"this installation has other {part} than the expected one",
+                field=part,
+                hint="compare the two manifests; install the versions of constraints.txt with `make setup`",
+            )
 
 
 @tee_app.command(
@@ -227,7 +264,9 @@ aos tee report --report-data HEX --collateral collateral.json --output evidence.
 )
 def report(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the evidence file goes.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the evidence file goes.")
+    ],
     boot: Annotated[
         str | None, typer.Option(metavar="HEX", help="Hash of the boot statement to be bound, 32 bytes.")
     ] = None,
@@ -254,7 +293,11 @@ def report(
 
     if (boot is None) == (report_data is None):
         raise voice.usage("give --boot or --report-data, one of them", hint="aos tee report -h has examples")
-    asked = boot_report_data(_hex("--boot", boot, 32)) if boot is not None else _hex("--report-data", report_data, 64)
+    asked = (
+        boot_report_data(_hex("--boot", boot, 32))
+        if boot is not None
+        else _hex("--report-data", report_data, 64)
+    )
     found = collect(asked, privilege_level=privilege_level)
     evidence = guest_evidence(
         found,
@@ -273,5 +316,7 @@ def _hex(name: str, text: str | None, length: int) -> bytes:
     except ValueError:
         data = b""
     if len(data) != length:
-        raise voice.usage(f"{name} must be {length} bytes in hexadecimal", hint="aos tee report -h has examples")
+        raise voice.usage(
+            f"{name} must be {length} bytes in hexadecimal", hint="aos tee report -h has examples"
+        )
     return data

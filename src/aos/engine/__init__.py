@@ -51,17 +51,6 @@ def load_engine(
     raise ConfigError("engine.kind", f"{kind!r} is not an engine", hint="use native, reference or llama.cpp")
 
 
-def profile_of(kind: EngineKind) -> str:
-    """The profile that an engine of this kind states, without a model."""
-    if kind == "llama.cpp":
-        import xllamacpp
-
-        return f"llama.cpp/xllamacpp-{xllamacpp.__version__}"
-    from aos.engine.state import ARITHMETIC_VERSION
-
-    return f"aos-canonical/{ARITHMETIC_VERSION}"
-
-
 def native_instruction_sets() -> list[str]:
     """What the native engine can compute with here, the plainest first. Raises ConfigError ``engine.native_missing``."""
     with loadable():

@@ -208,7 +208,9 @@ def _header(reader: _Reader) -> _Header:
     if flags & ~ARM64:
         raise _bad("flags", f"its header has unknown flags {flags:#06x}", "flags")
     if reserved or unused:
-        raise _bad("header", "a reserved field of its header is not zero", "reserved" if reserved else "unused")
+        raise _bad(
+            "header", "a reserved field of its header is not zero", "reserved" if reserved else "unused"
+        )
     if not 4 <= count <= MAX_SECTIONS:
         raise _bad("section_count", f"it has {count} sections, not 4 to {MAX_SECTIONS}", "num_sections")
     if any(offsets[count:]) or any(sizes[count:]):
@@ -258,7 +260,9 @@ def _complete(kinds: list[SectionKind]) -> None:
     if kinds[:2] != ["kernel", "cmdline"]:
         raise _bad("section_count", "it has no kernel or no command line", "num_sections")
     if kinds.count("ramdisk") < 2:
-        raise _bad("section_count", "it has not two ramdisks, one that boots and the application's", "num_sections")
+        raise _bad(
+            "section_count", "it has not two ramdisks, one that boots and the application's", "num_sections"
+        )
 
 
 def _cmdline(data: bytes) -> str:

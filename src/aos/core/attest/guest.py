@@ -74,7 +74,9 @@ def check_report_data(report: GuestReport, asked: bytes) -> None:
         )
 
 
-def guest_evidence(report: GuestReport, *, certificates_pem: bytes = b"", collateral: bytes = b"") -> Evidence:
+def guest_evidence(
+    report: GuestReport, *, certificates_pem: bytes = b"", collateral: bytes = b""
+) -> Evidence:
     """The evidence file's value.
 
     ``certificates_pem`` stands for AMD's table where the host filled none: VCEK, ASK, ARK. ``collateral`` is dcap-qvl's
@@ -143,5 +145,3 @@ def _pem(entries: dict[bytes, bytes]) -> bytes:
         )
     except UNREADABLE:
         raise _no_certificates("a certificate cannot be read") from None
-
-
