@@ -44,7 +44,7 @@ def test_a_tee_answer_is_simulated_and_says_so(network: RunningNetwork) -> None:
     trust = read_trust(network.trust_path.read_bytes())
     strict = verify_answer(answer, trust=trust, policy=load_policy("default"))
     assert strict.exit_code == 10
-    assert next(check for check in strict.checks if check.status == "FAIL").id == "tee-1"
+    assert next(check for check in strict.checks if check.status == "FAIL").id == "tee-2"
 
 
 def test_the_rows_have_the_guide_shape(network: RunningNetwork) -> None:

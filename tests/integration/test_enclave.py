@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from aos.adapters.simulated_tee import create_simulated_platform
+from aos.workers.enclave.measurement import measurement
 
 from aos.adapters.frames import FrameStream
 from aos.adapters.processes import Process
-from aos.adapters.simulated_tee import create_simulated_platform
 from aos.core.codec import encode
 from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.statements import Params, Request, RequestJob, hash_of
 from aos.core.tee import read_evidence, verify_simulated
 from aos.errors import ConfigError, Unavailable
-from aos.workers.enclave.measurement import measurement
 from aos.workers.enclave.messages import (
     MAX_FRAME_BYTES,
     Answered,

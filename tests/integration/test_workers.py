@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 import pytest
+from aos.adapters.simulated_tee import create_simulated_platform
 
 from aos.adapters.processes import Process, log_contains
-from aos.adapters.simulated_tee import create_simulated_platform
 from aos.core import hashes
 from aos.core.codec import encode
 from aos.core.encoding import b64u_decode, b64u_encode, canonical_json

@@ -315,6 +315,7 @@ def wrong_things(tmp_path: Path) -> None:
         "beacon": {"anchor": key, "length": 1},
         "registry_roots": [],
         "tee_roots": [],
+        "tee_measurements": [],
         "policy": "dev",
     }
     (tmp_path / "trust.json").write_text(json.dumps(trust))

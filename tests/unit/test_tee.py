@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nacl.signing import SigningKey, VerifyKey
-
 from aos.adapters.simulated_tee import (
     LABEL,
     SimulatedPlatform,
     create_simulated_platform,
     load_simulated_platform,
 )
+from aos.workers.enclave.measurement import measured_manifest, measurement
+from nacl.signing import SigningKey, VerifyKey
+
 from aos.core import hashes
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json, tagged_hash
@@ -32,7 +33,6 @@ from aos.core.statements import Params, Request, RequestJob, hash_of
 from aos.core.tee import TeeEvidence, read_evidence, sign_enclave, verify_enclave, verify_simulated
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, VerificationError
 from aos.workers.enclave.attester import Attester, Loadout
-from aos.workers.enclave.measurement import measured_manifest, measurement
 from aos.workers.enclave.messages import Boot
 from aos.workers.execution import Answer
 

@@ -3,8 +3,10 @@
 Integers of at most 64 bits, byte and text strings of definite length, arrays, maps, false, true, null. Every head in
 its shortest form, every map key once. A map may be of indefinite length where the caller says so: security modules of
 2026 write their payload that way. Tags, floats, chunked strings and everything else are refused, before anything of
-the declared size is allocated.
+the declared size is allocated. ``encode`` writes the same part, in its definite form.
 """
+
+from collections.abc import Mapping
 
 from aos.errors import InvalidMessage
 
@@ -22,6 +24,37 @@ def decode(data: bytes, *, indefinite_maps: bool = False, max_items: int = MAX_I
     if reader.position != len(data):
         raise InvalidMessage("cbor.trailing", "bytes follow the CBOR item")
     return value
+
+
+def head(major: int, value: int) -> bytes:
+    """The head of an item of type ``major`` with the argument ``value`` (below 2^64), in its shortest form."""
+    if value < 24:
+        return bytes([major << 5 | value])
+    for extra, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
+        if value < 1 << (8 * size):
+            return bytes([major << 5 | extra]) + value.to_bytes(size, "big")
+    raise InvalidMessage("cbor.range", "the integer does not fit into 64 bits")
+
+
+def encode(value: object) -> bytes:
+    """The bytes of ``value``: None, booleans, integers, bytes, text, lists, maps (in the order that they have).
+
+    Raises InvalidMessage ``cbor.range``, ``cbor.type``.
+    """
+    if value is None or isinstance(value, bool):
+        return {False: b"\xf4", True: b"\xf5", None: b"\xf6"}[value]
+    if isinstance(value, int):
+        return head(0, value) if value >= 0 else head(1, -1 - value)
+    if isinstance(value, bytes):
+        return head(2, len(value)) + value
+    if isinstance(value, str):
+        text = value.encode()
+        return head(3, len(text)) + text
+    if isinstance(value, list | tuple):
+        return head(_ARRAY, len(value)) + b"".join(map(encode, value))
+    if isinstance(value, Mapping):
+        return head(_MAP, len(value)) + b"".join(encode(k) + encode(v) for k, v in value.items())
+    raise InvalidMessage("cbor.type", f"{type(value).__name__} has no place here")
 
 
 class _Reader:
