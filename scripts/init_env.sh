@@ -76,7 +76,9 @@ if ! command -v nitro-cli >/dev/null; then
 fi
 
 # Memory and processors: one file, read when the allocator starts.
-setting() { sed -n "s/^$1:[[:space:]]*\([0-9][0-9]*\)[[:space:]]*\$/\1/p" "$allocator" 2>/dev/null | head -n 1; }
+setting() {
+    [ ! -r "$allocator" ] || sed -n "s/^$1:[[:space:]]*\([0-9][0-9]*\)[[:space:]]*\$/\1/p" "$allocator" | head -n 1
+}
 reserved=$(setting memory_mib)
 if [ "$check" = no ] && [ "${reserved:-0}" -lt "$memory" ]; then
     say "writing $allocator: $memory MiB, $cpus processors"

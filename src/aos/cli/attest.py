@@ -11,6 +11,7 @@ from aos.cli.help import Command, Group
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation
 
 if TYPE_CHECKING:
+    from aos.core.attest.policy import AttestationPolicy
     from aos.core.attest.result import AttestationResult
 
 attest_app = typer.Typer(
@@ -57,14 +58,8 @@ def verify(
     2 usage or no evidence, 30 broken policy. Nothing in the evidence adds to what the policy trusts.
     """
     from aos.core.attest.evidence import judge
-    from aos.core.attest.policy import load_policy
 
-    try:
-        rules = load_policy(policy.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            "attest.policy_unreadable", f"{policy}: {error.strerror}", hint="pass --policy FILE"
-        ) from error
+    rules = policy_of(policy)
     try:
         challenge = bytes.fromhex(nonce) if nonce is not None else None
     except ValueError:
@@ -76,17 +71,35 @@ def verify(
     except InvalidMessage as error:
         error.message = f"{file}: {error.message}"
         raise
+    raise typer.Exit(conclude(result, file=file, policy=rules.name, as_json=as_json))
+
+
+def policy_of(path: Path) -> "AttestationPolicy":
+    """The policy in a file. Raises ConfigError ``attest.policy_unreadable``, ``attest.policy_invalid``."""
+    from aos.core.attest.policy import MAX_POLICY_BYTES, load_policy
+
+    try:
+        with path.open("rb") as file:
+            return load_policy(file.read(MAX_POLICY_BYTES + 1))
+    except OSError as error:
+        raise ConfigError(
+            "attest.policy_unreadable", f"{path}: {error.strerror}", hint="pass --policy FILE"
+        ) from error
+
+
+def conclude(result: "AttestationResult", *, file: str, policy: str, as_json: bool) -> int:
+    """Print what was checked and the verdict; returns the exit code."""
     code = exit_code(result)
     if as_json:
-        voice.data_json("attest.verify", _shown(result, file=file, policy=rules.name, code=code))
+        voice.data_json("attest.verify", _shown(result, file=file, policy=policy, code=code))
     else:
         for check in result.checks:
             what = f"{check.text} [{check.code}]" if check.code else check.text
             voice.data_of_others(f"{check.status} {check.id:<12} {what}  {check.detail}".rstrip())
         claims = result.claims
         simulated = "SIMULATED " if claims is not None and claims.simulated else ""
-        voice.data_of_others(f'{_VERDICTS[code]}: {simulated}{result.tee} under policy "{rules.name}"')
-    raise typer.Exit(code)
+        voice.data_of_others(f'{_VERDICTS[code]}: {simulated}{result.tee} under policy "{policy}"')
+    return code
 
 
 def exit_code(result: "AttestationResult") -> int:

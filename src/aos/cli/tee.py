@@ -224,9 +224,9 @@ def measure(
 
 
 def _own_files() -> list[list[str]]:
-    from aos.workers.enclave.measurement import measured_manifest
+    from aos.adapters.enclave_image import measured_manifest
 
-    files: list[list[str]] = measured_manifest("aos-canonical/1")["files"]
+    files: list[list[str]] = measured_manifest()["files"]
     return files
 
 
@@ -253,6 +253,48 @@ def _compare_manifests(manifest: dict[str, Any], expected: bytes) -> None:
                 field=part,
                 hint="compare the two manifests; install the versions of constraints.txt with `make setup`",
             )
+
+
+@tee_app.command(
+    "challenge",
+    cls=Command,
+    short_help="Make a running enclave prove what it is.",
+    epilog="""aos tee challenge --cid 16 --port 5005 --policy policy.json
+aos tee challenge --socket enclave.sock --policy dev-policy.json   # a SIMULATED one""",
+)
+def challenge(
+    *,
+    policy: Annotated[Path, typer.Option(help="Policy file: what is believed.")],
+    cid: Annotated[int | None, typer.Option(min=3, max=2**32 - 2, help="The enclave's CID.")] = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=2**32 - 2, help="The vsock port that it listens on.")
+    ] = 5005,
+    socket: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Instead: the Unix socket of a SIMULATED enclave.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Send a fresh nonce to an enclave that nobody has connected to yet, and judge the document that it answers with.
+
+    Exit codes are those of aos attest verify; 20 where it does not answer.
+    """
+    import asyncio
+    import time
+
+    from aos.cli.attest import conclude, policy_of
+    from aos.core.attest.nitro import verify_nitro
+    from aos.core.attest.policy import appraise
+    from aos.workers.challenge import challenge as ask
+
+    if (cid is None) == (socket is None):
+        raise voice.usage("give --cid or --socket, one of them", hint="aos tee challenge -h has examples")
+    rules = policy_of(policy)
+    where = str(socket) if cid is None else f"vsock {cid}:{port}"
+    nonce, document = asyncio.run(ask(where if cid is None else (cid, port)))
+    at_ms = time.time_ns() // 1_000_000
+    # A Nitro document, whatever it says of itself: an enclave chooses no other verifier.
+    result = appraise(verify_nitro(document, roots=rules.anchors(), at_ms=at_ms, nonce=nonce), rules, at_ms)
+    raise typer.Exit(conclude(result, file=where, policy=rules.name, as_json=as_json))
 
 
 @tee_app.command(

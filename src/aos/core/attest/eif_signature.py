@@ -5,6 +5,7 @@ CBOR: one map of ``signing_certificate`` (a PEM text, byte by byte as integers) 
 """
 
 import hmac
+import warnings
 from dataclasses import dataclass
 from hashlib import sha256, sha384
 
@@ -16,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aos.core.attest import cbor
-from aos.core.attest.certificates import UNREADABLE, link
+from aos.core.attest.certificates import link
 from aos.core.attest.cose import sig_structure
+from aos.core.attest.result import PANIC, UNREADABLE
 from aos.errors import InvalidMessage, VerificationError
 
 MAX_SIGNATURE_BYTES = 64 << 10
@@ -96,14 +98,19 @@ def _bytes(value: object) -> bytes:
 
 def _certificate(pem: bytes) -> x509.Certificate:
     try:
-        found = x509.load_pem_x509_certificates(pem)
-        certificate = found[0]
-        _ = (certificate.subject, certificate.not_valid_before_utc, certificate.public_key())
+        with warnings.catch_warnings():  # odd serial numbers or names make the parser warn
+            warnings.simplefilter("ignore")
+            found = x509.load_pem_x509_certificates(pem)
+            _ = [(one.subject, one.not_valid_before_utc, one.public_key()) for one in found]
     except UNREADABLE:
+        raise _malformed("its certificate cannot be read") from None
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
         raise _malformed("its certificate cannot be read") from None
     if len(found) != 1:
         raise _malformed(f"it has {len(found)} certificates, not one")
-    return certificate
+    return found[0]
 
 
 def _verify(document: bytes, certificate: x509.Certificate, pcr0: bytes) -> None:

@@ -11,9 +11,9 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from aos.core.attest.certificates import UNREADABLE
 from aos.core.attest.evidence import Evidence
 from aos.core.attest.intel import quoted_report_data
+from aos.core.attest.result import UNREADABLE
 from aos.core.attest.snp import reported_report_data
 from aos.core.encoding import b64u_encode, tag
 from aos.errors import InvalidMessage, VerificationError
