@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from aos.core.receipt import verify_answer
 from aos.core.report import Report
 from aos.core.signing import address_of
 from aos.core.statements import JobType, Params, Tag
+from aos.core.tee import TeeBootEvidence
 from aos.core.trust import (
     TeeMeasurement,
     Trust,
@@ -169,15 +171,25 @@ class EngineCase:
         await case.found()
         case.dispatcher = await Dispatcher.start(case)
         for operator in operators:
-            if operator.job_type == "tee":
+            if operator.job_type == "tee" and case.config.tee_references:
                 await case.boot(operator)
         return case
 
-    async def boot(self, operator: OperatorPeer) -> bytes:
-        """Have the operator's enclave boot under a challenge; the boot statement's hash."""
+    async def boot(
+        self,
+        operator: OperatorPeer,
+        /,
+        *,
+        edit: Callable[[TeeBootEvidence], TeeBootEvidence] | None = None,
+        **changes: Any,
+    ) -> bytes:
+        """Have the operator's enclave boot under a challenge; the boot statement's hash. ``changes`` are of the statement
+        before it is signed, ``edit`` of the evidence afterwards."""
         handle = self.dispatcher.messages.handle
         challenge = await handle(operator.node_id, "tee_challenge", {})
-        evidence = operator.boot(challenge, network=NETWORK)
+        evidence = operator.boot(challenge, **({"network": NETWORK} | changes))
+        if edit is not None:
+            evidence = edit(evidence)
         accepted = await handle(operator.node_id, "tee_boot", encode(evidence))
         return b64u_decode(accepted["boot"])
 

@@ -297,8 +297,18 @@ class OperatorPeer:
             finished_at=request.issued_at + 1_000,
         )
 
-    def boot(self, challenge: dict[str, Any], *, network: str, **changes: Any) -> TeeBootEvidence:
-        """What this operator's SIMULATED enclave states under a challenge of the dispatcher's."""
+    def boot(
+        self,
+        challenge: dict[str, Any],
+        *,
+        network: str,
+        platform: SimulatedPlatform = PLATFORM,
+        pcrs: dict[int, bytes] | None = None,
+        clock: Callable[[], int] | None = None,
+        **changes: Any,
+    ) -> TeeBootEvidence:
+        """What this operator's SIMULATED enclave states under a challenge of the dispatcher's; ``changes`` are of its
+        statement, before it is signed."""
         enclave, now = SigningKey(secret(f"{self.name} enclave")), now_ms()
         boot = TeeBoot(
             network=network,
@@ -315,7 +325,9 @@ class OperatorPeer:
             not_after=now + 3_600_000,
         )
         boot = replace(boot, **changes)
-        self.module = Nsm(SimulatedNsm(PLATFORM, pcrs=PCRS, clock=now_ms, enclave="51a1a7ed00000002"))
+        self.module = Nsm(
+            SimulatedNsm(platform, pcrs=pcrs or PCRS, clock=clock or now_ms, enclave="51a1a7ed00000002")
+        )
         self.booted = TeeBootEvidence(
             boot=boot,
             boot_signature=sign_enclave(enclave, boot),
@@ -367,7 +379,7 @@ class OperatorPeer:
             n_prompt=len(PROMPT_TOKENS),
             n_out=len(result.tokens),
             finish_reason=result.finish_reason,
-            time=request.issued_at,
+            time=max(request.issued_at, boot.booted_at),
         )
         answer = self.edit["TeeAnswer"](answer) if "TeeAnswer" in self.edit else answer
         return TeeEvidence(

@@ -79,19 +79,20 @@ class TeeBackend:
         if question.role == "checker":
             raise RuleViolation("question.role", "an enclave replays nothing for others", field="role")
         _, request = read_request(question.request)
-        binding = self._bind(Binding(network=request.network, operator=question.operator))
+        asked = Binding(network=request.network, operator=question.operator)
+        binding = self._bind(asked, network_field="request.network")
         async with aclosing(self._host.ask(question, binding)) as events:
             async for event in events:
                 yield event
 
-    def _bind(self, asked: Binding) -> Binding:
+    def _bind(self, asked: Binding, *, network_field: str = "network") -> Binding:
         if self._binding is None:
             self._binding = asked
         if asked != self._binding:
             raise RuleViolation(
                 "worker.other_operator",
                 "this worker serves another operator or network",
-                field="operator" if asked.operator != self._binding.operator else "network",
+                field="operator" if asked.operator != self._binding.operator else network_field,
             )
         return asked
 
