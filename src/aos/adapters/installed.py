@@ -7,6 +7,7 @@ paths and times of the machine, and what Python writes when it runs, is left out
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from aos.adapters.enclave_image import measured_manifest
 from aos.core.encoding import canonical_json, tagged_hash
 from aos.errors import ConfigError
 
@@ -31,17 +33,15 @@ _RUN_AT_START = ("*.pth", "sitecustomize.py", "usercustomize.py")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
-def image_manifest(
-    files: Iterable[Iterable[str]], *, packages: Collection[str] = ENCLAVE_PACKAGES
-) -> dict[str, Any]:
+def image_manifest(*, packages: Collection[str] = ENCLAVE_PACKAGES) -> dict[str, Any]:
     """Everything that an image of this installation executes above the operating system.
 
-    ``files`` are the project's own, [path, SHA-256] pairs. Raises ConfigError ``installed.package``.
+    Raises ConfigError ``installed.package``.
     """
     return {
         "type": "aos.tee.image_manifest",
         "v": 1,
-        "files": [list(pair) for pair in files],
+        "files": measured_manifest()["files"],
         "packages": installed_packages(packages),
         "python": installed_python(),
         "start": run_at_start(),
@@ -133,3 +133,16 @@ def _file(path: Path) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def main() -> int:
+    """``python -m aos.adapters.installed``: what `aos tee measure --json` prints, where there is no command line, as in
+    an image."""
+    manifest = image_manifest()
+    value = {"digest": image_manifest_digest(manifest).hex(), "manifest": manifest}
+    sys.stdout.write(json.dumps({"schema": "aos.cli.tee.measure/1", "result": value}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aos.core.attest.eif import EnclaveImage
 
 tee_app = typer.Typer(
-    help="Enclave images and guests: measure before you start, collect evidence.",
+    help="Measure enclave images, challenge enclaves.",
     cls=Group,
     epilog="aos tee pcrs aos-worker.eif --expect measurements.json",
     no_args_is_help=True,
@@ -186,7 +186,7 @@ def _shown(
 @tee_app.command(
     "measure",
     cls=Command,
-    short_help="The worker's manifest: what an image of this installation executes.",
+    short_help="What an image of this installation executes.",
     epilog="""aos tee measure
 aos tee measure --json > manifest.json
 aos tee measure --expect manifest.json""",
@@ -207,7 +207,7 @@ def measure(
     from aos.adapters.installed import image_manifest, image_manifest_digest
     from aos.core.encoding import canonical_json
 
-    manifest = image_manifest(_own_files())
+    manifest = image_manifest()
     digest = image_manifest_digest(manifest).hex()
     if expect is not None:
         _compare_manifests(manifest, _small(expect))
@@ -221,13 +221,6 @@ def measure(
     for name, version, package in manifest["packages"]:
         voice.data(f"package   {name} {version}  {package}")
     voice.data(f"{len(canonical_json(manifest))} bytes of canonical JSON; --json prints them")
-
-
-def _own_files() -> list[list[str]]:
-    from aos.adapters.enclave_image import measured_manifest
-
-    files: list[list[str]] = measured_manifest()["files"]
-    return files
 
 
 def _compare_manifests(manifest: dict[str, Any], expected: bytes) -> None:
@@ -323,6 +316,7 @@ def report(
         typer.Option(metavar="FILE", help="SEV-SNP: VCEK, ASK, ARK as PEM, where the host gives none."),
     ] = None,
     privilege_level: Annotated[int | None, typer.Option(min=0, max=3, help="SEV-SNP: the VMPL.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Ask the kernel (configfs-tsm) for a quote or report over the boot statement, and write an evidence file.
 
@@ -347,6 +341,10 @@ def report(
         collateral=_small(collateral) if collateral is not None else b"",
     )
     _write(output, canonical_json(encode(evidence)) + b"\n")
+    if as_json:
+        shown = {"tee": evidence.tee, "report_data": asked.hex(), "evidence": str(output)}
+        voice.data_json("tee.report", shown)
+        return
     voice.data(f"tee         {evidence.tee}")
     voice.data(f"report data {asked.hex()}")
     voice.data(f"evidence    {output}")

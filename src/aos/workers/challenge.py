@@ -1,4 +1,4 @@
-"""Ask a running enclave to prove, with a nonce, that it is what its image says (docs/spec/10-tee.md, "Challenge").
+"""Ask a running enclave to prove, with a nonce, that it is what its image says (docs/spec/10-tee.md, "Enclave").
 
 Before it is given a model or a boot: what answers is judged by whoever asked, and nothing is believed of the way there.
 """
