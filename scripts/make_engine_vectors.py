@@ -138,6 +138,7 @@ def run_case(engine: ReferenceEngine, name: str, prompt: str, members: dict[str,
         "tokens": list(result.tokens),
         "text": result.text,
         "finish_reason": result.finish_reason,
+        "positions": len(run.positions),
         "unit_roots": [root.hex() for root in run.unit_roots()],
         "state_root": (result.state_root or b"").hex(),
     }

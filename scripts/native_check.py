@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from tiny_models import MODELS, build_model
 
+from aos.core.dispute.state_tree import StateHeader, tokens_root
 from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
 from aos.engine.gguf import read_gguf
 from aos.engine.llama import ROPE_FACTORS, read_hyper_parameters
 from aos.engine.manifest import cached_rope_table
 from aos.engine.native import placed, sampling_rule_values
 from aos.engine.params import run_params_hash
-from aos.engine.state import StateHeader
 from aos.ports import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +96,8 @@ def run_case(case: dict[str, Any], vector: dict[str, Any]) -> bytes:
         finish_reason=case["finish_reason"],
         tokens_hash=tokens_hash(salt, tokens),
         response_hash=response_hash(salt, case["text"]),
+        tokens_root=tokens_root([*prompt, *tokens]),
+        n_positions=case["positions"],
     )
     return b"".join(
         (

@@ -1,6 +1,7 @@
 // Checks a build of the engine without Python, for processors that only an emulator has here and for sanitizers:
 // the self-test, every operation against the scalar definition on random inputs of odd sizes, and whole runs of models
 // against the state roots of the vectors. Exit status 1 and a line for the first difference.
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <span>
@@ -9,6 +10,7 @@
 #include "case_file.h"
 #include "cpu.h"
 #include "error.h"
+#include "leaf.h"
 #include "matrix.h"
 #include "model.h"
 #include "run.h"
@@ -189,6 +191,29 @@ void check_attention(const Kernels& k, Random& random) {
   same(oa, ob, "mix");
 }
 
+// Two messages side by side against one after the other, and a part's root against that of its tiles.
+void check_hashes(Random& random) {
+  const size_t prefix = random.below(64), size = random.below(1500);
+  std::vector<uint8_t> bytes(prefix + 2 * size);
+  for (uint8_t& byte : bytes) byte = random.byte();
+  Digest pair[2];
+  sha256_pair(bytes.data(), prefix, bytes.data() + prefix, bytes.data() + prefix + size, size, pair);
+  for (size_t n = 0; n < 2; ++n) {
+    Sha256 h;
+    h.update(bytes.data(), prefix);
+    h.update(bytes.data() + prefix + n * size, size);
+    if (h.finish() != pair[n]) fail("two hashes side by side");
+  }
+  std::vector<Digest> tiles;
+  for (size_t at = 0; at < bytes.size(); at += 64) {
+    Sha256 h;
+    h.update("", 1);
+    h.update(bytes.data() + at, std::min<size_t>(64, bytes.size() - at));
+    tiles.push_back(h.finish());
+  }
+  if (part_root({bytes.data(), bytes.size(), 64}) != (tiles.empty() ? Sha256().finish() : tree_root(tiles))) fail("a part's root");
+}
+
 struct Case {
   SamplingRules rules;
   std::vector<uint32_t> prompt, tokens;
@@ -278,12 +303,14 @@ void check_run(const std::shared_ptr<Model>& model, const Case& c, size_t group,
   if (c.trapped && run->waiting() > 0 && choose() != Run::kTrapped) fail("a trap did not come");
   if (c.trapped != run->trap().has_value()) fail(c.trapped ? "no trap" : "a trap");
   const auto leaves = c.trapped ? run->leaves_to_trap() : run->leaves(c.prompt.size() + c.tokens.size() - 1);
-  const Digest root = Run::root(c.header, leaves);
+  const Digest root = state_root(c.header, leaves, model->sizes.n_layers + 2);
   same(std::vector<uint8_t>(root.begin(), root.end()), c.root, "state root");
 }
 
 int run_all(int count, char** arguments) {
   std::string names;
+  Random hashed(0);
+  for (int i = 0; i < 400; ++i) check_hashes(hashed);
   for (const Kernels* kernels : instruction_sets()) {
     self_test(*kernels);
     const FloatState state;

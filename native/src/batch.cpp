@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "error.h"
-#include "leaf.h"
 
 namespace aos {
 namespace {
@@ -121,14 +120,13 @@ void Batch::settle(size_t unit) {
       ended = part;
       continue;
     }
-    Leaf leaf{&run.pages_[position / kPage]->leaves[position % kPage * kept_leaves + unit], static_cast<uint32_t>(position),
-              static_cast<uint32_t>(unit), {x_.as<float>() + row * sizes_.width}, {4 * sizes_.width}};
-    if (unit > 0) {
-      leaf.part[1] = k_half_.as<uint16_t>() + row * kv;
-      leaf.part[2] = v_half_.as<uint16_t>() + row * kv;
-      leaf.size[1] = leaf.size[2] = 2 * kv;
-    }
-    unhashed_.push_back(leaf);
+    unhashed_.push_back({&run.pages_[position / kPage]->leaves[position % kPage * kept_leaves + unit],
+                         static_cast<uint32_t>(position),
+                         static_cast<uint32_t>(unit),
+                         {{x_.as<float>() + row * sizes_.width, 4 * sizes_.width, kTile},
+                          {k_half_.as<uint16_t>() + row * kv, 2 * kv, kCacheTile},
+                          {v_half_.as<uint16_t>() + row * kv, 2 * kv, kCacheTile}},
+                         unit > 0 ? size_t{3} : size_t{1}});
     kept.push_back(row);
   }
   if (kept.size() == rows_.size()) return;
@@ -161,7 +159,7 @@ void Batch::end() {
 
 void Batch::hash(const Leaf& leaf) {
   const auto start = std::chrono::steady_clock::now();
-  *leaf.to = leaf_hash(leaf.position, leaf.unit, leaf.part, leaf.size);
+  *leaf.to = leaf_hash(leaf.position, leaf.unit, leaf.parts, leaf.count);
   const auto spent = std::chrono::steady_clock::now() - start;
   commitment_ns_.fetch_add(static_cast<uint64_t>(std::chrono::nanoseconds(spent).count()), std::memory_order_relaxed);
 }
@@ -463,8 +461,13 @@ std::vector<int64_t> Batch::choose(const std::vector<std::shared_ptr<Run>>& runs
     ending = run.record_;
     for (int byte = 0; byte < 4; ++byte) ending.push_back(static_cast<uint8_t>(id >> 8 * byte));
     tails.leaves.emplace_back();
-    unhashed_.push_back({&tails.leaves.back(), static_cast<uint32_t>(position), static_cast<uint32_t>(unit),
-                         {tails.logits.as<float>() + tails.next * sizes_.n_vocab, ending.data()}, {4 * sizes_.n_vocab, ending.size()}});
+    unhashed_.push_back({&tails.leaves.back(),
+                         static_cast<uint32_t>(position),
+                         static_cast<uint32_t>(unit),
+                         {{tails.logits.as<float>() + tails.next * sizes_.n_vocab, 4 * sizes_.n_vocab, kTile},
+                          {ending.data(), ending.size() - 4, kTile},
+                          {ending.data() + ending.size() - 4, 4, kTile}},
+                         3});
     held_.push_back(run.tails_);
     ++tails.next;
     ++run.outputs_;

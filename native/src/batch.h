@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "leaf.h"
 #include "products.h"
 #include "run.h"
 
@@ -61,8 +62,8 @@ class Batch : public std::enable_shared_from_this<Batch> {
   struct Leaf {
     Digest* to;
     uint32_t position, unit;
-    const void* part[3];
-    size_t size[3];
+    PartBytes parts[3];
+    size_t count;
   };
 
   void begin(const std::vector<Part>& parts);

@@ -1,46 +1,29 @@
-// Leaf hashes of a unit and of a trap (docs/spec/07-inference.md, "State root").
+// Hashes of units, traps and positions (docs/spec/07-inference.md, "State root").
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "sha256.h"
 
 namespace aos {
 
-inline void put_u32(uint8_t* at, size_t value) {
-  for (int i = 0; i < 4; ++i) at[i] = static_cast<uint8_t>(value >> (24 - 8 * i));
-}
+constexpr size_t kTile = 1024, kCacheTile = 512;  // bytes of a tile: of K and V kCacheTile
 
-inline Sha256 leaf_hash_of(const char* tag, size_t size) {
-  Sha256 h;
-  const uint8_t leaf = 0;
-  h.update(&leaf, 1);
-  h.update(tag, size);
-  return h;
-}
+// A part of a unit's payload: its bytes, and of how many a tile has (the last may be short).
+struct PartBytes {
+  const void* data;
+  size_t size, tile;
+};
 
-// The payload is up to three pieces.
-inline Digest leaf_hash(size_t position, size_t unit, const void* const* parts = nullptr, const size_t* sizes = nullptr) {
-  constexpr char kTag[] = "AOS/state-leaf/v1";  // its final zero byte belongs to it
-  Sha256 h = leaf_hash_of(kTag, sizeof kTag);
-  uint8_t place[8];
-  put_u32(place, position);
-  put_u32(place + 4, unit);
-  h.update(place, sizeof place);
-  for (size_t i = 0; parts != nullptr && i < 3; ++i)
-    if (sizes[i] > 0) h.update(parts[i], sizes[i]);
-  return h.finish();
-}
-
-inline Digest trap_hash(size_t position, size_t unit, size_t op) {
-  constexpr char kTag[] = "AOS/state-trap/v1";
-  Sha256 h = leaf_hash_of(kTag, sizeof kTag);
-  uint8_t entry[12];
-  put_u32(entry, position);
-  put_u32(entry + 4, unit);
-  put_u32(entry + 8, op);
-  h.update(entry, sizeof entry);
-  return h.finish();
-}
+// The root over a part's tiles; a part of no bytes has that of no leaves.
+Digest part_root(const PartBytes& part);
+// The leaf of a unit; without parts, that of a tail which chooses no token.
+Digest leaf_hash(size_t position, size_t unit, const PartBytes* parts = nullptr, size_t count = 0);
+Digest trap_hash(size_t position, size_t unit, size_t op);
+// The leaf of a position over those of its units, `count` of them.
+Digest position_hash(size_t position, const Digest* units, size_t count);
+// The state root over the header's leaf entry and the leaves of all positions, `units` each; the last may have fewer.
+Digest state_root(const std::vector<uint8_t>& header_entry, const std::vector<Digest>& leaves, size_t units);
 
 }  // namespace aos

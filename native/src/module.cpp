@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "error.h"
+#include "leaf.h"
 #include "model.h"
 #include "self_test.h"
 #include "weights.h"
@@ -145,8 +146,8 @@ NB_MODULE(_native, m) {
     }
     return nb::make_tuple(joined(hashes.rows), hashes.finite);
   }, "type"_a, "data"_a, "row_bytes"_a, "chunk_bytes"_a, "prefix"_a, "threads"_a);
-  m.def("root", [](const nb::bytes& header, const nb::bytes& leaves) {
-    if (leaves.size() % 32 != 0) throw aos::Error("engine.leaves", "the leaves are not whole digests");
+  m.def("root", [](const nb::bytes& header, const nb::bytes& leaves, size_t units) {
+    if (leaves.size() % 32 != 0 || units == 0) throw aos::Error("engine.leaves", "the leaves are not whole digests of units");
     const auto* h = static_cast<const uint8_t*>(header.data());
     std::vector<aos::Digest> digests(leaves.size() / 32);
     if (!digests.empty()) std::memcpy(digests.data(), leaves.data(), leaves.size());
@@ -154,10 +155,10 @@ NB_MODULE(_native, m) {
     aos::Digest root;
     {
       const nb::gil_scoped_release release;
-      root = aos::Run::root(entry, digests);
+      root = aos::state_root(entry, digests, units);
     }
     return nb::bytes(reinterpret_cast<const char*>(root.data()), root.size());
-  }, "header"_a, "leaves"_a);
+  }, "header"_a, "leaves"_a, "units"_a);
 
   nb::class_<aos::SamplingRules>(m, "SamplingRules")
       .def("__init__", [](aos::SamplingRules* self, float temperature, uint32_t top_k, bool limit_top_p, float top_p, float min_p,

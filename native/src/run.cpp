@@ -83,14 +83,4 @@ std::vector<Digest> Run::leaves_to_trap() {
   return out;
 }
 
-Digest Run::root(const std::vector<uint8_t>& header_entry, const std::vector<Digest>& leaves) {
-  Sha256 h;
-  const uint8_t leaf = 0;
-  h.update(&leaf, 1);
-  h.update(header_entry.data(), header_entry.size());
-  std::vector<Digest> level{h.finish()};
-  level.insert(level.end(), leaves.begin(), leaves.end());
-  return tree_root(std::move(level));
-}
-
 }  // namespace aos

@@ -50,11 +50,9 @@ class Run : public std::enable_shared_from_this<Run> {
   size_t waiting() const { return residuals_.size() / model_->sizes.width + tails_->count - tails_->next; }
   const std::optional<Trap>& trap() const { return trap_; }
 
-  // Leaf hashes in commitment order (without the header): of the positions before `positions`, or up to the trap.
+  // Leaf hashes of units, in order: of the positions before `positions`, or up to the trap.
   std::vector<Digest> leaves(size_t positions);
   std::vector<Digest> leaves_to_trap();
-  // The state root over the header's leaf entry and such leaves.
-  static Digest root(const std::vector<uint8_t>& header_entry, const std::vector<Digest>& leaves);
 
   const std::shared_ptr<Batch>& batch() const { return batch_; }
 

@@ -18,6 +18,8 @@ constexpr uint32_t kRound[64] = {
 
 constexpr uint32_t kInitial[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 
+constexpr uint8_t kNode = 1;  // RFC 9162's prefix
+
 uint32_t rotated(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
 uint32_t big_endian(const uint8_t* p) { return uint32_t{p[0]} << 24 | uint32_t{p[1]} << 16 | uint32_t{p[2]} << 8 | p[3]; }
@@ -72,23 +74,35 @@ void Sha256::update(const void* data, size_t size) {
   buffered_ = size % 64;
 }
 
-void sha256_pair(const void* a, const void* b, size_t size, Digest* out) {
+void sha256_pair(const void* prefix, size_t prefix_size, const void* a, const void* b, size_t size, Digest* out) {
   const uint8_t* data[2] = {static_cast<const uint8_t*>(a), static_cast<const uint8_t*>(b)};
 #if defined(AOS_AVX)
   static const bool fast = has_sha_instructions();  // asking the processor is slow, in a virtual machine very
   if (fast) {
     uint32_t state[2][8];
     uint8_t rest[2][128] = {};
-    const size_t whole = size / 64, left = size % 64, blocks = left < 56 ? 1 : 2;
-    for (size_t n = 0; n < 2; ++n) {
-      std::memcpy(state[n], kInitial, sizeof kInitial);
-      std::memcpy(rest[n], data[n] + 64 * whole, left);
-      rest[n][left] = 0x80;
-      for (size_t i = 0; i < 8; ++i) rest[n][64 * blocks - 8 + i] = static_cast<uint8_t>(8 * uint64_t{size} >> (56 - 8 * i));
-    }
     uint32_t* const states[2] = {state[0], state[1]};
     const uint8_t* const rests[2] = {rest[0], rest[1]};
-    compress_pair_with_sha_instructions(states, data, whole);
+    size_t held = prefix_size, left = size;  // bytes in `rest`, and in the messages
+    for (size_t n = 0; n < 2; ++n) {
+      std::memcpy(state[n], kInitial, sizeof kInitial);
+      std::memcpy(rest[n], prefix, prefix_size);
+    }
+    if (held + left >= 64) {
+      const size_t head = 64 - held;
+      for (size_t n = 0; n < 2; ++n) std::memcpy(rest[n] + held, data[n], head), data[n] += head;
+      compress_pair_with_sha_instructions(states, rests, 1);
+      left -= head;
+      const size_t whole = left / 64;
+      compress_pair_with_sha_instructions(states, data, whole);
+      for (size_t n = 0; n < 2; ++n) std::memset(rest[n], 0, 64), data[n] += 64 * whole;
+      left %= 64, held = 0;
+    }
+    for (size_t n = 0; n < 2; ++n) std::memcpy(rest[n] + held, data[n], left), rest[n][held + left] = 0x80;
+    const size_t blocks = held + left < 56 ? 1 : 2;
+    const uint64_t bits = 8 * (uint64_t{prefix_size} + size);
+    for (size_t n = 0; n < 2; ++n)
+      for (size_t i = 0; i < 8; ++i) rest[n][64 * blocks - 8 + i] = static_cast<uint8_t>(bits >> (56 - 8 * i));
     compress_pair_with_sha_instructions(states, rests, blocks);
     for (size_t n = 0; n < 2; ++n)
       for (size_t i = 0; i < 32; ++i) out[n][i] = static_cast<uint8_t>(state[n][i / 4] >> (24 - 8 * (i % 4)));
@@ -97,6 +111,7 @@ void sha256_pair(const void* a, const void* b, size_t size, Digest* out) {
 #endif
   for (size_t n = 0; n < 2; ++n) {
     Sha256 h;
+    h.update(prefix, prefix_size);
     h.update(data[n], size);
     out[n] = h.finish();
   }
@@ -120,19 +135,14 @@ Digest tree_root(Digest* level, size_t count) {
   while (count > 1) {
     size_t i = 0, out = 0;
     // Pairs of nodes: what node `out` reads lies at 2 * out and beyond, so nothing is overwritten too soon.
-    for (; i + 4 <= count; i += 4, out += 2) {
-      uint8_t node[2][65] = {{1}, {1}};
-      for (size_t n = 0; n < 2; ++n) std::memcpy(node[n] + 1, level[i + 2 * n].data(), 64);
-      sha256_pair(node[0], node[1], 65, level + out);
-    }
+    for (; i + 4 <= count; i += 4, out += 2) sha256_pair(&kNode, 1, level[i].data(), level[i + 2].data(), 64, level + out);
     for (; i < count; i += 2, ++out) {
       if (i + 1 == count) {
         level[out] = level[i];  // an odd last one moves up
         continue;
       }
       Sha256 h;
-      const uint8_t tag = 1;
-      h.update(&tag, 1);
+      h.update(&kNode, 1);
       h.update(level[i].data(), 64);
       level[out] = h.finish();
     }

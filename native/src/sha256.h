@@ -21,8 +21,8 @@ class Sha256 {
   uint64_t total_ = 0;
 };
 
-// Digests of two messages of one length, computed side by side.
-void sha256_pair(const void* a, const void* b, size_t size, Digest* out);
+// Digests of prefix ‖ a and prefix ‖ b, `size` bytes each behind a prefix below 64, computed side by side.
+void sha256_pair(const void* prefix, size_t prefix_size, const void* a, const void* b, size_t size, Digest* out);
 
 // The root over leaf hashes; there must be one at least. The second form overwrites them.
 Digest tree_root(std::vector<Digest> level);

@@ -47,24 +47,20 @@ bool finite_weights(uint32_t type, const uint8_t* data, size_t size) {
 
 RowHashes hash_rows(Pool& pool, uint32_t type, const uint8_t* data, size_t size, size_t row_bytes, size_t chunk_bytes,
                     const std::string& prefix) {
-  if (row_bytes == 0 || chunk_bytes == 0 || size == 0 || size % row_bytes != 0 || prefix.size() > 64)
+  if (row_bytes == 0 || chunk_bytes == 0 || size == 0 || size % row_bytes != 0 || prefix.size() >= 64)
     throw Error("engine.matrix", "the tensor's bytes are not whole rows");
   const size_t rows = size / row_bytes, step = kItemBytes / row_bytes + 1, chunks = (row_bytes + chunk_bytes - 1) / chunk_bytes;
   RowHashes out{std::vector<Digest>(rows), true};
   std::atomic<bool> finite{true};
   pool.run((rows + step - 1) / step, size, [&](size_t item, size_t) {
-    std::vector<std::string> message(2, prefix);
     std::vector<Digest> level(chunks + 1);  // room for the second of a last pair
     const size_t end = (item + 1) * step < rows ? (item + 1) * step : rows;
     for (size_t row = item * step; row < end; ++row) {
       const uint8_t* at = data + row * row_bytes;
       const size_t whole = row_bytes / chunk_bytes;
       size_t chunk = 0;
-      for (; chunk + 2 <= whole; chunk += 2) {
-        for (size_t i = 0; i < 2; ++i)
-          message[i].replace(prefix.size(), std::string::npos, reinterpret_cast<const char*>(at + (chunk + i) * chunk_bytes), chunk_bytes);
-        sha256_pair(message[0].data(), message[1].data(), message[0].size(), &level[chunk]);
-      }
+      for (; chunk + 2 <= whole; chunk += 2)
+        sha256_pair(prefix.data(), prefix.size(), at + chunk * chunk_bytes, at + (chunk + 1) * chunk_bytes, chunk_bytes, &level[chunk]);
       for (; chunk < chunks; ++chunk) {
         Sha256 h;
         h.update(prefix.data(), prefix.size());

@@ -97,7 +97,9 @@ def call(rng: random.Random) -> None:
             logits = np.frombuffer(rng.randbytes(4 * rng.choice((1, 3, 40))), dtype=np.float32)
             _native.choose("scalar", logits, [rng.choice((0, 2, 2**32 - 1))], 0, RULES)
         case 3:
-            _native.root(b"", rng.randbytes(rng.choice((0, 1, 31, 32, 64))))
+            _native.root(
+                b"", rng.randbytes(rng.choice((0, 1, 31, 32, 64, 160))), rng.choice((0, 1, 2, 3, 2**64 - 1))
+            )
         case _:
             sizes = GOOD | {rng.choice(SIZES): rng.choice((0, 1, 3, 31, 2**20, 2**40, 2**63, 2**64 - 1))}
             model(sizes, rng, raw)

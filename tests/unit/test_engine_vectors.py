@@ -69,6 +69,7 @@ def test_every_run_gives_the_committed_tokens_text_and_roots(name: str, tmp_path
         assert list(result.tokens) == case["tokens"], case["name"]
         assert result.text == case["text"], case["name"]
         assert result.finish_reason == case["finish_reason"], case["name"]
+        assert len(leaves.positions) == case["positions"], case["name"]
         assert [root.hex() for root in leaves.unit_roots()] == case["unit_roots"], case["name"]
         assert result.state_root is not None
         assert result.state_root.hex() == case["state_root"], case["name"]

@@ -7,11 +7,14 @@ import pytest
 
 from aos.core.merkle import (
     EMPTY_ROOT,
+    MerkleTree,
     TreeBuilder,
     consistency_path,
     inclusion_path,
     leaf_hash,
     node_hash,
+    range_path_length,
+    range_root,
     tree_root,
     verify_consistency,
     verify_inclusion,
@@ -212,3 +215,51 @@ def test_vectors(case: dict) -> None:  # type: ignore[type-arg]
         with pytest.raises(AOSError) as caught:
             run()
         assert caught.value.code == case["error"]
+
+
+def test_consecutive_leaves_of_every_small_tree_are_proven_at_once() -> None:
+    for size in range(1, 18):
+        tree = MerkleTree(leaves(size))
+        assert tree.root == tree_root(leaves(size))
+        assert tree.size == size
+        for first in range(size):
+            assert tree.range_path(first, 1) == inclusion_path(leaves(size), first)
+            for count in range(1, size - first + 1):
+                path = tree.range_path(first, count)
+                assert len(path) == range_path_length(first, count, size)
+                opened = leaves(size)[first : first + count]
+                assert range_root(opened, first, size, path) == tree.root
+                bent = [*opened[:-1], leaf_hash(b"other")]
+                assert range_root(bent, first, size, path) != tree.root
+                for at in range(len(path)):
+                    other = [*path[:at], bytes(32), *path[at + 1 :]]
+                    assert range_root(opened, first, size, other) != tree.root
+                if first + count < size:
+                    with_next = leaves(size)[first + 1 : first + count + 1]
+                    assert range_root(with_next, first, size, path) != tree.root
+
+
+def test_a_range_outside_the_tree_or_with_another_path_is_refused() -> None:
+    tree = MerkleTree(leaves(9))
+    path = tree.range_path(3, 4)
+    for opened, first, size, bent in (
+        (leaves(9)[3:7], 3, 9, path[:-1]),
+        (leaves(9)[3:7], 3, 9, [*path, bytes(32)]),
+        (leaves(9)[3:7], 6, 9, path),
+        (leaves(9)[3:7], -1, 9, path),
+        ([], 3, 9, path),
+    ):
+        with pytest.raises(VerificationError):
+            range_root(opened, first, size, bent)
+    for first, count in ((9, 1), (0, 10), (0, 0), (-1, 2)):
+        with pytest.raises(InvalidMessage):
+            tree.range_path(first, count)
+    with pytest.raises(InvalidMessage):
+        range_root([bytes(31)], 0, 1, [])
+    with pytest.raises(InvalidMessage):
+        range_root(leaves(9)[3:7], 3, 9, [*path[:-1], bytes(33)])
+    with pytest.raises(InvalidMessage):
+        MerkleTree([b"short"])
+    with pytest.raises(InvalidMessage):
+        MerkleTree([]).range_path(0, 1)
+    assert MerkleTree([]).root == EMPTY_ROOT

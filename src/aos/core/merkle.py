@@ -1,7 +1,8 @@
 """Merkle trees as in RFC 9162, section 2.1 (docs/spec/01-encoding.md, "Trees").
 
-Leaf and node hashes, roots, inclusion and consistency paths, and a builder that needs O(log n) memory. All
-functions above ``leaf_hash`` work on leaf *hashes* (32 bytes), never on entries. It does not say what an
+Leaf and node hashes, roots, inclusion and consistency paths, the inclusion of consecutive leaves at once, a
+builder that needs O(log n) memory, and a tree that keeps its nodes. Everything but ``leaf_hash`` works on leaf
+*hashes* (32 bytes), never on entries. It does not say what an
 entry is: the entry carries its own domain tag, the RFC's 0x00 and 0x01 prefixes keep leaves and nodes apart.
 """
 
@@ -57,6 +58,48 @@ class TreeBuilder:
         for peak in reversed(self._peaks[:-1]):
             node = node_hash(peak, node)
         return node
+
+
+class MerkleTree:
+    """A tree that keeps every node, so that a path costs no hashing."""
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaf_hashes: Sequence[bytes]) -> None:
+        """Raises InvalidMessage ``merkle.hash_length``."""
+        _check_hashes(leaf_hashes)
+        # Node i of level k is the root over the leaves i·2^k up to (i+1)·2^k, as far as there are any.
+        self._levels = [list(leaf_hashes)]
+        while len(self._levels[-1]) > 1:
+            self._levels.append(_above(self._levels[-1]))
+
+    @property
+    def size(self) -> int:
+        """Number of leaves."""
+        return len(self._levels[0])
+
+    @property
+    def root(self) -> bytes:
+        """The root; SHA-256 of nothing where there are no leaves."""
+        return self._levels[-1][0] if self._levels[-1] else EMPTY_ROOT
+
+    def range_path(self, first: int, count: int) -> list[bytes]:
+        """What ``range_root`` needs beside ``count`` leaf hashes from ``first`` on; of one leaf it is its
+        inclusion path.
+
+        Raises InvalidMessage ``merkle.index_out_of_range``.
+        """
+        _check_range(first, count, self.size, InvalidMessage)
+        path: list[bytes] = []
+        for level in self._levels[:-1]:
+            end = first + count
+            if first & 1:
+                path.append(level[first - 1])
+            if end & 1 and end < len(level):
+                path.append(level[end])
+            first, end = first >> 1, end + 1 >> 1
+            count = end - first
+        return path
 
 
 def tree_root(leaf_hashes: Sequence[bytes]) -> bytes:
@@ -133,6 +176,45 @@ def verify_inclusion(
     return root
 
 
+def range_path_length(first: int, count: int, tree_size: int) -> int:
+    """How many hashes ``range_root`` takes for ``count`` leaves from ``first`` on of ``tree_size``.
+
+    Raises InvalidMessage ``merkle.tree_size``; VerificationError ``merkle.index_out_of_range``.
+    """
+    _check_size(tree_size, "tree_size")
+    _check_range(first, count, tree_size, VerificationError)
+    length, size = 0, tree_size
+    while size > 1:
+        end = first + count
+        length += (first & 1) + (end & 1 and end < size)
+        first, end, size = first >> 1, end + 1 >> 1, size + 1 >> 1
+        count = end - first
+    return length
+
+
+def range_root(leaf_hashes: Sequence[bytes], first: int, tree_size: int, path: Sequence[bytes]) -> bytes:
+    """The root that ``path`` leads to from consecutive leaf hashes, the leaves ``first``, ``first`` + 1, ….
+
+    From the leaves up, each level takes a missing left neighbour, then a missing right one, from ``path``. Proves
+    nothing until the caller compares the root with one it trusts. Raises InvalidMessage ``merkle.hash_length``,
+    ``merkle.tree_size``; VerificationError ``merkle.index_out_of_range``, ``merkle.path_length``.
+    """
+    _check_hashes(leaf_hashes)
+    _check_hashes(path)
+    if len(path) != range_path_length(first, len(leaf_hashes), tree_size):
+        raise VerificationError("merkle.path_length", "the path has another length than the tree dictates")
+    level, rest, size = list(leaf_hashes), iter(path), tree_size
+    while size > 1:
+        if first & 1:
+            level.insert(0, next(rest))
+            first -= 1
+        if len(level) & 1 and first + len(level) < size:
+            level.append(next(rest))
+        level = _above(level)
+        first, size = first >> 1, size + 1 >> 1
+    return level[0]
+
+
 def consistency_path(leaf_hashes: Sequence[bytes], old_size: int) -> list[bytes]:
     """Proof that the first ``old_size`` leaves are a prefix of the tree (RFC 9162, 2.1.4.1); empty where
     equal.
@@ -207,6 +289,21 @@ def verify_consistency(
             "merkle.root_mismatch", "path does not lead to the new root", field="new_root"
         )
     return new_root
+
+
+def _above(level: Sequence[bytes]) -> list[bytes]:
+    """The level above: nodes of pairs; an odd last one moves up."""
+    nodes = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    if len(level) & 1:
+        nodes.append(level[-1])
+    return nodes
+
+
+def _check_range(
+    first: int, count: int, size: int, error: type[InvalidMessage] | type[VerificationError]
+) -> None:
+    if not (0 <= first < size and 1 <= count <= size - first):
+        raise error("merkle.index_out_of_range", "the leaves are not within the tree", field="leaf_index")
 
 
 def _split(size: int) -> int:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from aos.core.dispute.state_tree import ARITHMETIC_VERSION, StateHeader, tokens_root
 from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
 from aos.engine.params import check_params, run_params_hash
-from aos.engine.state import ARITHMETIC_VERSION, StateHeader, StateLeaves
+from aos.engine.state import StateLeaves
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer
 from aos.errors import InvalidMessage
@@ -29,8 +30,10 @@ class Computation(Protocol):
         """Positions, from the last of the prompt on, that are computed and have no token yet."""
 
     @property
-    def trapped(self) -> bool:
-        """Whether nothing can be computed or chosen beyond the waiting positions (rule 10)."""
+    def trap_position(self) -> int | None:
+        """Where the run trapped: nothing can be computed or chosen beyond the positions that wait before it
+        (rule 10).
+        """
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Compute the next positions; any grouping of them gives the same bits. Ends at a trap."""
@@ -105,7 +108,7 @@ class CanonicalEngine(ABC):
         on_token: Callable[[TokenEvent], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> tuple[StateLeaves, Generation]:
-        """``generate``, with the leaves that ``state_root`` is the root of."""
+        """``generate``, with the leaves of units that ``state_root`` commits to."""
         run = self._drive(self.run(prompt, params, salt=salt), on_token, cancelled)
         return run.leaves(), run.result()
 
@@ -234,7 +237,7 @@ class Run:
     def computed(self) -> None:
         """What was taken is computed, as far as no trap came before."""
         self._todo = self._todo[self._taken :]
-        if self._started().trapped:
+        if self._started().trap_position is not None:
             self._todo = []
         self._check_trap()
 
@@ -249,7 +252,7 @@ class Run:
 
     def _check_trap(self) -> None:
         computation = self._started()
-        if not self._todo and not computation.waiting and computation.trapped:
+        if not self._todo and not computation.waiting and computation.trap_position is not None:
             self._end("numeric_trap")
 
     def _end(self, finish: FinishReason | None) -> None:
@@ -288,7 +291,7 @@ class Run:
             self._check_trap()
         elif claim.cancelled:
             self.ended = True
-        elif self._started().trapped:
+        elif self._started().trap_position is not None:
             self._end("numeric_trap")
         else:
             self._todo = [token]
@@ -303,25 +306,33 @@ class Run:
         """The leaves of the run as it stands."""
         return self._started().leaves(self._committed())
 
-    def result(self) -> Generation:
-        """End the run where it stands (``cancelled`` where nothing else ended it)."""
+    def header(self) -> StateHeader:
+        """What the run commits to first, as it stands. Ends its text."""
         self._text.finish()
-        finish: FinishReason = self.finish or "cancelled"
-        header = StateHeader(
+        positions = self._committed()
+        if positions is None:
+            positions = (self._started().trap_position or 0) + 1
+        return StateHeader(
             model_id=self._engine.model_id,
             prompt_tokens_hash=prompt_tokens_hash(self._salt, self.prompt),
             params_hash=run_params_hash(self._salt, self.params),
             sampling_seed=self.params.seed,
             n_prompt=len(self.prompt),
             n_out=len(self.tokens),
-            finish_reason=finish,
+            finish_reason=self.finish or "cancelled",
             tokens_hash=tokens_hash(self._salt, self.tokens),
             response_hash=response_hash(self._salt, self._text.text),
+            tokens_root=tokens_root([*self.prompt, *self.tokens]),
+            n_positions=positions,
         )
+
+    def result(self) -> Generation:
+        """End the run where it stands (``cancelled`` where nothing else ended it)."""
+        header = self.header()
         return Generation(
             prompt_tokens=tuple(self.prompt),
             tokens=tuple(self.tokens),
             text=self._text.text,
-            finish_reason=finish,
+            finish_reason=header.finish_reason,
             state_root=self._started().state_root(header, self._committed()),
         )

@@ -19,14 +19,14 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from aos.core.arithmetic.floats import F32
-from aos.core.arithmetic.rope_table import rope_table, table_digest
+from aos.core.arithmetic.rope_table import rope_table, table_root
 from aos.core.codec import Bytes32, MaxLength, OptionalBytes32, UInt, UInt32, decode, encode
+from aos.core.dispute.state_tree import ARITHMETIC_VERSION
 from aos.core.encoding import canonical_json, lp, tag, tagged_hash
 from aos.core.merkle import leaf_hash, tree_root
 from aos.engine import loadable
 from aos.engine.gguf import GGUF, Tensor, Value, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
-from aos.engine.state import ARITHMETIC_VERSION
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import InvalidMessage
 
@@ -68,7 +68,7 @@ class Manifest:
     """
 
     TYPE: ClassVar[str] = "aos.model"
-    V: ClassVar[int] = 1
+    V: ClassVar[int] = 2
 
     file_sha256: Bytes32
     file_size: UInt
@@ -198,7 +198,8 @@ def cached_rope_table(
         # The manifest and the engine of one file both ask.
         table = _tables.get(key) or rope_table(hyper.rope_base, hyper.n_rot, hyper.n_ctx, factors)
         if path is not None:
-            _write_atomically(path, table_digest(*table) + np.stack(table).astype("<f4").tobytes())
+            raw = np.stack(table).astype("<f4").tobytes()
+            _write_atomically(path, sha256(raw).digest() + raw)
     if len(_tables) >= _KEPT_TABLES:
         _tables.clear()
     _tables[key] = table
@@ -214,12 +215,14 @@ def _read_table(path: Path, shape: tuple[int, int, int]) -> tuple[F32, F32] | No
         return None
     if len(raw) != 32 + 4 * shape[0] * shape[1] * shape[2]:
         return None
+    if sha256(memoryview(raw)[32:]).digest() != raw[:32]:
+        return None
     both = np.frombuffer(raw, dtype="<f4", offset=32).astype(np.float32).reshape(shape)
-    return (both[0], both[1]) if table_digest(both[0], both[1]) == raw[:32] else None
+    return both[0], both[1]
 
 
 def _graph(file: GGUF, cache_dir: Path | None, not_finite: Tensor | None) -> tuple[GraphSizes | None, bytes]:
-    """Sizes and rotary digest where the canonical arithmetic covers the file; broken weights are refused
+    """Sizes and the rotary table's root where the canonical arithmetic covers the file; broken weights are refused
     either way.
     """
     try:
@@ -237,11 +240,11 @@ def _graph(file: GGUF, cache_dir: Path | None, not_finite: Tensor | None) -> tup
     factors = next((t for t in file.tensors if t.name == ROPE_FACTORS), None)
     listed = None if factors is None else np.frombuffer(file.tensor_bytes(factors), dtype="<f4").tolist()
     try:
-        digest = table_digest(*cached_rope_table(h, listed, cache_dir))
+        root = table_root(*cached_rope_table(h, listed, cache_dir))
     except InvalidMessage:
         return None, b""
     sizes = {name: getattr(h, name) for name in GraphSizes.__slots__ if not name.endswith("_bits")}
-    return GraphSizes(**sizes, eps_bits=_bits(h.eps), rope_base_bits=_bits(h.rope_base)), digest
+    return GraphSizes(**sizes, eps_bits=_bits(h.eps), rope_base_bits=_bits(h.rope_base)), root
 
 
 def _bits(value: float) -> int:

@@ -16,12 +16,13 @@ from typing import TypedDict
 import numpy as np
 
 from aos.core.arithmetic.floats import F32, millionths
+from aos.core.dispute.state_tree import StateHeader
 from aos.engine import _native
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.gguf import GGUF, Tensor, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
 from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
-from aos.engine.state import StateHeader, StateLeaves
+from aos.engine.state import StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable
 from aos.ports import MILLION, SamplingParams
@@ -195,8 +196,8 @@ class NativeRun:
         return self._run.waiting
 
     @property
-    def trapped(self) -> bool:
-        return self._run.trap is not None
+    def trap_position(self) -> int | None:
+        return None if self._run.trap is None else self._run.trap[0]
 
     def extend(self, tokens: Sequence[int]) -> None:
         with _translated():
@@ -221,7 +222,7 @@ class NativeRun:
 
     def state_root(self, header: StateHeader, positions: int | None) -> bytes:
         with _translated():
-            return _native.root(header.entry(), self._hashes(positions))
+            return _native.root(header.entry(), self._hashes(positions), self._n_layers + 2)
 
 
 def sampling_rules(params: SamplingParams) -> _native.SamplingRules:

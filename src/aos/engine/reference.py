@@ -12,12 +12,13 @@ import numpy as np
 
 from aos.core.arithmetic.floats import F32, NumericTrap, require_ieee
 from aos.core.arithmetic.sampler import Rules, choose
+from aos.core.dispute.state_tree import StateHeader
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.forward import Context, Op, Trap, tail_logits
 from aos.engine.gguf import read_gguf
 from aos.engine.llama import Model
 from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
-from aos.engine.state import StateHeader, StateLeaves
+from aos.engine.state import StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.ports import SamplingParams
 
@@ -77,8 +78,8 @@ class _Computation:
         return len(self._waiting)
 
     @property
-    def trapped(self) -> bool:
-        return self._trap is not None
+    def trap_position(self) -> int | None:
+        return None if self._trap is None else self._trap.position
 
     def extend(self, tokens: Sequence[int]) -> None:
         skip = self._n_prompt - 1
@@ -111,4 +112,4 @@ class _Computation:
         return self._leaves
 
     def state_root(self, header: StateHeader, positions: int | None) -> bytes:
-        return self.leaves(positions).root(header)
+        return self.leaves(positions).tree(header).root

@@ -1,55 +1,21 @@
-"""``state_root``: what a run of the canonical engine commits to (docs/spec/07-inference.md, "State root").
-
-One header leaf, then one leaf per unit (embedding, layers, tail) of every position. Only leaf hashes are
-kept.
+"""What a run of the canonical engine commits to, as it comes out of the forward pass
+(docs/spec/07-inference.md, "State root"). Only the leaf hashes of units are kept; the rules are
+``aos.core.dispute.state_tree``.
 """
 
 import struct
-from dataclasses import dataclass
 
 from aos.core.arithmetic.floats import F16, F32
-from aos.core.encoding import tag
-from aos.core.hashes import u32
-from aos.core.merkle import leaf_hash, tree_root
-from aos.ports import FinishReason
-
-ARITHMETIC_VERSION = 1
-HEADER_TAG = tag("state-header")
-LEAF_TAG = tag("state-leaf")
-TRAP_TAG = tag("state-trap")
-FINISH_CODES: dict[FinishReason, int] = {"stop": 1, "length": 2, "cancelled": 3, "numeric_trap": 4}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateHeader:
-    """The first leaf. Hashes are salted: those of aos.core.hashes, and ``run_params_hash``."""
-
-    model_id: bytes
-    prompt_tokens_hash: bytes
-    params_hash: bytes
-    sampling_seed: int
-    n_prompt: int
-    n_out: int
-    finish_reason: FinishReason
-    tokens_hash: bytes
-    response_hash: bytes
-
-    def entry(self) -> bytes:
-        return b"".join(
-            (
-                HEADER_TAG,
-                u32(ARITHMETIC_VERSION),
-                self.model_id,
-                self.prompt_tokens_hash,
-                self.params_hash,
-                self.sampling_seed.to_bytes(8, "big"),
-                u32(self.n_prompt),
-                u32(self.n_out),
-                u32(FINISH_CODES[self.finish_reason]),
-                self.tokens_hash,
-                self.response_hash,
-            )
-        )
+from aos.core.dispute.state_opening import StateTree
+from aos.core.dispute.state_tree import (
+    CACHE_TILE_BYTES,
+    TILE_BYTES,
+    StateHeader,
+    part_root,
+    trap_leaf,
+    unit_leaf,
+)
+from aos.core.merkle import tree_root
 
 
 class StateLeaves:
@@ -63,22 +29,24 @@ class StateLeaves:
         """Unit 0: the residual, float32."""
         del self.positions[first:]
         for row in residual.astype("<f4"):
-            self.positions.append([_leaf(len(self.positions), 0, row.tobytes())])
+            root = part_root(row.tobytes(), TILE_BYTES)
+            self.positions.append([unit_leaf(len(self.positions), 0, [root])])
 
     def layer(self, first: int, index: int, residual: F32, keys: F16, values: F16) -> None:
-        """Unit ``index + 1``: the residual, then K after RoPE and V, binary16."""
+        """Unit ``index + 1``: the residual, K after RoPE and V, binary16."""
         rows = zip(residual.astype("<f4"), keys.astype("<f2"), values.astype("<f2"), strict=True)
         for position, (x, k, v) in enumerate(rows, start=first):
-            self.positions[position].append(
-                _leaf(position, index + 1, x.tobytes() + k.tobytes() + v.tobytes())
-            )
+            roots = [part_root(x.tobytes(), TILE_BYTES)]
+            roots += [part_root(half.tobytes(), CACHE_TILE_BYTES) for half in (k, v)]
+            self.positions[position].append(unit_leaf(position, index + 1, roots))
 
     def tail(self, position: int, logits: F32 | None, record: bytes, token: int | None) -> None:
         """Unit ``n_layers + 1``: logits, sampler record, token; nothing at a position that chooses none."""
-        payload = b""
+        roots: list[bytes] = []
         if logits is not None and token is not None:
-            payload = logits.astype("<f4").tobytes() + record + struct.pack("<I", token)
-        self.positions[position].append(_leaf(position, self.n_layers + 1, payload))
+            parts = (logits.astype("<f4").tobytes(), record, struct.pack("<I", token))
+            roots = [part_root(part, TILE_BYTES) for part in parts]
+        self.positions[position].append(unit_leaf(position, self.n_layers + 1, roots))
 
     def trap(self, position: int, unit: int, op: int) -> None:
         """Rule 10: the run ends in this unit, whose leaf says where."""
@@ -86,7 +54,7 @@ class StateLeaves:
         if position == len(self.positions):
             self.positions.append([])
         del self.positions[position][unit:]
-        self.positions[position].append(leaf_hash(TRAP_TAG + u32(position) + u32(unit) + u32(op)))
+        self.positions[position].append(trap_leaf(position, unit, op))
 
     def cut(self, positions: int) -> None:
         """Forget every position from ``positions`` on."""
@@ -101,13 +69,6 @@ class StateLeaves:
             for unit in range(self.n_layers + 2)
         ]
 
-    def root(self, header: StateHeader) -> bytes:
-        """The ``state_root``."""
-        leaves = [leaf_hash(header.entry())]
-        for position in self.positions:
-            leaves.extend(position)
-        return tree_root(leaves)
-
-
-def _leaf(position: int, unit: int, payload: bytes) -> bytes:
-    return leaf_hash(LEAF_TAG + u32(position) + u32(unit) + payload)
+    def tree(self, header: StateHeader) -> StateTree:
+        """The tree under ``state_root``, to open any of it. Raises InvalidMessage ``state.positions``."""
+        return StateTree(header, self.positions)

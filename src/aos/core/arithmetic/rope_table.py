@@ -10,12 +10,12 @@ where that of the pairs does not, the integers decide.
 
 from collections.abc import Sequence
 from fractions import Fraction
-from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
 
 from aos.core.arithmetic.floats import F32
+from aos.core.merkle import leaf_hash, tree_root
 from aos.errors import InvalidMessage
 
 F64 = npt.NDArray[np.float64]
@@ -27,7 +27,6 @@ MAX_POSITIONS = 1 << 20
 MAX_ENTRIES = 1 << 26
 """Pairs times positions: 512 MiB of cos and sin."""
 MAX_FACTOR = 1 << 20
-DIGEST_TAG = b"AOS/rope-table/v1\0"
 
 _SPAN = 1024
 _PAIR_ERROR = 2.0**-98
@@ -76,9 +75,16 @@ def rope_table(
     return cos, sin
 
 
-def table_digest(cos: F32, sin: F32) -> bytes:
-    """SHA-256 over the tag, cos, then sin: float32, little endian, positions outermost."""
-    return sha256(DIGEST_TAG + cos.astype("<f4").tobytes() + sin.astype("<f4").tobytes()).digest()
+def table_leaf(cos: F32, sin: F32) -> bytes:
+    """A position's leaf hash, from its cos and sin, [n_rot/2] each: its entry is cos, then sin, float32, little
+    endian.
+    """
+    return leaf_hash(cos.astype("<f4").tobytes() + sin.astype("<f4").tobytes())
+
+
+def table_root(cos: F32, sin: F32) -> bytes:
+    """What a manifest holds of a table: the tree root (RFC 9162) over its positions."""
+    return tree_root([table_leaf(c, s) for c, s in zip(cos, sin, strict=True)])
 
 
 def _factor(value: float) -> Fraction:
