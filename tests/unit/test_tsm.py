@@ -7,6 +7,7 @@ own has truly signed, and goes through the verifiers.
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -23,10 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attest_platforms import AT_MS, OwnChip
 
+from aos.adapters import tsm as tsm_module
 from aos.adapters.tsm import MAX_BLOB_BYTES, ConfigFs, collect
+from aos.cli.app import app
+from aos.core.attest.evidence import Evidence, read_evidence
 from aos.core.attest.guest import GuestReport, boot_report_data, certificate_table, guest_evidence
 from aos.core.attest.intel import quoted_report_data
 from aos.core.attest.snp import verify_snp
+from aos.core.encoding import b64u_decode
 from aos.errors import AOSError, ConfigError, InvalidMessage, Unavailable, VerificationError
 
 REPORTS = Path("/fake/report")
@@ -422,6 +427,38 @@ def test_a_machine_without_the_kernels_tree_is_told_so() -> None:
     with pytest.raises((ConfigError, Unavailable)) as caught:
         collect(DATA, reports=Path("/proc/none/report"))
     assert caught.value.code == "tsm.absent"
+
+
+def test_the_command_writes_an_evidence_file_bound_to_the_boot_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tsm = fake()
+    tsm.root = tsm_module.REPORTS
+    monkeypatch.setattr(tsm_module, "ConfigFs", lambda: tsm)
+    file = tmp_path / "evidence.json"
+    with pytest.raises(SystemExit) as done:
+        app(args=["tee", "report", "--boot", BOOT.hex(), "-o", str(file), "--json"], prog_name="aos")
+    assert done.value.code == 0
+    assert json.loads(capsys.readouterr().out)["result"]["report_data"] == DATA.hex()
+    evidence = read_evidence(file.read_bytes())
+    assert isinstance(evidence, Evidence)
+    judged = verify_snp(
+        b64u_decode(evidence.document),
+        certificates_pem=evidence.certificates.encode(),
+        at_ms=AT_MS,
+        report_data=DATA,
+        products=(chip().product,),
+    )
+    assert judged.require().simulated
+    for arguments in (
+        [],
+        ["--boot", "00"],
+        ["--boot", BOOT.hex(), "--report-data", DATA.hex()],
+        ["--report-data", "x"],
+    ):
+        with pytest.raises(AOSError) as caught:
+            app(args=["tee", "report", *arguments, "-o", str(file)], prog_name="aos")
+        assert (caught.value.code, caught.value.exit_code) == ("cli.usage", 2)
 
 
 def test_the_error_for_foreign_report_data_is_a_refusal() -> None:
