@@ -22,7 +22,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt scripts/setup.sh
+$(READY): pyproject.toml constraints.txt scripts/setup.sh native/CMakeLists.txt $(wildcard native/src/*)
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh
 	@pwd -P > $@
 
