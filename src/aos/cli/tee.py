@@ -287,7 +287,7 @@ def challenge(
     at_ms = time.time_ns() // 1_000_000
     # A Nitro document, whatever it says of itself: an enclave chooses no other verifier.
     result = appraise(verify_nitro(document, roots=rules.anchors(), at_ms=at_ms, nonce=nonce), rules, at_ms)
-    raise typer.Exit(conclude(result, file=where, policy=rules.name, as_json=as_json))
+    raise typer.Exit(conclude([result], file=where, policy=rules.name, as_json=as_json))
 
 
 @tee_app.command(

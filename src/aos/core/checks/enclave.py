@@ -30,7 +30,7 @@ def tee_1(case: Case) -> tuple[str, str]:
     )
     answer = verify_answer_statement(evidence)
     return (
-        f"answer statement {answer.sequence} of the enclave's boot is of this answer, signed by its key",
+        f"answer statement {answer.sequence} of the boot, signed by the enclave's key",
         short(hash_of(evidence.boot)),
     )
 
@@ -50,9 +50,9 @@ def tee_2(case: Case) -> tuple[str, str]:
     )
     check_received(evidence, claims, received_at=received_at)
     case.enclave = claims
-    label = "SIMULATED, NO HARDWARE: the" if claims.simulated else "the"
+    label = "SIMULATED, NO HARDWARE: " if claims.simulated else ""
     return (
-        f"{label} document vouches for the boot, {len(claims.chain)} certificates from a trusted root",
+        f"{label}document, {len(claims.chain)} certificates to a trusted root",
         short(claims.anchor_sha256),
     )
 
