@@ -117,7 +117,7 @@ trap 'exit 143' TERM
 # 2. AWS's own tool reads the same registers from it.
 nitro-cli describe-eif --eif-path "$eif" >"$private/described.json" ||
     fail 20 "nitro-cli cannot describe $eif" "is nitro-cli of a version that knows image files of version 4?"
-"$aos" tee pcrs "$eif" --nitro-cli "$private/described.json" >/dev/null || exit $?
+"$aos" tee pcrs "$eif" --expect "$measurements" --nitro-cli "$private/described.json" >/dev/null || exit $?
 
 # 3. Nobody has this name or CID.
 nitro-cli describe-enclaves >"$private/before.json" ||
@@ -147,7 +147,8 @@ if len(found) != 1 or found[0].get("State") != "RUNNING" or "Flags" not in found
     sys.exit(1)
 json.dump(found[0], sys.stdout)
 PROGRAM
-"$aos" tee pcrs "$eif" --nitro-cli "$private/enclave.json" >/dev/null || exit $?
+# Compared once more with what is expected: the file may have been exchanged meanwhile.
+"$aos" tee pcrs "$eif" --expect "$measurements" --nitro-cli "$private/enclave.json" >/dev/null || exit $?
 
 # 6. It answers a fresh challenge with a document of AWS's that the policy believes.
 "$aos" tee challenge --cid "$cid" --port "$port" --policy "$policy" || exit $?

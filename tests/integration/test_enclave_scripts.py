@@ -285,6 +285,12 @@ def test_whatever_goes_wrong_leaves_no_enclave_running(
     assert ended == ([["terminate-enclave", "--enclave-name", "aos-tee-worker"]] if started else [])
 
 
+def test_an_image_exchanged_after_it_was_checked_is_noticed(checkout: Checkout) -> None:
+    other = packed(checkout.place / "other", application=b"another application")
+    done = checkout.run("run_tee.sh", FAKE_NITRO="swaps", FAKE_NITRO_OTHER=str(other))
+    assert (done.returncode, "[eif.measurement]" in done.stderr, checkout.running()) == (10, True, [])
+
+
 def test_an_enclave_that_fails_the_challenge_is_ended(checkout: Checkout) -> None:
     checkout.policy.write_text(json.dumps(policy(checkout.enclave.root, simulated=False)))
     done = checkout.run("run_tee.sh")
