@@ -24,12 +24,11 @@ import numpy as np
 from tiny_models import MODELS, build_model
 
 from aos.core.dispute.state_tree import StateHeader, tokens_root
-from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
+from aos.core.hashes import prompt_tokens_hash, response_hash, run_params_hash, tokens_hash
 from aos.engine.gguf import read_gguf
 from aos.engine.llama import ROPE_FACTORS, read_hyper_parameters
 from aos.engine.manifest import cached_rope_table
 from aos.engine.native import placed, sampling_rule_values
-from aos.engine.params import run_params_hash
 from aos.ports import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -127,6 +127,10 @@ void Batch::settle(size_t unit) {
                           {k_half_.as<uint16_t>() + row * kv, 2 * kv, kCacheTile},
                           {v_half_.as<uint16_t>() + row * kv, 2 * kv, kCacheTile}},
                          unit > 0 ? size_t{3} : size_t{1}});
+    if (const auto watched = run.watched_.find(unit); watched != run.watched_.end()) {
+      const float* x = x_.as<float>() + row * sizes_.width;
+      watched->second.insert(watched->second.end(), x, x + sizes_.width);
+    }
     kept.push_back(row);
   }
   if (kept.size() == rows_.size()) return;

@@ -206,6 +206,18 @@ NB_MODULE(_native, m) {
       }), "batch"_a, "prompt"_a, "rules"_a)
       .def("adopt", &aos::Run::adopt, "pages"_a, "positions"_a, Release())
       .def("page", &aos::Run::page, "index"_a)
+      .def("watch", &aos::Run::watch, "units"_a)
+      .def("watched", [](const aos::Run& run, size_t unit) {
+        const std::vector<float>& kept = run.watched(unit);
+        return nb::bytes(reinterpret_cast<const char*>(kept.data()), 4 * kept.size());
+      }, "unit"_a)
+      .def("cache", [](const aos::Run& run, size_t layer, size_t first, size_t end) {
+        const size_t values = (end > first ? end - first : 0) * run.kv_width();
+        std::vector<uint16_t> keys(values), vals(values);
+        run.copy_cache(layer, first, end, keys.data(), vals.data());
+        const auto joined_halves = [](const std::vector<uint16_t>& v) { return nb::bytes(reinterpret_cast<const char*>(v.data()), 2 * v.size()); };
+        return nb::make_tuple(joined_halves(keys), joined_halves(vals));
+      }, "layer"_a, "first"_a, "end"_a)
       .def("reserve", &aos::Run::reserve, "positions"_a, Release())
       .def_prop_ro("length", &aos::Run::length)
       .def_prop_ro("waiting", &aos::Run::waiting)

@@ -1,5 +1,7 @@
 #include "run.h"
 
+#include <algorithm>
+
 #include "batch.h"
 #include "error.h"
 #include "leaf.h"
@@ -46,6 +48,37 @@ void Run::adopt(const std::vector<std::shared_ptr<Page>>& pages, size_t position
 std::shared_ptr<Page> Run::page(size_t index) const {
   if (index * kPage >= length_) throw Error("engine.step", "nothing of the page is computed");
   return pages_[index];
+}
+
+void Run::watch(const std::vector<size_t>& units) {
+  const Batch::Turn turn(*batch_);
+  if (length_ > 0 || !pages_.empty()) throw Error("engine.step", "the run has begun");
+  for (const size_t unit : units) {
+    if (unit > model_->sizes.n_layers) throw Error("engine.step", "the unit has no residual");
+    watched_[unit];
+  }
+}
+
+const std::vector<float>& Run::watched(size_t unit) const {
+  const auto found = watched_.find(unit);
+  if (found == watched_.end()) throw Error("engine.step", "the unit is not watched");
+  return found->second;
+}
+
+void Run::copy_cache(size_t layer, size_t first, size_t end, uint16_t* keys, uint16_t* values) const {
+  const Batch::Turn turn(*batch_);
+  const Sizes& sizes = model_->sizes;
+  if (layer >= sizes.n_layers || first > end || end > length_) throw Error("engine.step", "the positions are not computed");
+  const size_t hd = sizes.head_width;
+  for (size_t position = first; position < end; ++position) {
+    const Page& page = *pages_[position / kPage];
+    const size_t inside = position % kPage;
+    for (size_t head = 0; head < sizes.n_kv_heads; ++head) {
+      const uint16_t* k = batch_->keys(page, layer, head) + inside / kRows * hd * kRows + inside % kRows;
+      for (size_t i = 0; i < hd; ++i) *keys++ = k[i * kRows];
+      values = std::copy_n(batch_->values(page, layer, head) + inside * sizes.padded_head(), hd, values);
+    }
+  }
 }
 
 void Run::append_leaves(std::vector<Digest>& out, size_t position, size_t units) const {

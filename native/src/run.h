@@ -2,6 +2,7 @@
 // "State root"). A Batch (batch.h) computes it, alone or together with others.
 #pragma once
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -45,6 +46,15 @@ class Run : public std::enable_shared_from_this<Run> {
   // Takes the pages of that many positions now, so that computing them needs none.
   void reserve(size_t positions);
 
+  // Keeps the residuals that these units leave, from now on. Only before anything is computed.
+  void watch(const std::vector<size_t>& units);
+  // The residuals of a watched unit, of every position that has it: [positions][width].
+  const std::vector<float>& watched(size_t unit) const;
+  // K and V of a layer at positions `first` to `end` - 1, as binary16: [positions][kv_width] each.
+  void copy_cache(size_t layer, size_t first, size_t end, uint16_t* keys, uint16_t* values) const;
+
+  size_t kv_width() const { return model_->sizes.kv_width(); }
+
   size_t length() const { return length_; }
   // Positions from the prompt's last on that are computed and have no token.
   size_t waiting() const { return residuals_.size() / model_->sizes.width + tails_->count - tails_->next; }
@@ -80,6 +90,7 @@ class Run : public std::enable_shared_from_this<Run> {
   std::vector<uint8_t> record_;
   std::vector<std::shared_ptr<Page>> pages_;
   std::vector<float> residuals_;  // of positions whose tail is not computed yet
+  std::map<size_t, std::vector<float>> watched_;
   const std::shared_ptr<Tails> tails_ = std::make_shared<Tails>();
 };
 

@@ -234,7 +234,7 @@ def test_a_requester_believes_the_enclave_before_it_sends_a_prompt(network: Runn
     [
         ("/v1/attestation/report?model=none.gguf&nonce=" + "0" * 64, 404, "model.unknown"),
         ("/v1/attestation/report?model=aos-demo.Q8_0.gguf&nonce=AB", 400, "field.range"),
-        ("/v1/attestation/report?model=aos-demo.Q8_0.gguf", 400, "field.missing"),
+        ("/v1/attestation/report?model=aos-demo.Q8_0.gguf", 400, "field.range"),
         ("/v1/signature/" + "0" * 64, 404, "job.unknown"),
         ("/v1/signature/x", 404, "job.unknown"),
         ("/v1/aos/attestations/" + "A" * 43, 404, "attestation.unknown"),

@@ -111,7 +111,7 @@ GROUPS = ["", "attest", "job", "keys", "model", "operator", "dispatcher", "regis
 
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
-    named += "|attest verify|tee pcrs|tee measure|tee challenge|tee report"
+    named += "|attest verify|tee pcrs|tee measure|tee challenge|tee report|referee"
     named += (
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )
@@ -161,7 +161,7 @@ def test_every_option_is_explained() -> None:
     dumb = [
         f"{name} {param.name}"
         for name, command in LEAVES.items()
-        if name != "verify"  # its help is argparse's
+        if name not in ("verify", "referee")  # their help is argparse's
         for param in command.params
         if not param.help
     ]
@@ -184,9 +184,10 @@ def test_every_command_that_outputs_data_has_json() -> None:
     assert without == RUNS_UNTIL_STOPPED
 
 
-def test_the_command_that_completion_knows_as_verify_has_the_options_of_the_real_one(aos: Aos) -> None:
-    known = {option for param in LEAVES["verify"].params for option in param.opts if option.startswith("--")}
-    shown = set(re.findall(r"--[a-z]+", aos("verify", "-h").out))
+@pytest.mark.parametrize("name", ["verify", "referee"])
+def test_what_completion_knows_of_a_command_without_typer_are_its_options(name: str, aos: Aos) -> None:
+    known = {option for param in LEAVES[name].params for option in param.opts if option.startswith("--")}
+    shown = set(re.findall(r"--[a-z]+", aos(name, "-h").out))
     assert known == shown - {"--help"}
 
 
@@ -242,6 +243,10 @@ WRONG = [
     Wrong("verify text --policy ../../policies/dev", 30, "trust.policy"),
     Wrong("verify text --replay", 2, "cli.usage"),
     Wrong("verify text --wrong", 2, "cli.usage"),
+    Wrong("referee", 2, "cli.usage"),
+    Wrong("referee absent.json", 12, "file.unreadable"),
+    Wrong("referee .", 12, "file.unreadable"),
+    Wrong("referee text --wrong", 2, "cli.usage"),
     Wrong("replay absent.aos --model truncated.gguf", 12, "file.unreadable"),
     Wrong("replay . --model truncated.gguf", 12, "file.unreadable"),
     Wrong("attest verify absent.cbor --policy policy.json", 12, "file.unreadable"),

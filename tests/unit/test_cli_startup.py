@@ -122,7 +122,7 @@ def test_a_whole_verification_loads_nothing_of_it_and_opens_no_socket(
     assert seen["sockets"] == []
 
 
-@pytest.mark.parametrize("arguments", [["verify", "--help"]])
+@pytest.mark.parametrize("arguments", [["verify", "--help"], ["referee", "--help"]])
 def test_the_command_starts_in_under_half_a_second(arguments: list[str]) -> None:
     """The best of five: the budget is the program's, and the machine may be busy with other tests."""
     best = float("inf")

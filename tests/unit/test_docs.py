@@ -20,7 +20,7 @@ import typer.main
 from simulated_run import Network
 
 from aos.adapters import frames
-from aos.cli import verify
+from aos.cli import referee, verify
 from aos.cli.app import app
 from aos.core import tee
 from aos.core.answer import MAX_FULL_DRAW, write_answer
@@ -118,8 +118,10 @@ def problem_with(command: str) -> str:
         if words[2] == "aos.workers.opml_main":
             return unknown_options(words[3:], help_of(opml_main.main))
         return f"no such program: {words[2]}"
-    if words[1] == "verify":
-        return unknown_options(words, verify._parser().format_help())
+    if words[1] in ("verify", "referee"):
+        return unknown_options(
+            words, {"verify": verify, "referee": referee}[words[1]]._parser().format_help()
+        )
     return problem_in_tree(words[1:])
 
 

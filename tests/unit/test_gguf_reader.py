@@ -14,11 +14,12 @@ from engine_models import maker, model_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aos.core.manifest import CHUNK_TAG
 from aos.core.merkle import leaf_hash, tree_root
 from aos.engine import read_manifest
 from aos.engine.gguf import parse_gguf, read_gguf
 from aos.engine.llama import Model
-from aos.engine.manifest import CHUNK_TAG, row_hashes, weights_root
+from aos.engine.manifest import row_hashes, weights_root
 from aos.engine.reference import ReferenceEngine
 from aos.errors import InvalidMessage, Unavailable
 from aos.ports import SamplingParams
@@ -264,9 +265,7 @@ def test_weights_root_is_the_tree_over_tensors_rows_and_chunks() -> None:
     rows = []
     for at in range(0, len(raw), 9 * 34):
         row = raw[at : at + 9 * 34]
-        rows.append(
-            tree_root([leaf_hash(CHUNK_TAG[1:] + row[: 8 * 34]), leaf_hash(CHUNK_TAG[1:] + row[8 * 34 :])])
-        )
+        rows.append(tree_root([leaf_hash(CHUNK_TAG + row[: 8 * 34]), leaf_hash(CHUNK_TAG + row[8 * 34 :])]))
     assert row_hashes(file, tensor, threads=3) == (rows, True)
     changed = bytearray(model_bytes("tiny-q8_0"))
     changed[tensor.offset + 5] ^= 1

@@ -1,6 +1,6 @@
 """The import rule of docs/architecture.md, read from the source, not from what happens to be loaded.
 
-core: the standard library and named primitives; NumPy in core/arithmetic alone. engine and adapters: core,
+core: the standard library and named primitives; NumPy in core/arithmetic and core/dispute/fine alone. engine and adapters: core,
 ports, errors, never an app. Apps never each other; the CLI imports an app only inside the command that
 starts it.
 """
@@ -18,6 +18,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "aos"
 
 APPS = frozenset({"dispatcher", "operator", "workers", "local", "explorer", "cli"})
+NUMPY_PACKAGES = ("aos.core.arithmetic", "aos.core.dispute.fine")
 CORE_PACKAGES = frozenset({"coincurve", "nacl", "cryptography", "rfc8785", "cbor2", "dcap_qvl", "Crypto"})
 # Of the standard library: what reaches the world, or takes from it what must be an argument.
 NOT_IN_CORE = frozenset(
@@ -118,9 +119,13 @@ def _outside_core(module: str, top: str, item: Import) -> str | None:
     if top in sys.stdlib_module_names or top in CORE_PACKAGES:
         return None
     if top == "numpy":
-        if module == "aos.core.arithmetic" and not item.inside_function:
+        if module in NUMPY_PACKAGES and not item.inside_function:
             return "NumPy must not load with the package itself"
-        return None if module.startswith("aos.core.arithmetic") else "NumPy is for core/arithmetic alone"
+        return (
+            None
+            if module.startswith(NUMPY_PACKAGES)
+            else "NumPy is for core/arithmetic and core/dispute/fine"
+        )
     return "not a primitive that core may use"
 
 
@@ -140,15 +145,15 @@ def test_every_module_keeps_the_import_rule() -> None:
     assert found == []
 
 
-def test_numpy_enters_core_through_arithmetic_alone() -> None:
-    """Nothing else of core may import core/arithmetic while it loads: NumPy would come in by a side door."""
+def test_numpy_enters_core_through_its_packages_alone() -> None:
+    """Nothing else of core may import them while it loads: NumPy would come in by a side door."""
     found = []
     for path in sorted((SOURCE / "core").rglob("*.py")):
         module, is_package = module_of(path)
-        if module.startswith("aos.core.arithmetic."):
+        if module.startswith(tuple(f"{package}." for package in NUMPY_PACKAGES)):
             continue
         for item in imports_of(ast.parse(path.read_text()), module, is_package=is_package):
-            if item.module.startswith("aos.core.arithmetic.") and not item.inside_function:
+            if item.module.startswith(NUMPY_PACKAGES) and not item.inside_function:
                 found.append(f"{module}:{item.line}: {item.module}")
     assert found == []
 
@@ -170,6 +175,8 @@ def test_numpy_enters_core_through_arithmetic_alone() -> None:
         ("aos.core.vrf", "def f():\n    from aos.dispatcher import routes"),
         ("aos.core.vrf", "try:\n    import fastapi\nexcept ImportError:\n    pass"),
         ("aos.core.arithmetic", "import numpy"),
+        ("aos.core.dispute.fine", "import numpy"),
+        ("aos.core.dispute.game", "import numpy"),
         ("aos.core.arithmetic.ops", "import torch"),
         ("aos.adapters.redis", "from aos.dispatcher.store import X"),
         ("aos.adapters.redis", "def f():\n    import aos.cli.main"),
@@ -195,6 +202,7 @@ def test_a_breach_of_the_rule_is_found(module: str, source: str) -> None:
         ("aos.core.vrf", "from . import encoding\nfrom .merkle import leaf"),
         ("aos.core.vrf", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy"),
         ("aos.core.arithmetic.ops", "import numpy as np"),
+        ("aos.core.dispute.fine.tile", "import numpy as np"),
         ("aos.core.arithmetic", "def f():\n    import numpy"),
         ("aos.adapters.redis", "import redis\nfrom aos.ports import Queue\nfrom aos.core import codec"),
         (

@@ -69,6 +69,20 @@ def verify(
     raise AssertionError(f"not reached: {file} {trust} {policy} {as_json} {re_execute} {model} {explain}")
 
 
+@app.command(
+    cls=Command,
+    short_help="Judge a dispute's transcript offline.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def referee(
+    file: Annotated[Path, typer.Argument(help="Transcript of a dispute.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """For completion and the list of commands: ``aos.cli.main`` runs ``aos.cli.referee`` itself, without typer."""
+    raise AssertionError(f"not reached: {file} {as_json}")
+
+
 app.command(cls=Command, short_help="Ask the network and check the answer.", epilog=ASK_EXAMPLES)(ask)
 app.command(cls=Command, short_help="Recheck a job's draws offline.", epilog=DRAW_EXAMPLES)(draw)
 app.command(cls=Command, short_help="Run an answer again here and compare.", epilog=REPLAY_EXAMPLES)(replay)

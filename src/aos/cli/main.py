@@ -1,4 +1,5 @@
-"""``aos``: one program, one module a topic. Commands are imported when they are called, so that ``aos verify`` stays light."""
+"""``aos``: one program, one module a topic. Commands are imported when they are called, so that ``aos verify`` and
+``aos referee`` stay light."""
 
 import errno
 import sys
@@ -57,6 +58,10 @@ def _run(arguments: list[str]) -> int:
         from aos.cli.verify import verify_command
 
         return verify_command(arguments[1:])
+    if arguments[:1] == ["referee"]:
+        from aos.cli.referee import referee_command
+
+        return referee_command(arguments[1:])
     from aos.cli.app import app
 
     app(args=arguments, prog_name="aos")

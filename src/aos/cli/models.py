@@ -12,7 +12,7 @@ from aos.cli.settings import state_dir
 from aos.core.codec import encode
 
 if TYPE_CHECKING:
-    from aos.engine.manifest import Manifest
+    from aos.core.manifest import Manifest
 
 model_app = typer.Typer(
     help="Register, download and list models.",

@@ -156,13 +156,13 @@ def _usage(message: str) -> AOSError:
     return voice.usage(message, hint="aos verify FILE; `aos verify -h` has examples")
 
 
-def read_file(name: str) -> bytes:
-    """An answer file's bytes, ``-`` for standard input; no more of them than a reader refuses. Raises OSError."""
+def read_file(name: str, *, limit: int = MAX_ANSWER_BYTES) -> bytes:
+    """A file's bytes, ``-`` for standard input; no more of them than a reader of ``limit`` refuses. Raises OSError."""
     # One byte more than allowed is enough for the reader to refuse it.
     if name == "-":
-        return sys.stdin.buffer.read(MAX_ANSWER_BYTES + 1)
+        return sys.stdin.buffer.read(limit + 1)
     with open(name, "rb") as file:
-        return file.read(MAX_ANSWER_BYTES + 1)
+        return file.read(limit + 1)
 
 
 def find_trust(named: str | None) -> Trust | None:

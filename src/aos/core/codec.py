@@ -40,8 +40,7 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class MaxLength:
-    """A string of at most ``limit`` characters, bytes (base64url without padding) of 1 to ``limit``, or a list of at
-    most ``limit`` items."""
+    """A string of at most ``limit`` characters, a list of at most ``limit`` items, or at most ``limit`` bytes."""
 
     limit: int
 
@@ -215,9 +214,9 @@ def _list_reader(item: Reader, limit: int) -> Reader:
 def _annotated_reader(base: Any, marks: list[Any]) -> Reader:
     (mark,) = marks
     if base is bytes and isinstance(mark, Length):
-        return _bytes_reader(mark)
+        return _bytes_reader(lambda size: size in mark.allowed, " or ".join(map(str, mark.allowed)))
     if base is bytes and isinstance(mark, MaxLength):
-        return _bounded_bytes_reader(mark)
+        return _bytes_reader(lambda size: size <= mark.limit, f"at most {mark.limit}")
     if base is str and isinstance(mark, Pattern):
         return _pattern_reader(mark)
     if base is str and isinstance(mark, DecimalText):
@@ -233,7 +232,7 @@ def _annotated_reader(base: Any, marks: list[Any]) -> Reader:
     raise TypeError(f"unsupported annotation {mark} on {base}")
 
 
-def _bytes_reader(mark: Length) -> Reader:
+def _bytes_reader(fits: Callable[[int], bool], allowed: str) -> Reader:
     def read(value: object, where: str) -> Any:
         if type(value) is not str:
             raise _refuse("field.type", where, "must be a base64url string")
@@ -241,25 +240,9 @@ def _bytes_reader(mark: Length) -> Reader:
             data = b64u_decode(value)
         except InvalidMessage as error:
             raise _refuse("field.type", where, error.message) from None
-        if len(data) not in mark.allowed:
-            raise _refuse("field.range", where, f"must hold {' or '.join(map(str, mark.allowed))} bytes")
+        if not fits(len(data)):
+            raise _refuse("field.range", where, f"must hold {allowed} bytes")
         return data
-
-    return read
-
-
-def _bounded_bytes_reader(mark: MaxLength) -> Reader:
-    longest = (4 * mark.limit + 2) // 3
-
-    def read(value: object, where: str) -> Any:
-        if type(value) is not str:
-            raise _refuse("field.type", where, "must be a base64url string")
-        if not 1 <= len(value) <= longest:
-            raise _refuse("field.range", where, f"must hold 1 to {mark.limit} bytes")
-        try:
-            return b64u_decode(value)
-        except InvalidMessage as error:
-            raise _refuse("field.type", where, error.message) from None
 
     return read
 

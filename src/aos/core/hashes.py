@@ -9,6 +9,7 @@ hash, ``merkle`` a tree's. Nothing is checked here beyond lengths: a wrong one r
 import struct
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Protocol
 
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json, lp, tag, tagged_hash
@@ -51,6 +52,39 @@ def job_ref(job_id: str) -> bytes:
 def params_hash(nonce: bytes, params: Params) -> bytes:
     """The salted hash of the request's ``job.params``."""
     return tagged_hash("params", _exactly(nonce, 32, "nonce"), canonical_json(encode(params)))
+
+
+class RunParams(Protocol):
+    """The sampling parameters that ``run_params_hash`` covers; decimals in millionths."""
+
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def min_p(self) -> int: ...
+    @property
+    def repeat_penalty(self) -> int: ...
+    @property
+    def stop(self) -> Sequence[str]: ...
+    @property
+    def temperature(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> int: ...
+
+
+def run_params_hash(nonce: bytes, params: RunParams) -> bytes:
+    """The salted hash of every parameter of a run but the seed, which the state header holds in clear."""
+    members = {
+        "max_tokens": params.max_tokens,
+        "min_p": params.min_p,
+        "repeat_penalty": params.repeat_penalty,
+        "stop": list(params.stop),
+        "temperature": params.temperature,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+    }
+    return tagged_hash("run-params", nonce, canonical_json(members))
 
 
 def prompt_tokens_hash(nonce: bytes, tokens: Sequence[int]) -> bytes:

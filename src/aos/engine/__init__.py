@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from aos.ports import Engine
 
 if TYPE_CHECKING:
-    from aos.engine.manifest import Manifest
+    from aos.core.manifest import Manifest
 
 EngineKind = Literal["native", "reference", "llama.cpp"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aos.core.dispute.state_tree import ARITHMETIC_VERSION, StateHeader, tokens_root
-from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
-from aos.engine.params import check_params, run_params_hash
+from aos.core.hashes import prompt_tokens_hash, response_hash, run_params_hash, tokens_hash
+from aos.engine.params import check_params
 from aos.engine.state import StateLeaves
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ class Run:
             raise InvalidMessage("engine.salt", "the salt is not 32 bytes", field="salt")
         self._engine = engine
         self.params = check_params(params)
-        self._salt = salt
+        self.salt = salt
         self.prompt = list(engine.tokenizer.encode(prompt))
         if not self.prompt:
             raise InvalidMessage(
@@ -314,14 +314,14 @@ class Run:
             positions = (self._started().trap_position or 0) + 1
         return StateHeader(
             model_id=self._engine.model_id,
-            prompt_tokens_hash=prompt_tokens_hash(self._salt, self.prompt),
-            params_hash=run_params_hash(self._salt, self.params),
+            prompt_tokens_hash=prompt_tokens_hash(self.salt, self.prompt),
+            params_hash=run_params_hash(self.salt, self.params),
             sampling_seed=self.params.seed,
             n_prompt=len(self.prompt),
             n_out=len(self.tokens),
             finish_reason=self.finish or "cancelled",
-            tokens_hash=tokens_hash(self._salt, self.tokens),
-            response_hash=response_hash(self._salt, self._text.text),
+            tokens_hash=tokens_hash(self.salt, self.tokens),
+            response_hash=response_hash(self.salt, self._text.text),
             tokens_root=tokens_root([*self.prompt, *self.tokens]),
             n_positions=positions,
         )

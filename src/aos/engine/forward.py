@@ -151,6 +151,12 @@ class Context:
         sink.layer(first, index, x, k_half.reshape(rows, -1), v_half.reshape(rows, -1))
         return x
 
+    def cache(self, layer: int, first: int, end: int) -> tuple[F16, F16]:
+        """K and V of a layer at positions ``first`` .. ``end`` - 1: [positions, kv_width] each."""
+        keys = self._keys[layer][:, :, first:end].transpose(2, 1, 0).reshape(end - first, -1)
+        values = self._values[layer][first:end].reshape(end - first, -1)
+        return keys.astype(np.float16), values.astype(np.float16)
+
     def _reserve(self, length: int) -> None:
         if length <= self._capacity:
             return

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from aos.core.manifest import TENSOR_TYPES, TensorType
 from aos.errors import InvalidMessage, Unavailable
 
 MAGIC = b"GGUF"
@@ -45,38 +46,6 @@ _SCALARS: Mapping[int, struct.Struct] = {
 _SIGNED_BYTE, _BOOL, _STRING, _ARRAY = 1, 7, 8, 9
 _SIGNED = tuple(byte - 256 if byte > 127 else byte for byte in range(256))
 """One object per value: an array of as many integers as bytes would else take 40 times the file's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorType:
-    """How a tensor's weights are stored: ``block_bytes`` bytes hold ``block_weights`` consecutive weights
-    of a row.
-    """
-
-    name: str
-    code: int
-    block_weights: int
-    block_bytes: int
-
-
-TENSOR_TYPES: Mapping[int, TensorType] = {
-    code: TensorType(name=name, code=code, block_weights=weights, block_bytes=size)
-    for code, name, weights, size in (
-        (0, "F32", 1, 4),
-        (1, "F16", 1, 2),
-        (2, "Q4_0", 32, 18),
-        (3, "Q4_1", 32, 20),
-        (6, "Q5_0", 32, 22),
-        (7, "Q5_1", 32, 24),
-        (8, "Q8_0", 32, 34),
-        (10, "Q2_K", 256, 84),
-        (11, "Q3_K", 256, 110),
-        (12, "Q4_K", 256, 144),
-        (13, "Q5_K", 256, 176),
-        (14, "Q6_K", 256, 210),
-        (30, "BF16", 1, 2),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ might change the result. Weights that are not finite are refused before any infe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from aos.core.arithmetic.floats import F32
 from aos.core.arithmetic.formats import BLOCK, BLOCK_FORMATS, U8, dequantise, widen_bf16
 from aos.core.arithmetic.matmul import BlockMatrix, DenseMatrix
+from aos.core.manifest import GRAPH_KINDS, GraphKind
 from aos.engine.gguf import GGUF, Tensor, Value
 from aos.errors import InvalidMessage
 
@@ -36,19 +37,9 @@ _CHECKED_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """How a graph differs from the others of its family.
+class Architecture(GraphKind):
+    """A kind of graph, and ``neutral_keys``: values of further keys that say what holds anyway."""
 
-    ``rope_halves``: rotated pairs are (i, i + n_rot/2), not (2i, 2i + 1). ``biases``: of q, k and v.
-    ``head_norms``: RMSNorm of every head of q and k before RoPE. ``rope_factors``: the file may have
-    ``rope_freqs.weight`` (Llama 3.1). ``neutral_keys``: values that say what holds anyway.
-    """
-
-    name: str
-    rope_halves: bool
-    biases: bool
-    head_norms: bool
-    rope_factors: bool
     neutral_keys: Mapping[str, tuple[Value, ...]]
 
 
@@ -76,34 +67,12 @@ _NEUTRAL: Mapping[str, tuple[Value, ...]] = {
     "rope.scaling.factor": (1.0,),
     "rope.scale_linear": (1.0,),
 }
+_MORE_NEUTRAL: Mapping[str, Mapping[str, tuple[Value, ...]]] = {
+    "llama": {"tensor_data_layout": (b"Meta AI original pth",)}
+}
 ARCHITECTURES: Mapping[str, Architecture] = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture(
-            name="llama",
-            rope_halves=False,
-            biases=False,
-            head_norms=False,
-            rope_factors=True,
-            neutral_keys={**_NEUTRAL, "tensor_data_layout": (b"Meta AI original pth",)},
-        ),
-        Architecture(
-            name="qwen2",
-            rope_halves=True,
-            biases=True,
-            head_norms=False,
-            rope_factors=False,
-            neutral_keys=_NEUTRAL,
-        ),
-        Architecture(
-            name="qwen3",
-            rope_halves=True,
-            biases=False,
-            head_norms=True,
-            rope_factors=False,
-            neutral_keys=_NEUTRAL,
-        ),
-    )
+    name: Architecture(**asdict(kind), neutral_keys={**_NEUTRAL, **_MORE_NEUTRAL.get(name, {})})
+    for name, kind in GRAPH_KINDS.items()
 }
 """By the file's ``general.architecture``."""
 

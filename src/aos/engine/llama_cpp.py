@@ -18,8 +18,9 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from aos.core.arithmetic.sampler import philox4x32_10
+from aos.core.manifest import Manifest
 from aos.engine.gguf import GGUF, read_gguf
-from aos.engine.manifest import Manifest, Progress, manifest_of
+from aos.engine.manifest import Progress, manifest_of
 from aos.engine.params import check_params
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer, read_vocabulary

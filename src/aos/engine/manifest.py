@@ -11,19 +11,18 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, ClassVar
 
 import numpy as np
 
 from aos.core.arithmetic.floats import F32
 from aos.core.arithmetic.rope_table import rope_table, table_root
-from aos.core.codec import Bytes32, MaxLength, OptionalBytes32, UInt, UInt32, decode, encode
+from aos.core.codec import decode
 from aos.core.dispute.state_tree import ARITHMETIC_VERSION
-from aos.core.encoding import canonical_json, lp, tag, tagged_hash
-from aos.core.merkle import leaf_hash, tree_root
+from aos.core.encoding import lp, tag, tagged_hash
+from aos.core.manifest import CHUNK_TAG, CHUNK_WEIGHTS, GraphSizes, Manifest, tensor_leaf
+from aos.core.merkle import tree_root
 from aos.engine import loadable
 from aos.engine.gguf import GGUF, Tensor, Value, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
@@ -33,61 +32,9 @@ from aos.errors import InvalidMessage
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, both counted over the digest and the weights tree."""
 
-CHUNK_WEIGHTS = 256
-CHUNK_TAG = b"\0" + tag("weights-chunk")
-TENSOR_TAG = tag("weights-tensor")
 _PIECE = 1 << 20
 _KEPT_TABLES = 4
 _tables: dict[bytes, tuple[F32, F32]] = {}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphSizes:
-    """Hyper-parameters of a graph; ``*_bits`` are binary32 bit patterns."""
-
-    n_ctx: UInt32
-    n_layers: UInt32
-    n_vocab: UInt32
-    width: UInt32
-    ff_width: UInt32
-    n_heads: UInt32
-    n_kv_heads: UInt32
-    head_width: UInt32
-    n_rot: UInt32
-    eps_bits: UInt32
-    rope_base_bits: UInt32
-    tied: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What ``model_id`` stands for.
-
-    ``arithmetic`` is 0, and ``graph``, ``rope_table`` empty, where the canonical arithmetic does not cover
-    the file.
-    """
-
-    TYPE: ClassVar[str] = "aos.model"
-    V: ClassVar[int] = 2
-
-    file_sha256: Bytes32
-    file_size: UInt
-    weights_root: Bytes32
-    architecture: Annotated[str, MaxLength(64)]
-    graph: GraphSizes | None
-    tokenizer: Bytes32
-    chat_template: OptionalBytes32
-    rope_table: OptionalBytes32
-    arithmetic: UInt32
-
-    @property
-    def model_id(self) -> bytes:
-        """SHA-256("AOS/model/v1\\0" ‖ canonical JSON of the manifest)."""
-        return tagged_hash("model", self.json())
-
-    def json(self) -> bytes:
-        """The canonical JSON."""
-        return canonical_json(encode(self))
 
 
 def read_manifest(
@@ -145,7 +92,15 @@ def manifest_of(
 def weights_root(
     file: GGUF, advance: Callable[[int], None] | None = None, threads: int = 1
 ) -> tuple[bytes, Tensor | None]:
-    """The root over tensors in file order, each over its rows, each over its chunks of 256 weights; and the
+    """The root over ``tensor_leaves``; and the first tensor with a weight or scale that is NaN or infinite."""
+    leaves, not_finite = tensor_leaves(file, advance, threads)
+    return tree_root(leaves), not_finite
+
+
+def tensor_leaves(
+    file: GGUF, advance: Callable[[int], None] | None = None, threads: int = 1
+) -> tuple[list[bytes], Tensor | None]:
+    """The leaf hash of every tensor in file order, each over its rows, each over its chunks of 256 weights; and the
     first tensor with a weight or scale that is NaN or infinite.
     """
     leaves = []
@@ -154,17 +109,10 @@ def weights_root(
         hashes, finite = row_hashes(file, tensor, threads)
         if not finite and not_finite is None:
             not_finite = tensor
-        shape = b"".join(length.to_bytes(8, "big") for length in tensor.shape)
-        entry = (
-            TENSOR_TAG
-            + lp(tensor.name.encode())
-            + struct.pack(">II", tensor.type.code, len(tensor.shape))
-            + shape
-        )
-        leaves.append(leaf_hash(entry + tree_root(hashes)))
+        leaves.append(tensor_leaf(tensor.name, tensor.type.code, tensor.shape, tree_root(hashes)))
         if advance is not None:
             advance(tensor.size)
-    return tree_root(leaves), not_finite
+    return leaves, not_finite
 
 
 def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes], bool]:
@@ -178,8 +126,8 @@ def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes
         type=tensor.type.code,
         data=np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8),
         row_bytes=tensor.row_bytes,
-        chunk_bytes=CHUNK_WEIGHTS // tensor.type.block_weights * tensor.type.block_bytes,
-        prefix=CHUNK_TAG,
+        chunk_bytes=tensor.type.bytes_of(CHUNK_WEIGHTS),
+        prefix=b"\0" + CHUNK_TAG,
         threads=threads,
     )
     return [joined[at : at + 32] for at in range(0, len(joined), 32)], finite

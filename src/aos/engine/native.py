@@ -15,13 +15,14 @@ from typing import TypedDict
 
 import numpy as np
 
-from aos.core.arithmetic.floats import F32, millionths
+from aos.core.arithmetic.floats import F16, F32, millionths
 from aos.core.dispute.state_tree import StateHeader
+from aos.core.manifest import Manifest
 from aos.engine import _native
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.gguf import GGUF, Tensor, read_gguf
 from aos.engine.llama import ROPE_FACTORS, HyperParameters, check_tensors, read_hyper_parameters
-from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
+from aos.engine.manifest import Progress, cached_rope_table, manifest_of
 from aos.engine.state import StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable
@@ -99,6 +100,18 @@ class NativeEngine(CanonicalEngine):
 
     def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "NativeRun":
         return self.batch().begin(prompt, params)
+
+    def capture(self, tokens: Sequence[int], units: Sequence[int]) -> "NativeCapture":
+        """See ``aos.engine.trace.CapturingEngine``."""
+        # A prompt leaves room for a token, and what is computed of it keeps no residual for its tail.
+        run = self.batch().begin(tokens[: self.n_ctx - 1], SamplingParams())
+        with _translated():
+            run.native.watch(units)
+            for at in range(0, len(tokens), self.step):
+                run.extend(tokens[at : at + self.step])
+                if run.trap_position is not None:
+                    break
+        return NativeCapture(run.native, self.hyper.width, self.hyper.kv_width)
 
     def batch(self) -> "NativeBatch":
         """A batch with no runs. Any number of them may be open; their steps take turns at the threads."""
@@ -223,6 +236,26 @@ class NativeRun:
     def state_root(self, header: StateHeader, positions: int | None) -> bytes:
         with _translated():
             return _native.root(header.entry(), self._hashes(positions), self._n_layers + 2)
+
+
+class NativeCapture:
+    """``aos.engine.trace.Capture`` over the pages of a native run."""
+
+    def __init__(self, run: _native.Run, width: int, kv_width: int) -> None:
+        self._run, self._width, self._kv_width = run, width, kv_width
+
+    def residuals(self, unit: int) -> F32:
+        """See ``Capture``."""
+        with _translated():
+            raw = self._run.watched(unit)
+        return np.frombuffer(raw, dtype="<f4").reshape(-1, self._width)
+
+    def cache(self, layer: int, first: int, end: int) -> tuple[F16, F16]:
+        """See ``Capture``."""
+        with _translated():
+            halves = self._run.cache(layer, first, end)
+        keys, values = (np.frombuffer(raw, dtype="<f2").reshape(-1, self._kv_width) for raw in halves)
+        return keys, values
 
 
 def sampling_rules(params: SamplingParams) -> _native.SamplingRules:

@@ -1,6 +1,5 @@
-"""The ranges of sampling parameters and their hash (docs/spec/07-inference.md, "Limits and parameters")."""
+"""The ranges of sampling parameters (docs/spec/07-inference.md, "Limits and parameters")."""
 
-from aos.core.encoding import canonical_json, tagged_hash
 from aos.errors import InvalidMessage
 from aos.ports import MILLION, SamplingParams
 
@@ -44,9 +43,3 @@ def check_params(params: SamplingParams) -> SamplingParams:
                 "engine.params", f"a stop string is not 1 to {MAX_STOP_BYTES} bytes of UTF-8", field="stop"
             )
     return params
-
-
-def run_params_hash(salt: bytes, params: SamplingParams) -> bytes:
-    """The salted hash of every parameter but the seed, which the header holds in clear."""
-    members = {name: getattr(params, name) for name in _RANGES if name != "seed"}
-    return tagged_hash("run-params", salt, canonical_json({**members, "stop": list(params.stop)}))

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from aos.core.arithmetic.floats import F32, NumericTrap, require_ieee
+from aos.core.arithmetic.floats import F16, F32, NumericTrap, require_ieee
 from aos.core.arithmetic.sampler import Rules, choose
 from aos.core.dispute.state_tree import StateHeader
+from aos.core.manifest import Manifest
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.forward import Context, Op, Trap, tail_logits
 from aos.engine.gguf import read_gguf
 from aos.engine.llama import Model
-from aos.engine.manifest import Manifest, Progress, cached_rope_table, manifest_of
+from aos.engine.manifest import Progress, cached_rope_table, manifest_of
 from aos.engine.state import StateLeaves
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.ports import SamplingParams
@@ -49,6 +50,50 @@ class ReferenceEngine(CanonicalEngine):
     def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "_Computation":
         require_ieee()
         return _Computation(self._model, self._cos, self._sin, prompt, params)
+
+    def capture(self, tokens: Sequence[int], units: Sequence[int]) -> "_Kept":
+        """See ``aos.engine.trace.CapturingEngine``."""
+        require_ieee()
+        kept = _Kept(self._model, self._cos, self._sin, units)
+        kept.extend(tokens, self.step)
+        return kept
+
+
+class _Kept:
+    """The residuals of some units, and the cache, of a run's positions. A ``Sink``, and a ``Capture``."""
+
+    def __init__(self, model: Model, cos: F32, sin: F32, units: Sequence[int]) -> None:
+        self._context = Context(model, cos, sin)
+        self._residuals: dict[int, list[F32]] = {unit: [] for unit in units}
+
+    def extend(self, tokens: Sequence[int], step: int) -> None:
+        """Compute the positions, up to a trap."""
+        for at in range(0, len(tokens), step):
+            _, trap = self._context.extend(tokens[at : at + step], self)
+            if trap is not None:
+                break
+
+    def embedding(self, first: int, residual: F32) -> None:
+        """See ``Sink``."""
+        self._keep(first, 0, residual)
+
+    def layer(self, first: int, index: int, residual: F32, keys: F16, values: F16) -> None:
+        """See ``Sink``."""
+        self._keep(first, index + 1, residual)
+
+    def _keep(self, first: int, unit: int, residual: F32) -> None:
+        if unit in self._residuals:
+            # A step that traps computes a unit again, for fewer positions.
+            del self._residuals[unit][first:]
+            self._residuals[unit] += list(residual)
+
+    def residuals(self, unit: int) -> F32:
+        """See ``aos.engine.trace.Capture``."""
+        return np.stack(self._residuals[unit])
+
+    def cache(self, layer: int, first: int, end: int) -> tuple[F16, F16]:
+        """See ``aos.engine.trace.Capture``."""
+        return self._context.cache(layer, first, end)
 
 
 class _Computation:

@@ -71,7 +71,7 @@ def choose(logits: F32, seen: Sequence[int], step: int, rules: Rules, op: int) -
         return Choice(token=argmax(adjusted), record=b"")
     adjusted = adjusted / millionths(rules.temperature)
     _check(adjusted, op)
-    largest = adjusted.max()
+    largest = adjusted[argmax(adjusted)]  # of -0 and +0 the one with the lowest id
     weights = exp(adjusted - largest)
     # Stable, so that equal values stay in id order; -0 and +0 are equal.
     order = np.argsort(-adjusted, kind="stable")

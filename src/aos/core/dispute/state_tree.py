@@ -35,6 +35,7 @@ LOGITS, RECORD, TOKEN = 0, 1, 2
 
 _FINISHES = {code: reason for reason, code in FINISH_CODES.items()}
 _HEADER = struct.Struct(">I32s32s32sQIII32s32s32sI")
+HEADER_BYTES = len(HEADER_TAG) + _HEADER.size
 
 
 # --- hashes
@@ -121,8 +122,7 @@ class StateHeader:
     @classmethod
     def read(cls, entry: bytes) -> Self:
         """The header of an entry. Raises InvalidMessage ``state.header``; says nothing of its truth."""
-        size = len(HEADER_TAG) + _HEADER.size
-        if len(entry) != size or not entry.startswith(HEADER_TAG):
+        if len(entry) != HEADER_BYTES or not entry.startswith(HEADER_TAG):
             raise InvalidMessage("state.header", "the bytes are no state header", field="header")
         version, model, prompt, params, seed, n_prompt, n_out, finish, tokens, response, root, positions = (
             _HEADER.unpack_from(entry, len(HEADER_TAG))

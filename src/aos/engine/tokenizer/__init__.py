@@ -18,12 +18,13 @@ from aos.engine.tokenizer.vocabulary import (
     USER_DEFINED,
     SentencePieces,
     Vocabulary,
+    decode_vocabulary,
     read_vocabulary,
     refuse,
 )
 from aos.errors import InvalidMessage
 
-__all__ = ["Tokenizer", "Vocabulary", "read_vocabulary"]
+__all__ = ["Tokenizer", "Vocabulary", "decode_vocabulary", "read_vocabulary"]
 
 
 class Tokenizer:

@@ -58,37 +58,118 @@ class Vocabulary:
         return frozenset(token for token in (self.eos, self.eot, self.eom) if token is not None)
 
     def digest(self) -> bytes:
-        """SHA-256 over everything that decides ids, in a fixed binary form."""
-        ends = struct.pack(
-            "<II",
-            _NO_TOKEN if self.bos is None else self.bos,
-            _NO_TOKEN if self.eos is None else self.eos,
-        )
+        """SHA-256 of ``encoded``."""
+        return sha256(self.encoded()).digest()
+
+    def encoded(self) -> bytes:
+        """Everything that decides ids, in a fixed binary form; ``decode_vocabulary`` is the inverse."""
+        ends = _tokens(self.bos, self.eos)
         # Not there in files without them, whose digests are older than this member.
-        further = b""
-        if self.eot is not None or self.eom is not None:
-            further = struct.pack(
-                "<II",
-                _NO_TOKEN if self.eot is None else self.eot,
-                _NO_TOKEN if self.eom is None else self.eom,
-            )
-        rules = self.rules
+        further = b"" if self.eot is None and self.eom is None else _tokens(self.eot, self.eom)
+        rules, out = self.rules, [_number(len(self.pieces))]
         if isinstance(rules, SentencePieces):
-            h = sha256(SPM_TAG + struct.pack("<I", len(self.pieces)))
             for piece, score, kind in zip(self.pieces, rules.scores, self.kinds, strict=True):
-                h.update(struct.pack("<I", len(piece)) + piece + struct.pack("<fB", score, kind))
-            h.update(ends + bytes([self.add_bos, self.add_eos, rules.add_space_prefix]) + further)
-            return h.digest()
-        h = sha256(BPE_TAG + struct.pack("<I", len(self.pieces)))
+                out += [_number(len(piece)), piece, _SCORE_AND_KIND.pack(score, kind)]
+            flags = bytes([self.add_bos, self.add_eos, rules.add_space_prefix])
+            return b"".join((SPM_TAG, *out, ends, flags, further))
         for piece, kind in zip(self.pieces, self.kinds, strict=True):
-            h.update(struct.pack("<I", len(piece)) + piece + bytes([kind]))
-        h.update(struct.pack("<I", len(rules.merges)))
-        for left, right, _ in rules.merges:
-            h.update(struct.pack("<II", left, right))
+            out += [_number(len(piece)), piece, bytes([kind])]
+        out.append(_number(len(rules.merges)))
+        out += [_number(left) + _number(right) for left, right, _ in rules.merges]
+        flags = bytes([self.add_bos, self.add_eos, rules.kind.whole_words])
         name = rules.kind.splitter.name.encode()
-        h.update(ends + bytes([self.add_bos, self.add_eos, rules.kind.whole_words]))
-        h.update(struct.pack("<I", len(name)) + name + CLASSES_DIGEST + further)
-        return h.digest()
+        return b"".join((BPE_TAG, *out, ends, flags, _number(len(name)), name, CLASSES_DIGEST, further))
+
+
+_SCORE_AND_KIND = struct.Struct("<fB")
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+def _tokens(*tokens: int | None) -> bytes:
+    return b"".join(_number(_NO_TOKEN if token is None else token) for token in tokens)
+
+
+def decode_vocabulary(data: bytes) -> Vocabulary:
+    """The vocabulary of ``Vocabulary.encoded``'s bytes. It is not checked beyond its form: its digest says whose it is.
+
+    Raises InvalidMessage ``tokenizer.encoding``.
+    """
+    try:
+        return _Decoder(data).vocabulary()
+    except (IndexError, ValueError, KeyError, struct.error) as error:
+        raise InvalidMessage(
+            "tokenizer.encoding", "the bytes are no tokenizer tables", field="tokenizer"
+        ) from error
+
+
+class _Decoder:
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def take(self, size: int) -> bytes:
+        self._at += size
+        if self._at > len(self._data):
+            raise IndexError
+        return self._data[self._at - size : self._at]
+
+    def number(self) -> int:
+        return int.from_bytes(self.take(4), "little")
+
+    def token(self) -> int | None:
+        number = self.number()
+        return None if number == _NO_TOKEN else number
+
+    def flag(self) -> bool:
+        return (False, True)[self.take(1)[0]]
+
+    def vocabulary(self) -> Vocabulary:
+        sentences = self._data.startswith(SPM_TAG)
+        if self.take(len(SPM_TAG if sentences else BPE_TAG)) != (SPM_TAG if sentences else BPE_TAG):
+            raise ValueError
+        pieces: list[bytes] = []
+        scores: list[float] = []
+        kinds: list[int] = []
+        for _ in range(self.number()):
+            pieces.append(self.take(self.number()))
+            if sentences:
+                score, kind = _SCORE_AND_KIND.unpack(self.take(_SCORE_AND_KIND.size))
+                scores.append(score)
+            else:
+                kind = self.take(1)[0]
+            kinds.append(kind)
+        merges: tuple[tuple[int, int, int], ...] = ()
+        if not sentences:
+            pairs = [(self.number(), self.number()) for _ in range(self.number())]
+            ids = {
+                p: token for token, (p, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind == NORMAL
+            }
+            merges = tuple((left, right, ids[pieces[left] + pieces[right]]) for left, right in pairs)
+        bos, eos = self.token(), self.token()
+        add_bos, add_eos, last = self.flag(), self.flag(), self.flag()
+        rules: SentencePieces | BytePairs = SentencePieces(scores=tuple(scores), add_space_prefix=last)
+        if not sentences:
+            name = self.take(self.number()).decode()
+            if self.take(len(CLASSES_DIGEST)) != CLASSES_DIGEST:
+                raise ValueError
+            splitters = {kind.splitter.name: kind.splitter for kind in KINDS.values()}
+            rules = BytePairs(merges=merges, kind=Kind(splitter=splitters[name], whole_words=last))
+        eot, eom = (self.token(), self.token()) if self._at < len(self._data) else (None, None)
+        if self._at != len(self._data):
+            raise ValueError
+        return Vocabulary(
+            pieces=tuple(pieces),
+            kinds=tuple(kinds),
+            bos=bos,
+            eos=eos,
+            eot=eot,
+            eom=eom,
+            add_bos=add_bos,
+            add_eos=add_eos,
+            rules=rules,
+        )
 
 
 def read_vocabulary(metadata: Mapping[str, Value]) -> Vocabulary:
