@@ -116,7 +116,8 @@ class Attesting:
         wanted = decode(_Wanted, body, where="tee_document")
         order = {"answer": b64u_encode(wanted.answer), "nonce": b64u_encode(wanted.nonce)}
         refused: AOSError = Unavailable("enclave.none", "no accepted enclave of this operator has this model")
-        for client in {held[0] for held in self._accepted.values() if held[1] == wanted.model_id}:
+        known = {held[0].url: held[0] for held in self._accepted.values() if held[1] == wanted.model_id}
+        for client in known.values():
             try:
                 evidence = await client.document(order)
                 if hash_of(evidence.boot) in self._accepted:
