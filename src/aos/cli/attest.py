@@ -11,6 +11,9 @@ from aos.cli.help import Command, Group
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aos.core.attest.policy import AttestationPolicy
     from aos.core.attest.result import AttestationResult
 
 attest_app = typer.Typer(
@@ -59,14 +62,8 @@ def verify(
     2 usage or no evidence, 30 broken policy. Nothing in the evidence adds to what the policy trusts.
     """
     from aos.core.attest.evidence import is_report, judge, judge_report
-    from aos.core.attest.policy import load_policy
 
-    try:
-        rules = load_policy(policy.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            "attest.policy_unreadable", f"{policy}: {error.strerror}", hint="pass --policy FILE"
-        ) from error
+    rules = policy_of(policy)
     try:
         challenge = bytes.fromhex(nonce) if nonce is not None else None
     except ValueError:
@@ -81,17 +78,35 @@ def verify(
     except InvalidMessage as error:
         error.message = f"{file}: {error.message}"
         raise
+    raise typer.Exit(conclude(results, file=file, policy=rules.name, as_json=as_json))
+
+
+def policy_of(path: Path) -> "AttestationPolicy":
+    """The policy in a file. Raises ConfigError ``attest.policy_unreadable``, ``attest.policy_invalid``."""
+    from aos.core.attest.policy import MAX_POLICY_BYTES, load_policy
+
+    try:
+        with path.open("rb") as file:
+            return load_policy(file.read(MAX_POLICY_BYTES + 1))
+    except OSError as error:
+        raise ConfigError(
+            "attest.policy_unreadable", f"{path}: {error.strerror}", hint="pass --policy FILE"
+        ) from error
+
+
+def conclude(results: "Sequence[AttestationResult]", *, file: str, policy: str, as_json: bool) -> int:
+    """Print what was checked and the verdict on each; returns the worst one's exit code."""
     codes = [exit_code(result) for result in results]
     worst = next(code for code in (_REFUSED, _PARTIAL, _ACCEPTED) if code in codes)
     if as_json:
-        shown = [_shown(r, file=file, policy=rules.name, code=c) for r, c in zip(results, codes, strict=True)]
+        shown = [_shown(r, file=file, policy=policy, code=c) for r, c in zip(results, codes, strict=True)]
         voice.data_json("attest.verify", shown[0] if len(shown) == 1 else {"enclaves": shown})
     else:
         for result, code in zip(results, codes, strict=True):
-            _print(result, code, rules.name)
+            _print(result, code, policy)
         if len(results) > 1:
             voice.data(f"{_VERDICTS[worst]}: {codes.count(_ACCEPTED)} of {len(codes)} enclaves accepted")
-    raise typer.Exit(worst)
+    return worst
 
 
 def _print(result: "AttestationResult", code: int, policy: str) -> None:

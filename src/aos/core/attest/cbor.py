@@ -17,9 +17,9 @@ _ARRAY, _MAP, _INDEFINITE, _BREAK = 4, 5, 31, 0xFF
 _SIMPLE = {20: False, 21: True, 22: None}
 
 
-def decode(data: bytes, *, indefinite_maps: bool = False) -> object:
-    """The one item in ``data``. Raises InvalidMessage ``cbor.*``."""
-    reader = _Reader(data, indefinite_maps)
+def decode(data: bytes, *, indefinite_maps: bool = False, max_items: int = MAX_ITEMS) -> object:
+    """The one item in ``data``, at most ``max_items`` in all. Raises InvalidMessage ``cbor.*``."""
+    reader = _Reader(data, indefinite_maps, max_items)
     value = reader.item(0)
     if reader.position != len(data):
         raise InvalidMessage("cbor.trailing", "bytes follow the CBOR item")
@@ -58,8 +58,9 @@ def encode(value: object) -> bytes:
 
 
 class _Reader:
-    def __init__(self, data: bytes, indefinite_maps: bool) -> None:
+    def __init__(self, data: bytes, indefinite_maps: bool, max_items: int) -> None:
         self.data = data
+        self._max_items = max_items
         self.position = 0
         self._items = 0
         self._indefinite_maps = indefinite_maps
@@ -83,7 +84,7 @@ class _Reader:
 
     def item(self, depth: int) -> object:
         self._items += 1
-        if depth > MAX_DEPTH or self._items > MAX_ITEMS:
+        if depth > MAX_DEPTH or self._items > self._max_items:
             raise InvalidMessage("cbor.too_complex", "the CBOR is nested too deep or has too many items")
         head = self._take(1)[0]
         major, extra = head >> 5, head & 31
@@ -106,7 +107,7 @@ class _Reader:
             except UnicodeDecodeError:
                 raise InvalidMessage("cbor.text", "a text string is not UTF-8") from None
         if major == _ARRAY:
-            if value > MAX_ITEMS:
+            if value > self._max_items:
                 raise InvalidMessage("cbor.too_complex", "an array has too many items")
             return [self.item(depth + 1) for _ in range(value)]
         if major == _MAP:
@@ -114,7 +115,7 @@ class _Reader:
         raise InvalidMessage("cbor.type", "tags have no place here")
 
     def _map(self, count: int | None, depth: int) -> dict[object, object]:
-        if count is not None and count > MAX_ITEMS:
+        if count is not None and count > self._max_items:
             raise InvalidMessage("cbor.too_complex", "a map has too many members")
         out: dict[object, object] = {}
         read = 0

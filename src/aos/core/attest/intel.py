@@ -79,6 +79,14 @@ def verify_intel(
     return Checklist().run(kind, steps)
 
 
+def quoted_report_data(quote: bytes) -> bytes:
+    """The 64 bytes of report data that ``quote`` states, its signatures not judged. Raises VerificationError
+    ``attest.size``, ``attest.report``."""
+    body = _layout(quote).body
+    at = _REPORT_DATA[len(body)]
+    return body[at : at + 64]
+
+
 def _malformed(message: str) -> Exception:
     return refuse("report-1", "attest.report", message)
 

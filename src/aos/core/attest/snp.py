@@ -87,6 +87,13 @@ def verify_snp(
     return Checklist().run("snp", steps)
 
 
+def reported_report_data(report: bytes) -> bytes:
+    """The 64 bytes of report data that ``report`` states, its signature not judged. Raises VerificationError
+    ``attest.size``, ``attest.report``."""
+    _format(report)
+    return report[_REPORT_DATA]
+
+
 def _u64(report: bytes, offset: int) -> int:
     return int.from_bytes(report[offset : offset + 8], "little")
 

@@ -114,6 +114,28 @@ class Attested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """Host, or whoever reaches the enclave: prove that you run, before anything is loaded or booted."""
+
+    TYPE: ClassVar[str] = "aos.enclave.challenge"
+    V: ClassVar[int] = 1
+
+    id: UInt
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenged:
+    """Enclave: a document of now with that nonce, and nothing else bound into it."""
+
+    TYPE: ClassVar[str] = "aos.enclave.challenged"
+    V: ClassVar[int] = 1
+
+    id: UInt
+    document: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """Host: run this request. ``request`` is the exact text of the request bytes."""
 
@@ -222,13 +244,13 @@ class Failed:
     field: Annotated[str, MaxLength(256)] | None
 
 
-FromHost = Load | Boot | Attest | Ask | Cancel | Status | Shutdown
-FromEnclave = Loaded | Booted | Attested | Token | Answered | State | Failed
+FromHost = Load | Boot | Attest | Challenge | Ask | Cancel | Status | Shutdown
+FromEnclave = Loaded | Booted | Attested | Challenged | Token | Answered | State | Failed
 _FROM_HOST: dict[str, type[Any]] = {
-    cls.TYPE: cls for cls in (Load, Boot, Attest, Ask, Cancel, Status, Shutdown)
+    cls.TYPE: cls for cls in (Load, Boot, Attest, Challenge, Ask, Cancel, Status, Shutdown)
 }
 _FROM_ENCLAVE: dict[str, type[Any]] = {
-    cls.TYPE: cls for cls in (Loaded, Booted, Attested, Token, Answered, State, Failed)
+    cls.TYPE: cls for cls in (Loaded, Booted, Attested, Challenged, Token, Answered, State, Failed)
 }
 M = TypeVar("M")
 

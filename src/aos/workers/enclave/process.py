@@ -32,6 +32,8 @@ from aos.workers.enclave.messages import (
     Attested,
     Boot,
     Cancel,
+    Challenge,
+    Challenged,
     Failed,
     FromEnclave,
     FromHost,
@@ -127,6 +129,8 @@ class Enclave:
                 return await self._boot(message)
             case Attest():
                 return await self._attest(message)
+            case Challenge():
+                return await self._challenge(message)
             case Ask():
                 self._ask(message, stream)
             case Cancel():
@@ -200,6 +204,11 @@ class Enclave:
         return Attested(
             id=message.id, boot=booted.boot, boot_signature=booted.boot_signature, document=document
         )
+
+    async def _challenge(self, message: Challenge) -> FromEnclave:
+        # No user data and no key: it can be taken for no boot's document and no answer's.
+        document = await asyncio.to_thread(self._nsm.attest, nonce=message.nonce)
+        return Challenged(id=message.id, document=document)
 
     def _ask(self, message: Ask, stream: FrameStream) -> None:
         if self._engine is None or self._attester is None:
