@@ -53,12 +53,6 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
         "log",
         "two histories told to two strangers go unseen",
     ),
-    (
-        62,
-        "genuine evidence with a wrong output",
-        "attestation",
-        "`aos verify --replay` shows it where the engine is canonical; no dispute follows",
-    ),
     (41, "many identities of one owner", "", "registration costs nothing in this version"),
     (42, "requester, operator and verifier in one hand", "", "whose trust file it is decides"),
 )

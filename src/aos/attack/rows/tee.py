@@ -1,14 +1,16 @@
-"""TEE: rows 59, 60, 61, 63, 64. Every enclave here is SIMULATED: whoever has the platform's file can sign anything in its name."""
+"""TEE: rows 59 to 64. Every enclave here is SIMULATED: whoever has the platform's file can sign anything in its name."""
 
 import asyncio
 import secrets
 from dataclasses import replace
 
 from aos.adapters.simulated_nsm import SimulatedPlatform, load_simulated_platform
+from aos.attack.engines import replayer
 from aos.attack.forge import reattested, restate
 from aos.attack.live import Live
 from aos.attack.table import ACCEPTED, Trial, row
 from aos.client import Client
+from aos.core import hashes
 from aos.core.answer import Answer
 from aos.core.tee import TeeEvidence, public_key_info
 from aos.core.trust import Trust, TrustedTeeRoot, load_policy
@@ -122,6 +124,22 @@ async def wrong_documents(live: Live, t: Trial) -> None:
     t.attack("an answer out of sequence", "tee.sequence", judged(forked))
     t.twin("the network's own document", live.judge(answer))
     t.twin("one like it, made today", judged(reattested(evidence, own)))
+
+
+@row(62, "genuine evidence with a wrong output", "local.tokens")
+async def wrong_output(live: Live, t: Trial) -> None:
+    answer = await live.tee()
+    evidence, replay = evidence_of(answer), replayer(await live.own_engine())
+    tokens = (*answer.tokens[:-1], answer.tokens[-1] ^ 1)
+    spoken = hashes.tokens_hash(answer.nonce, tokens)
+    lie = reattested(evidence, platform(live), answer=lambda a: replace(a, tokens_hash=spoken))
+    told = restate(live, answer, evidence=lie, tokens=tokens)
+    t.attack(
+        "a replay overrules the enclave",
+        "local.tokens",
+        await asyncio.to_thread(live.judge, told, replay=replay),
+    )
+    t.twin("the enclave's own output, replayed", await asyncio.to_thread(live.judge, answer, replay=replay))
 
 
 @row(63, "evidence checked after the prompt was sent", "tee.policy", "tee.measurement", "attest.root")
