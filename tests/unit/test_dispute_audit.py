@@ -137,10 +137,8 @@ def test_more_than_a_page_of_positions_passes() -> None:
 
 @pytest.mark.parametrize("name", ["tiny-trap", "tiny-qwen3-trap"])
 def test_a_run_that_traps_passes_and_a_trap_hidden_or_made_up_does_not(name: str) -> None:
-    prompt = "what is it? and" if name == "tiny-trap" else "what"
-    claim = Claim(ReferenceEngine(model_file(name)), name, {"temperature": 0, "max_tokens": 8}, prompt)
-    if claim.header.finish_reason != "numeric_trap":
-        pytest.skip("this prompt does not trap")
+    claim = Claim(ReferenceEngine(model_file(name)), name, {"temperature": 0, "max_tokens": 8}, "is it so? yes")
+    assert claim.header.finish_reason == "numeric_trap"
     layers = claim.known.run.graph.n_layers
     for native in (True, False):
         assert found(claim.auditor(layers, native=native)) == {}
@@ -157,7 +155,7 @@ def test_a_run_that_traps_passes_and_a_trap_hidden_or_made_up_does_not(name: str
 
 def _norm(engine: ReferenceEngine, layer: int) -> None:
     norms = engine._model.layers[layer].ffn_norm.copy()
-    norms[3] = np.nextafter(norms[3], np.float32(9))
+    norms[3] = norms[3] * np.float32(1.5)
     engine._model.layers[layer] = replace(engine._model.layers[layer], ffn_norm=norms)
 
 
@@ -190,7 +188,7 @@ def test_an_altered_layer_is_seen_exactly_when_it_is_drawn(cheat: str, layer: in
             (difference,) = seen.values()
             assert isinstance(difference, Difference)
             assert difference.unit == layer + 1
-            assert difference.position == 0 or cheat == "a norm"  # one bit of a norm may round away at first
+            assert difference.position == 0
         else:
             assert seen == {}
 
@@ -202,7 +200,7 @@ def _embedding(engine: ReferenceEngine) -> None:
 
 def _logits(engine: ReferenceEngine) -> None:
     norm = engine._model.output_norm.copy()
-    norm[0] = np.nextafter(norm[0], np.float32(9))
+    norm[0] = norm[0] * np.float32(1.5)
     engine._model.output_norm = norm
 
 
@@ -222,7 +220,7 @@ def test_a_cache_from_elsewhere_is_seen_in_any_layer(monkeypatch: pytest.MonkeyP
     honest = forward.attention
 
     def rolled(q: Any, keys: Any, values: Any, *rest: Any) -> Any:
-        return honest(q, np.roll(keys, 1, axis=1), values, *rest)
+        return honest(q, np.roll(keys, 1, axis=2), values, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(forward, "attention", rolled)
