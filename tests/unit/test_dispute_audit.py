@@ -77,9 +77,7 @@ class Claim:
         return make_bundle(self.known, engine or self.engine, self.leaves, self.request(layers, beacon))
 
     def committing(self, tree: StateTree) -> None:
-        self.known = replace(
-            self.known, tree=tree, run=replace(self.known.run, state_root=tree.root)
-        )
+        self.known = replace(self.known, tree=tree, run=replace(self.known.run, state_root=tree.root))
 
     def auditor(self, layers: int, *, native: bool, beacon: bytes = BEACON, data: bytes = b"") -> Auditor:
         request = self.request(layers, beacon)
@@ -137,7 +135,9 @@ def test_more_than_a_page_of_positions_passes() -> None:
 
 @pytest.mark.parametrize("name", ["tiny-trap", "tiny-qwen3-trap"])
 def test_a_run_that_traps_passes_and_a_trap_hidden_or_made_up_does_not(name: str) -> None:
-    claim = Claim(ReferenceEngine(model_file(name)), name, {"temperature": 0, "max_tokens": 8}, "is it so? yes")
+    claim = Claim(
+        ReferenceEngine(model_file(name)), name, {"temperature": 0, "max_tokens": 8}, "is it so? yes"
+    )
     assert claim.header.finish_reason == "numeric_trap"
     layers = claim.known.run.graph.n_layers
     for native in (True, False):
@@ -253,9 +253,7 @@ def test_an_early_stop_and_another_text_are_seen_around_the_model() -> None:
     asked = maker().sampling_params(SAMPLED)
     honest = Claim(claim.engine, MODEL, SAMPLED).header
     claim.params = asked
-    claim.committing(
-        StateTree(replace(claim.header, params_hash=honest.params_hash), claim.known.tree.units)
-    )
+    claim.committing(StateTree(replace(claim.header, params_hash=honest.params_hash), claim.known.tree.units))
     assert found(claim.auditor(1, native=True)) == {"around": "around.stop"}
     other = Claim(claim.engine, MODEL, SAMPLED)
     other.text += "!"
@@ -266,7 +264,9 @@ def test_an_early_stop_and_another_text_are_seen_around_the_model() -> None:
 
 
 def test_no_changed_byte_of_a_bundle_is_taken() -> None:
-    claim = Claim(ReferenceEngine(model_file("tiny-q4_0")), "tiny-q4_0", {"temperature": 0, "max_tokens": 2}, "a")
+    claim = Claim(
+        ReferenceEngine(model_file("tiny-q4_0")), "tiny-q4_0", {"temperature": 0, "max_tokens": 2}, "a"
+    )
     data, request = claim.bundle(1), claim.request(1)
     AuditBundle.read(data, request, claim.core.model_id)
     codes: Counter[str] = Counter()
@@ -276,9 +276,13 @@ def test_no_changed_byte_of_a_bundle_is_taken() -> None:
         with pytest.raises((InvalidMessage, VerificationError)) as refused:
             AuditBundle.read(bytes(changed), request, claim.core.model_id)
         codes[refused.value.code] += 1
-    assert set(codes) <= {"audit.bundle", "audit.manifest", "audit.weights", "audit.opening", "state.header"} | {
-        "state.positions"
-    }
+    assert set(codes) <= {
+        "audit.bundle",
+        "audit.manifest",
+        "audit.weights",
+        "audit.opening",
+        "state.header",
+    } | {"state.positions"}
     for short in (data[:-1], data + b"\0", b"", data[:40]):
         with pytest.raises(InvalidMessage, match="not the bundle"):
             AuditBundle.read(short, request, claim.core.model_id)

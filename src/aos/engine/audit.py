@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aos.core.answer import Answer
 from aos.core.arithmetic.floats import F32, NumericTrap, check_finite, require_ieee
 from aos.core.arithmetic.ops import rms_norm
 from aos.core.arithmetic.rope_table import rope_table
@@ -20,16 +21,17 @@ from aos.core.dispute.fine.around import check_receipt
 from aos.core.dispute.fine.bounds import Run, check_header
 from aos.core.dispute.state_tree import TILE_BYTES, part_root, tokens_root, trap_leaf, unit_leaf
 from aos.core.hashes import u32
-from aos.core.manifest import GRAPH_KINDS, GraphSizes, tensor_leaf
+from aos.core.manifest import GraphSizes, tensor_leaf
 from aos.core.merkle import tree_root
-from aos.core.statements import Params, ReceiptCore
+from aos.core.statements import Params, ReceiptCore, Request
 from aos.engine.around import check_prompt, check_stop, check_text
+from aos.engine.canonical import CanonicalEngine
 from aos.engine.forward import Context, Op, tail_logits
 from aos.engine.gguf import GGUF, read_gguf
 from aos.engine.llama import ARCHITECTURES, ROPE_FACTORS, HyperParameters, Model, expected_tensors
 from aos.engine.manifest import row_hashes
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
-from aos.engine.trace import CapturingEngine, KnownRun
+from aos.engine.trace import CapturingEngine, KnownRun, known_run
 from aos.errors import Unavailable, VerificationError
 from aos.ports import SamplingParams
 
@@ -62,6 +64,39 @@ def make_bundle(
         return row, keys.astype("<f2").tobytes(), values.astype("<f2").tobytes()
 
     return write_bundle(tree, manifest, tensor_leaves, known.trap, request, payload)
+
+
+def bundle_of_answer(
+    answer: Answer,
+    request: Request,
+    engine: CanonicalEngine,
+    tensor_leaves: Sequence[bytes],
+    audit: AuditRequest,
+) -> bytes:
+    """``make_bundle`` for whoever has the answer file and not the run: the run is computed once more. ``request`` is the
+    answer's.
+
+    Raises as ``make_bundle``; Unavailable ``audit.other_model``, ``audit.other_run``.
+    """
+    core = answer.receipt.core
+    if engine.model_id != core.model_id:
+        raise _other_model("it has another model_id")
+    run = engine.replayed(
+        request.job.prompt,
+        answer.tokens,
+        sampling_params(request.job.params, int(core.sampling_seed)),
+        salt=answer.nonce,
+        cancelled=core.finish_reason == "cancelled",
+    )
+    known = known_run(run, engine.manifest)
+    if known.tree.root != core.state_root:
+        raise Unavailable(
+            "audit.other_run",
+            "this machine computes another state root than the receipt's, and cannot open that",
+            field="state_root",
+            hint="only whoever computed it can; aos replay says what differs",
+        )
+    return make_bundle(known, engine, tensor_leaves, audit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,7 +415,6 @@ class _LayerAlone(_Parts):
 
 def hyper_parameters(architecture: str, graph: GraphSizes) -> HyperParameters:
     """The sizes that a manifest names."""
-    assert architecture in GRAPH_KINDS, "the bundle's manifest is checked"
     eps, base = (
         float(np.frombuffer(u32(bits), dtype=">f4")[0]) for bits in (graph.eps_bits, graph.rope_base_bits)
     )

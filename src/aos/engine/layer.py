@@ -95,9 +95,7 @@ def matrix_product(file: GGUF, tensor: Tensor, x: F32) -> F32:
         return _native.product(chosen_isa(), tensor.type.code, tensor.rows, raw, np.ascontiguousarray(x))
 
 
-def native_choice(
-    logits: F32, seen: Sequence[int], step: int, params: SamplingParams
-) -> tuple[int, bytes]:
+def native_choice(logits: F32, seen: Sequence[int], step: int, params: SamplingParams) -> tuple[int, bytes]:
     """Rule 9: token and sampler record. Raises NumericTrap."""
     with translated():
         token, record = _native.choose(

@@ -17,7 +17,6 @@ import numpy as np
 
 from aos.core.arithmetic.floats import F16, F32, millionths
 from aos.core.dispute.state_tree import StateHeader
-from aos.core.manifest import Manifest
 from aos.engine import _native
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.gguf import GGUF, Tensor, read_gguf
@@ -92,7 +91,7 @@ class NativeEngine(CanonicalEngine):
             except AOSError:
                 digested.result()  # a broken file is refused by its manifest, as by every engine
                 raise
-            self.manifest: Manifest = digested.result()
+            self.manifest = digested.result()
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.

@@ -394,7 +394,9 @@ def _shape(graph: GraphSizes, header: StateHeader, trap_unit: int | None) -> Sta
 
 
 def _form(what: str) -> InvalidMessage:
-    return InvalidMessage("audit.bundle", f"this is not the bundle that was asked for: {what}", field="bundle")
+    return InvalidMessage(
+        "audit.bundle", f"this is not the bundle that was asked for: {what}", field="bundle"
+    )
 
 
 def _opening(what: str, position: int | None = None, unit: int | None = None) -> VerificationError:
