@@ -117,7 +117,9 @@ def test_a_lie_is_shown_with_its_place(model: str, capsys: pytest.CaptureFixture
     assert f"FAIL tail-1      logits, sampler record or token are others (position {first}, unit 3)" in out
     assert out.splitlines()[-1].startswith("NOT VERIFIED: tail-1:")
     assert run(*common(model, "--beacon", BEACON, "--bundle", "bundle.bin", "--json")) == 10
-    assert json.loads(capsys.readouterr().out)["result"]["difference"] == {"unit": 3, "position": first}
+    shown = json.loads(capsys.readouterr().out)["result"]
+    assert shown["difference"] == {"unit": 3, "position": first}
+    assert [check["code"] for check in shown["checks"] if check["status"] == "FAIL"] == ["audit.different"]
 
 
 def test_what_is_not_a_bundle_for_this_draw_is_refused(
@@ -147,6 +149,7 @@ def test_what_is_not_a_bundle_for_this_draw_is_refused(
         ["--make", "b"],
         ["--beacon", "xyz"],
         ["--beacon", "5a"],
+        ["--layers", "3"],  # the model has two
     ],
 )
 def test_wrong_use_exits_2(answer: Answer, model: str, more: list[str]) -> None:
