@@ -150,6 +150,65 @@ def test_a_run_that_traps_passes_and_a_trap_hidden_or_made_up_does_not(name: str
     assert part in found(claim.auditor(layers, native=True))
 
 
+def test_a_run_of_no_positions_passes() -> None:
+    claim = Claim(ReferenceEngine(model_file(MODEL)), MODEL, GREEDY)
+    run = claim.engine.replayed(PROMPT, (), claim.params, salt=SALT, cancelled=True)
+    claim.known, claim.text = known_run(run, claim.engine.manifest), ""
+    assert claim.header.n_positions == 0
+    assert found(claim.auditor(2, native=True)) == {}
+
+
+def test_disclosed_tokens_that_are_not_the_runs_are_said_to_be_that() -> None:
+    claim = Claim(ReferenceEngine(model_file(MODEL)), MODEL, GREEDY)
+    auditor = claim.auditor(1, native=True)
+    for tokens in (auditor.disclosed.tokens[:-1], (*auditor.disclosed.tokens, 5), ()):
+        disclosed = replace(auditor.disclosed, tokens=tokens)
+        other = Auditor(auditor.bundle, disclosed, model_file(MODEL), native=True)
+        for check in (other.run_is_the_receipts, other.embedding, other.tail):
+            with pytest.raises(VerificationError) as refused:
+                check()
+            assert refused.value.code == "around.tokens"
+    disclosed = replace(auditor.disclosed, tokens=(5, *auditor.disclosed.tokens[1:]))
+    other = Auditor(auditor.bundle, disclosed, model_file(MODEL), native=True)
+    with pytest.raises(VerificationError, match="other tokens"):
+        other.run_is_the_receipts()
+    assert other.embedding() is not None
+
+
+def test_a_value_that_is_not_finite_is_a_lie_where_it_did_not_trap() -> None:
+    claim = Claim(ReferenceEngine(model_file(MODEL)), MODEL, GREEDY)
+    auditor = claim.auditor(2, native=True)
+    for unit in (0, 1, 2):
+        rows = np.frombuffer(auditor.bundle.residuals[unit], dtype="<f4").copy()
+        rows[-3] = np.inf
+        auditor.bundle.residuals[unit] = rows.tobytes()
+        difference = auditor.tail() if unit == 2 else auditor.layer(unit)
+        assert difference is not None
+        assert (difference.unit, difference.position) == (unit, claim.header.n_positions - 1)
+
+
+def test_a_trap_made_up_or_left_out_is_seen() -> None:
+    engine = ReferenceEngine(model_file(MODEL))
+    for unit in (1, 2, 3):
+        claim = Claim(engine, MODEL, GREEDY)
+        units = [list(each) for each in claim.known.tree.units]
+        units[-1][unit:] = [trap_leaf(len(units) - 1, unit, 11)]
+        n_out = claim.header.n_out - 1
+        tokens = claim.known.tokens[: claim.header.n_prompt + n_out]
+        text = engine.replayed(
+            PROMPT, tokens[claim.header.n_prompt :], claim.params, salt=SALT, cancelled=True
+        )
+        honest = text.header()
+        claim.text = text.result().text
+        header = replace(honest, finish_reason="numeric_trap", n_positions=len(units))
+        claim.known = replace(claim.known, tokens=tokens)
+        claim.committing(StateTree(header, units))
+        seen = found(claim.auditor(2, native=unit != 2))
+        (difference,) = seen.values()
+        assert isinstance(difference, Difference)
+        assert (difference.unit, difference.position) == (unit, len(units) - 1)
+
+
 # --- cheats: each in an engine that believes its lie and computes on from it
 
 
@@ -303,6 +362,8 @@ def test_a_request_for_another_run_or_too_many_layers_is_refused() -> None:
     claim = Claim(ReferenceEngine(model_file(MODEL)), MODEL, GREEDY)
     with pytest.raises(VerificationError, match="another run"):
         make_bundle(claim.known, claim.engine, claim.leaves, replace(claim.request(1), state_root=bytes(32)))
+    with pytest.raises(InvalidMessage, match="cannot be drawn"):
+        claim.request(1).drawn(2**32 - 1)
     for layers in (0, 3):
         with pytest.raises(InvalidMessage, match="cannot be drawn"):
             claim.bundle(layers)

@@ -171,8 +171,7 @@ class Auditor:
             state_root=bundle.request.state_root,
         )
         check_header(run, header)
-        if (len(self.prompt_tokens), len(disclosed.tokens)) != (header.n_prompt, header.n_out):
-            raise VerificationError("around.tokens", "the header counts other tokens than there are")
+        self._check_count()
         if tokens_root(self.known) != header.tokens_root:
             raise VerificationError("around.tokens", "the header commits to other tokens")
         check_prompt(self.tokenizer, disclosed.prompt, self.prompt_tokens)
@@ -180,8 +179,14 @@ class Auditor:
         check_stop(self.tokenizer, disclosed.tokens, params.stop, limit, header.finish_reason)
         check_text(self.tokenizer, disclosed.tokens, params.stop, disclosed.text)
 
+    def _check_count(self) -> None:
+        header = self.bundle.header
+        if (len(self.prompt_tokens), len(self.disclosed.tokens)) != (header.n_prompt, header.n_out):
+            raise VerificationError("around.tokens", "the header counts other tokens than there are")
+
     def embedding(self) -> Difference | None:
-        """Unit 0 at every position, from the tokens. The first difference."""
+        """Unit 0 at every position, from the tokens. The first difference. Raises VerificationError ``around.tokens``."""
+        self._check_count()
         self._check_weights(["token_embd.weight"])
         bundle = self.bundle
         for first in range(0, len(bundle.leaves), _AT_ONCE):
@@ -223,7 +228,10 @@ class Auditor:
         return None
 
     def tail(self) -> Difference | None:
-        """Final norm, logits, sampler and token wherever one is chosen. The first difference."""
+        """Final norm, logits, sampler and token wherever one is chosen. The first difference. Raises VerificationError
+        ``around.tokens``.
+        """
+        self._check_count()
         output = "token_embd.weight" if self.hyper.tied else "output.weight"
         self._check_weights(["output_norm.weight", output])
         unit, tails, entering = self.plan.tail, self.plan.tails, self._entering(self.bundle.graph.n_layers)

@@ -33,6 +33,7 @@ BUNDLE_TAG = tag("audit-bundle")
 MAX_BUNDLE_BYTES = 1 << 30
 MAX_MANIFEST_BYTES = 1 << 16
 MAX_TENSORS = 65_536
+MAX_LAYERS = 1024
 BEACON_BYTES = 32
 _WORDS = 1 << 64
 
@@ -56,7 +57,7 @@ class AuditRequest:
         """
         if len(self.beacon) != BEACON_BYTES:
             raise InvalidMessage("audit.beacon", f"a beacon has {BEACON_BYTES} bytes", field="beacon")
-        if not 1 <= self.layers <= n_layers:
+        if not 1 <= self.layers <= n_layers <= MAX_LAYERS:
             raise InvalidMessage(
                 "audit.layers", f"{self.layers} of {n_layers} layers cannot be drawn", field="layers"
             )
