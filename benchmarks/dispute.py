@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -116,7 +117,7 @@ class OneUnitsWeights(ModelWeights):
         self._numbers = {}
         self._by_name = {tensor.name: tensor for tensor in file.tensors}
         for index, tensor in enumerate(file.tensors):
-            number = n_tensors // 2 + index
+            number = (n_tensors // 2 + index) % n_tensors
             self._numbers[tensor.name] = number
             self._rows[tensor.name] = MerkleTree(row_hashes(file, tensor, 2)[0])
             root = self._rows[tensor.name].root
@@ -165,8 +166,11 @@ def synthetic(
     default: str = "Q4_0",
     types: dict[str, str] | None = None,
     params: SamplingParams = PARAMS,
+    loud: dict[str, float] | None = None,
 ) -> tuple[UnitTrace, Unit, float]:
-    """A random unit's trace, the unit as a referee opens it, and the seconds that the trace took."""
+    """A random unit's trace, the unit as a referee opens it, and the seconds that the trace took. ``loud`` multiplies the
+    weights of some F32 matrices.
+    """
     rng = np.random.default_rng(unit)
     kind = GRAPH_KINDS[architecture]
     data, tensors = bytearray(), []
@@ -175,6 +179,11 @@ def synthetic(
         chosen = (types or {}).get(name.split(".")[-2], default) if len(shape) > 1 else "F32"
         stored = TYPES[chosen]
         raw = random_rows(rng, stored, rows, shape[0])
+        if len(shape) == 1:
+            raw = (np.frombuffer(raw, dtype="<f4") + np.float32(1)).tobytes()
+        factor = np.float64((loud or {}).get(name.split(".")[-2], 0.0))
+        if factor:
+            raw = np.clip(np.frombuffer(raw, dtype="<f4") * factor, -3e38, 3e38).astype("<f4").tobytes()
         tensors.append(Tensor(name=name, type=stored, shape=shape, offset=len(data), size=len(raw)))
         data += raw
     file = GGUF(path=Path(), version=3, metadata={}, tensors=tuple(tensors), data=memoryview(bytes(data)))
@@ -249,18 +258,30 @@ def _commit(
     trace.context = replace(trace.context, state_root=tree.root)
 
 
-def measured(
-    trace: UnitTrace, unit: Unit, samples: int, repeats: int = 5
-) -> dict[str, tuple[int, int, float, float]]:
-    """Per op: its tiles, the largest proof, the referee's median and largest time in ms (each the best of ``repeats``)."""
+class OpCost(NamedTuple):
+    """Of an op: its tiles, the bytes of its largest proof, the referee's median and largest time, and the prover's median;
+    times in ms, the referee's the best of some repetitions.
+    """
+
+    tiles: int
+    size: int
+    median: float
+    largest: float
+    proving: float
+
+
+def measured(trace: UnitTrace, unit: Unit, samples: int, repeats: int = 5) -> dict[str, OpCost]:
+    """What proving and checking tiles costs, by the name of the op."""
     rng = np.random.default_rng(0)
     out = {}
     for op in trace.shape.ops:
         count = op.grid.tiles
         some = {0, count - 1, *rng.integers(0, count, max(0, samples - 2)).tolist()}
-        sizes, times = [], []
+        sizes, times, proving = [], [], []
         for tile in sorted(some):
+            start = time.perf_counter()
             proof = trace.prove(op.first + tile)
+            proving.append(1e3 * (time.perf_counter() - start))
             sizes.append(len(proof))
             best = float("inf")
             for _ in range(repeats):
@@ -268,7 +289,8 @@ def measured(
                 check_tile(unit, trace.unit_root, op.first + tile, proof)
                 best = min(best, time.perf_counter() - start)
             times.append(1e3 * best)
-        out[op.name] = (count, max(sizes), float(np.median(times)), max(times))
+        medians = float(np.median(times)), float(np.median(proving))
+        out[op.name] = OpCost(count, max(sizes), medians[0], max(times), medians[1])
     return out
 
 
@@ -287,9 +309,10 @@ def main() -> None:
             f"{label}: {trace.shape.n_tiles} tiles, fan-out {trace._tree.shape.widths}, "
             f"trace {seconds:.1f} s, bounds {len(trace.bounds)} bytes"
         )
-        print(f"  {'op':24} {'tiles':>6} {'bytes':>6} {'ms':>6} {'max':>6}")
-        for name, (count, size, median, largest) in measured(trace, opened, arguments.samples).items():
-            print(f"  {name:24} {count:6} {size:6} {median:6.2f} {largest:6.2f}")
+        print(f"  {'op':24} {'tiles':>6} {'bytes':>6} {'ms':>6} {'max':>6} {'prove':>6}")
+        for name, cost in measured(trace, opened, arguments.samples).items():
+            figures = f"{cost.median:6.2f} {cost.largest:6.2f} {cost.proving:6.1f}"
+            print(f"  {name:24} {cost.tiles:6} {cost.size:6} {figures}")
 
 
 if __name__ == "__main__":

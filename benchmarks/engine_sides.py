@@ -5,6 +5,7 @@ positions), ``prefill N L`` (L: with the last position's logits), ``decode N``. 
 """
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -13,7 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MIB = 1 << 20
+FLASH = (True, False)
+"""llama.cpp's flash attention on and off."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -82,9 +87,26 @@ def native_llama(driver: Path, model: Path, n_ctx: int, *, flash: bool) -> Side:
     )
 
 
-def wheel(model: Path, threads: int, n_ctx: int) -> Side:
-    command = [sys.executable, __file__, "wheel", str(model), str(threads), str(n_ctx)]
+def wheel(model: Path, threads: int, n_ctx: int, *, flash: bool) -> Side:
+    command = [sys.executable, __file__, "wheel", str(model), str(threads), str(n_ctx), str(int(flash))]
     return Side("llama.cpp, xllamacpp wheel", command, env=environment())
+
+
+def touch(size: int) -> tuple[float, float]:
+    """Seconds to touch ``size`` bytes of new memory in huge pages, and again at once after they were freed."""
+    first, second = json.loads(subprocess.check_output([sys.executable, __file__, "touch", str(size)]))
+    return first, second
+
+
+def _touch(size: int) -> float:
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        view = np.frombuffer(memory, dtype=np.uint8)
+        start = time.perf_counter()
+        view[:: mmap.PAGESIZE] = 1
+        spent = time.perf_counter() - start
+        del view
+    return spent
 
 
 def _prompt(count: int, n_vocab: int) -> list[int]:
@@ -132,11 +154,11 @@ def _serve_canonical(model: Path, threads: int, cache: Path) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _serve_wheel(model: Path, threads: int, n_ctx: int) -> None:
+def _serve_wheel(model: Path, threads: int, n_ctx: int, flash: bool) -> None:
     from aos.engine.llama_cpp import _Server
 
     start = time.perf_counter()
-    server = _Server(model, threads=threads, n_ctx=n_ctx)
+    server = _Server(model, threads=threads, n_ctx=n_ctx, flash=flash)
     print(json.dumps(time.perf_counter() - start), flush=True)
     for line in sys.stdin:
         _, prefill, decode = line.split()
@@ -158,8 +180,10 @@ def _serve_wheel(model: Path, threads: int, n_ctx: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, path, count, last = sys.argv[1:]
+    kind, *rest = sys.argv[1:]
     if kind == "canonical":
-        _serve_canonical(Path(path), int(count), Path(last))
+        _serve_canonical(Path(rest[0]), int(rest[1]), Path(rest[2]))
+    elif kind == "wheel":
+        _serve_wheel(Path(rest[0]), int(rest[1]), int(rest[2]), rest[3] == "1")
     else:
-        _serve_wheel(Path(path), int(count), int(last))
+        print(json.dumps([_touch(int(rest[0])) for _ in range(2)]))

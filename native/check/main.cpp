@@ -191,19 +191,52 @@ void check_attention(const Kernels& k, Random& random) {
   same(oa, ob, "mix");
 }
 
-// Two messages side by side against one after the other, and a part's root against that of its tiles.
+// RFC 9162, 2.1.1, as it is written.
+Digest rfc_root(const Digest* leaves, size_t count) {
+  if (count == 1) return leaves[0];
+  size_t left = 1;
+  while (2 * left < count) left *= 2;
+  const Digest nodes[2] = {rfc_root(leaves, left), rfc_root(leaves + left, count - left)};
+  Sha256 h;
+  h.update("\1", 1);
+  h.update(nodes, sizeof nodes);
+  return h.finish();
+}
+
+// Every way to hash many messages, and the engine's choice among them, against one message after the other; roots side by side.
 void check_hashes(Random& random) {
-  const size_t prefix = random.below(64), size = random.below(1500);
-  std::vector<uint8_t> bytes(prefix + 2 * size);
+  const size_t prefix = random.below(150), size = 1 + random.below(300), count = 1 + random.below(40);
+  std::vector<uint8_t> bytes(prefix + count * size);
   for (uint8_t& byte : bytes) byte = random.byte();
-  Digest pair[2];
-  sha256_pair(bytes.data(), prefix, bytes.data() + prefix, bytes.data() + prefix + size, size, pair);
-  for (size_t n = 0; n < 2; ++n) {
+  std::vector<const uint8_t*> messages;
+  std::vector<Digest> expected(count), digests(count);
+  std::vector<Digest*> out;
+  for (size_t i = 0; i < count; ++i) {
+    messages.push_back(bytes.data() + prefix + i * size);
+    out.push_back(&digests[i]);
     Sha256 h;
     h.update(bytes.data(), prefix);
-    h.update(bytes.data() + prefix + n * size, size);
-    if (h.finish() != pair[n]) fail("two hashes side by side");
+    h.update(messages[i], size);
+    expected[i] = h.finish();
   }
+  for (const Sha256Lanes& way : sha256_lanes()) {
+    digests.assign(count, {});
+    sha256_many(way, bytes.data(), prefix, messages.data(), size, count, out.data());
+    same(expected, digests, std::string("hashes, ") + way.name);
+  }
+  digests.assign(count, {});
+  sha256_many(bytes.data(), prefix, messages.data(), size, count, out.data());
+  same(expected, digests, "hashes");
+  const size_t trees = 1 + random.below(20);
+  std::vector<Digest> level;
+  for (size_t tree = 0; tree < trees; ++tree) {
+    for (Digest& leaf : digests) leaf[0] = static_cast<uint8_t>(tree);
+    level.insert(level.end(), digests.begin(), digests.end());
+  }
+  const std::vector<Digest> leaves = level;
+  tree_roots(level.data(), trees, count);
+  for (size_t tree = 0; tree < trees; ++tree)
+    if (level[tree * count] != rfc_root(leaves.data() + tree * count, count)) fail("roots side by side");
   std::vector<Digest> tiles;
   for (size_t at = 0; at < bytes.size(); at += 64) {
     Sha256 h;
@@ -211,7 +244,7 @@ void check_hashes(Random& random) {
     h.update(bytes.data() + at, std::min<size_t>(64, bytes.size() - at));
     tiles.push_back(h.finish());
   }
-  if (part_root({bytes.data(), bytes.size(), 64}) != (tiles.empty() ? Sha256().finish() : tree_root(tiles))) fail("a part's root");
+  if (part_root({bytes.data(), bytes.size(), 64}) != rfc_root(tiles.data(), tiles.size())) fail("a part's root");
 }
 
 struct Case {

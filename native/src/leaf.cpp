@@ -33,15 +33,11 @@ Digest part_root(const PartBytes& part) {
   const auto* data = static_cast<const uint8_t*>(part.data);
   const size_t whole = part.size / part.tile, tiles = (part.size + part.tile - 1) / part.tile;
   std::vector<Digest> level(tiles);
-  size_t tile = 0;
-  for (; tile + 2 <= whole; tile += 2)
-    sha256_pair(&kLeaf, 1, data + tile * part.tile, data + (tile + 1) * part.tile, part.tile, &level[tile]);
-  for (; tile < tiles; ++tile) {
-    Sha256 h;
-    h.update(&kLeaf, 1);
-    h.update(data + tile * part.tile, std::min(part.tile, part.size - tile * part.tile));
-    level[tile] = h.finish();
-  }
+  std::vector<const uint8_t*> entries(tiles);
+  std::vector<Digest*> digests(tiles);
+  for (size_t tile = 0; tile < tiles; ++tile) entries[tile] = data + tile * part.tile, digests[tile] = &level[tile];
+  sha256_many(&kLeaf, 1, entries.data(), part.tile, whole, digests.data());
+  if (whole < tiles) sha256_many(&kLeaf, 1, entries.data() + whole, part.size - whole * part.tile, 1, digests.data() + whole);
   return tree_root(level.data(), tiles);
 }
 

@@ -104,6 +104,29 @@ nb::tuple choose(const std::string& isa, const Floats& logits, const std::vector
   return nb::make_tuple(token, nb::bytes(reinterpret_cast<const char*>(record.data()), record.size()));
 }
 
+// Digests of the messages of `size` bytes that `data` holds one behind the other, for tests. An empty name leaves the way to
+// the engine.
+nb::bytes sha256_many(const std::string& name, const nb::bytes& prefix, const nb::bytes& data, size_t size) {
+  if (size == 0 || data.size() % size != 0) throw aos::Error("engine.parameter", "the data are not whole messages");
+  std::vector<aos::Digest> digests(data.size() / size);
+  std::vector<const uint8_t*> messages;
+  std::vector<aos::Digest*> out;
+  for (size_t i = 0; i < digests.size(); ++i) {
+    messages.push_back(static_cast<const uint8_t*>(data.data()) + i * size);
+    out.push_back(&digests[i]);
+  }
+  if (name.empty()) {
+    aos::sha256_many(prefix.data(), prefix.size(), messages.data(), size, messages.size(), out.data());
+    return joined(digests);
+  }
+  for (const aos::Sha256Lanes& way : aos::sha256_lanes()) {
+    if (name != way.name) continue;
+    aos::sha256_many(way, prefix.data(), prefix.size(), messages.data(), size, messages.size(), out.data());
+    return joined(digests);
+  }
+  throw aos::Error("engine.isa", "this processor has no way '" + name + "' to hash");
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -144,8 +167,14 @@ NB_MODULE(_native, m) {
       aos::Pool pool(threads);
       hashes = aos::hash_rows(pool, type, data.data(), data.size(), row_bytes, chunk_bytes, tag);
     }
-    return nb::make_tuple(joined(hashes.rows), hashes.finite);
+    return nb::make_tuple(joined(hashes.rows), joined({hashes.root}), hashes.finite);
   }, "type"_a, "data"_a, "row_bytes"_a, "chunk_bytes"_a, "prefix"_a, "threads"_a);
+  m.def("sha256_lanes", [] {
+    std::vector<std::string> names;
+    for (const aos::Sha256Lanes& way : aos::sha256_lanes()) names.emplace_back(way.name);
+    return names;
+  });
+  m.def("sha256_many", sha256_many, "way"_a, "prefix"_a, "data"_a, "size"_a);
   m.def("root", [](const nb::bytes& header, const nb::bytes& leaves, size_t units) {
     if (leaves.size() % 32 != 0 || units == 0) throw aos::Error("engine.leaves", "the leaves are not whole digests of units");
     const auto* h = static_cast<const uint8_t*>(header.data());

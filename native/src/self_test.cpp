@@ -142,6 +142,32 @@ Digest self_digest(const Kernels& kernels) {
   return hash.finish();
 }
 
+namespace {
+
+// Every way to hash many messages against one message after the other, which self_digest has shown to be right.
+void test_hashes(Numbers& numbers) {
+  constexpr size_t kCount = 21;  // more than sixteen lanes, and a rest
+  std::vector<uint8_t> bytes(kCount * 200);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(numbers.next());
+  for (const Sha256Lanes& way : sha256_lanes())
+    for (const size_t prefix : {0, 1, 22, 70})
+      for (const size_t size : {1, 33, 55, 64, 144, 200}) {
+        std::vector<Digest> digests(kCount);
+        std::vector<const uint8_t*> messages;
+        std::vector<Digest*> out;
+        for (size_t i = 0; i < kCount; ++i) messages.push_back(bytes.data() + i * size), out.push_back(&digests[i]);
+        sha256_many(way, bytes.data(), prefix, messages.data(), size, kCount, out.data());
+        for (size_t i = 0; i < kCount; ++i) {
+          Sha256 h;
+          h.update(bytes.data(), prefix);
+          h.update(messages[i], size);
+          if (h.finish() != digests[i]) throw Error("engine.self_test", std::string("the way '") + way.name + "' to hash gives other bits");
+        }
+      }
+}
+
+}  // namespace
+
 void self_test(const Kernels& kernels) {
   std::string text;
   for (const uint8_t byte : self_digest(kernels)) {
@@ -150,6 +176,8 @@ void self_test(const Kernels& kernels) {
   }
   if (text != kExpected)
     throw Error("engine.self_test", std::string("the ") + kernels.name + " build of the engine gives other bits (" + text + ")");
+  Numbers numbers;
+  test_hashes(numbers);
 }
 
 }  // namespace aos

@@ -1,20 +1,13 @@
 #include "sha256.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu.h"
+#include "sha256_rounds.h"
 
 namespace aos {
 namespace {
-
-constexpr uint32_t kRound[64] = {
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01,
-    0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
-    0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
-    0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08,
-    0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
-    0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
 constexpr uint32_t kInitial[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 
@@ -36,7 +29,7 @@ void compress(uint32_t* state, const uint8_t* data, size_t count) {
     uint32_t a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
     for (int i = 0; i < 64; ++i) {
       const uint32_t s1 = rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25);
-      const uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kRound[i] + w[i];
+      const uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kSha256Round[i] + w[i];
       const uint32_t t2 = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
       h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
     }
@@ -53,6 +46,97 @@ Compress chosen() {
 #else
   return compress;
 #endif
+}
+
+void compress_1(uint32_t* states, const uint8_t* const* blocks, size_t count) { compress(states, blocks[0], count); }
+
+#if defined(AOS_AVX)
+void compress_1_with_sha_instructions(uint32_t* states, const uint8_t* const* blocks, size_t count) {
+  compress_with_sha_instructions(states, blocks[0], count);
+}
+#endif
+
+// What is the same for all messages: the state behind the prefix's whole blocks, the rest of the prefix, the lengths.
+struct Shape {
+  uint32_t state[8];
+  uint8_t rest[64];
+  size_t held, size;  // bytes in `rest`; of a message behind its prefix
+  uint64_t bits;
+
+  Shape(const void* prefix, size_t prefix_size, size_t message)
+      : held(prefix_size % 64), size(message), bits(8 * (uint64_t{prefix_size} + message)) {
+    const auto* p = static_cast<const uint8_t*>(prefix);
+    std::memcpy(state, kInitial, sizeof kInitial);
+    if (prefix_size >= 64) chosen()(state, p, prefix_size / 64);
+    if (held > 0) std::memcpy(rest, p + prefix_size - held, held);
+  }
+};
+
+// Messages in groups of way.lanes; lanes that are left over in the last one repeat a message.
+template <size_t lanes>
+void in_lanes_of(const Sha256Lanes& way, const Shape& shape, const uint8_t* const* data, size_t count, Digest* const* out) {
+  const size_t held = shape.held;
+  const bool joined = held + shape.size >= 64;         // the prefix's rest makes a block with the message's beginning
+  const size_t head = joined && held > 0 ? 64 - held : 0, whole = joined ? (shape.size - head) / 64 : 0;
+  const size_t begun = joined ? 0 : held, left = shape.size - head - 64 * whole, blocks = begun + left < 56 ? 1 : 2;
+  // Where a message is long enough, 64 of its bytes are copied at once: what is too much falls in front or behind.
+  const bool wide = shape.size >= 64;
+  uint8_t first[lanes][128], last[lanes][64 + 128];
+  for (size_t lane = 0; lane < lanes; ++lane) {
+    if (head > 0) std::memcpy(first[lane], shape.rest, held);
+    uint8_t* end = last[lane] + 64;
+    std::memset(end, 0, 128);
+    if (begun > 0) std::memcpy(end, shape.rest, begun);
+    end[begun + left] = 0x80;
+    for (size_t i = 0; i < 8; ++i) end[64 * blocks - 8 + i] = static_cast<uint8_t>(shape.bits >> (56 - 8 * i));
+  }
+  uint32_t states[8 * lanes];
+  const uint8_t* at[lanes];
+  for (size_t from = 0; from < count; from += lanes) {
+    const uint8_t* message[lanes];
+    for (size_t lane = 0; lane < lanes; ++lane) message[lane] = data[std::min(from + lane, count - 1)];
+    for (size_t i = 0; i < 8; ++i)
+      for (size_t lane = 0; lane < lanes; ++lane) states[i * lanes + lane] = shape.state[i];
+    if (head > 0) {
+      for (size_t lane = 0; lane < lanes; ++lane) {
+        if (wide)
+          std::memcpy(first[lane] + held, message[lane], 64);
+        else
+          std::memcpy(first[lane] + held, message[lane], head);
+        at[lane] = first[lane];
+      }
+      way.compress(states, at, 1);
+    }
+    if (whole > 0) {
+      for (size_t lane = 0; lane < lanes; ++lane) at[lane] = message[lane] + head;
+      way.compress(states, at, whole);
+    }
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      uint8_t* end = last[lane] + 64 + begun;
+      if (wide)
+        std::memcpy(end + left - 64, message[lane] + shape.size - 64, 64);
+      else if (left > 0)
+        std::memcpy(end, message[lane] + shape.size - left, left);
+      at[lane] = last[lane] + 64;
+    }
+    way.compress(states, at, blocks);
+    for (size_t lane = 0; lane < std::min(lanes, count - from); ++lane) {
+      uint8_t* digest = out[from + lane]->data();
+      for (size_t i = 0; i < 8; ++i) {
+        const uint32_t word = __builtin_bswap32(states[i * lanes + lane]);
+        std::memcpy(digest + 4 * i, &word, 4);
+      }
+    }
+  }
+}
+
+void in_lanes(const Sha256Lanes& way, const Shape& shape, const uint8_t* const* data, size_t count, Digest* const* out) {
+  switch (way.lanes) {
+    case 16: return in_lanes_of<16>(way, shape, data, count, out);
+    case 8: return in_lanes_of<8>(way, shape, data, count, out);
+    case 2: return in_lanes_of<2>(way, shape, data, count, out);
+    default: return in_lanes_of<1>(way, shape, data, count, out);
+  }
 }
 
 }  // namespace
@@ -74,46 +158,43 @@ void Sha256::update(const void* data, size_t size) {
   buffered_ = size % 64;
 }
 
-void sha256_pair(const void* prefix, size_t prefix_size, const void* a, const void* b, size_t size, Digest* out) {
-  const uint8_t* data[2] = {static_cast<const uint8_t*>(a), static_cast<const uint8_t*>(b)};
+const std::vector<Sha256Lanes>& sha256_lanes() {
+  // Asking the processor is slow, in a virtual machine very.
+  static const std::vector<Sha256Lanes> found = [] {
+    std::vector<Sha256Lanes> ways;
 #if defined(AOS_AVX)
-  static const bool fast = has_sha_instructions();  // asking the processor is slow, in a virtual machine very
-  if (fast) {
-    uint32_t state[2][8];
-    uint8_t rest[2][128] = {};
-    uint32_t* const states[2] = {state[0], state[1]};
-    const uint8_t* const rests[2] = {rest[0], rest[1]};
-    size_t held = prefix_size, left = size;  // bytes in `rest`, and in the messages
-    for (size_t n = 0; n < 2; ++n) {
-      std::memcpy(state[n], kInitial, sizeof kInitial);
-      std::memcpy(rest[n], prefix, prefix_size);
+    const bool sha = has_sha_instructions();
+    const auto has = [](const Kernels& kernels) {
+      return std::find(instruction_sets().begin(), instruction_sets().end(), &kernels) != instruction_sets().end();
+    };
+    // Sixteen lanes take as long as seven or eight messages in pairs; eight lanes of AVX2 are slower than pairs.
+    if (has(kAvx512)) ways.push_back({"avx512", 16, size_t{sha ? 8u : 2u}, compress_16_with_avx512});
+    if (sha) {
+      ways.push_back({"sha-pair", 2, 2, compress_2_with_sha_instructions});
+      ways.push_back({"sha", 1, 1, compress_1_with_sha_instructions});
     }
-    if (held + left >= 64) {
-      const size_t head = 64 - held;
-      for (size_t n = 0; n < 2; ++n) std::memcpy(rest[n] + held, data[n], head), data[n] += head;
-      compress_pair_with_sha_instructions(states, rests, 1);
-      left -= head;
-      const size_t whole = left / 64;
-      compress_pair_with_sha_instructions(states, data, whole);
-      for (size_t n = 0; n < 2; ++n) std::memset(rest[n], 0, 64), data[n] += 64 * whole;
-      left %= 64, held = 0;
-    }
-    for (size_t n = 0; n < 2; ++n) std::memcpy(rest[n] + held, data[n], left), rest[n][held + left] = 0x80;
-    const size_t blocks = held + left < 56 ? 1 : 2;
-    const uint64_t bits = 8 * (uint64_t{prefix_size} + size);
-    for (size_t n = 0; n < 2; ++n)
-      for (size_t i = 0; i < 8; ++i) rest[n][64 * blocks - 8 + i] = static_cast<uint8_t>(bits >> (56 - 8 * i));
-    compress_pair_with_sha_instructions(states, rests, blocks);
-    for (size_t n = 0; n < 2; ++n)
-      for (size_t i = 0; i < 32; ++i) out[n][i] = static_cast<uint8_t>(state[n][i / 4] >> (24 - 8 * (i % 4)));
-    return;
-  }
+    if (has(kAvx2)) ways.push_back({"avx2", 8, 2, compress_8_with_avx2});
 #endif
-  for (size_t n = 0; n < 2; ++n) {
-    Sha256 h;
-    h.update(prefix, prefix_size);
-    h.update(data[n], size);
-    out[n] = h.finish();
+    ways.push_back({"plain", 1, 1, compress_1});
+    return ways;
+  }();
+  return found;
+}
+
+void sha256_many(const Sha256Lanes& way, const void* prefix, size_t prefix_size, const uint8_t* const* data, size_t size,
+                 size_t count, Digest* const* out) {
+  in_lanes(way, Shape(prefix, prefix_size, size), data, count, out);
+}
+
+void sha256_many(const void* prefix, size_t prefix_size, const uint8_t* const* data, size_t size, size_t count, Digest* const* out) {
+  const Shape shape(prefix, prefix_size, size);
+  for (const Sha256Lanes& way : sha256_lanes()) {
+    if (count < way.least) continue;
+    // Whole groups, and the rest too where there are enough of them.
+    const size_t rest = count % way.lanes, part = rest >= way.least ? count : count - rest;
+    if (part > 0) in_lanes(way, shape, data, part, out);
+    data += part, out += part, count -= part;
+    if (count == 0) return;
   }
 }
 
@@ -132,23 +213,32 @@ Digest Sha256::finish() {
 Digest tree_root(std::vector<Digest> level) { return tree_root(level.data(), level.size()); }
 
 Digest tree_root(Digest* level, size_t count) {
-  while (count > 1) {
-    size_t i = 0, out = 0;
-    // Pairs of nodes: what node `out` reads lies at 2 * out and beyond, so nothing is overwritten too soon.
-    for (; i + 4 <= count; i += 4, out += 2) sha256_pair(&kNode, 1, level[i].data(), level[i + 2].data(), 64, level + out);
-    for (; i < count; i += 2, ++out) {
-      if (i + 1 == count) {
-        level[out] = level[i];  // an odd last one moves up
-        continue;
-      }
-      Sha256 h;
-      h.update(&kNode, 1);
-      h.update(level[i].data(), 64);
-      level[out] = h.finish();
-    }
-    count = out;
-  }
+  tree_roots(level, 1, count);
   return level[0];
+}
+
+void tree_roots(Digest* level, size_t trees, size_t count) {
+  constexpr size_t kAtOnce = 256;
+  const uint8_t* pairs[kAtOnce];
+  Digest* nodes[kAtOnce];
+  for (size_t left = count; left > 1; left = (left + 1) / 2) {
+    // What node i of a tree reads lies at 2 * i and beyond, so nothing is overwritten too soon.
+    size_t waiting = 0;
+    const auto hash = [&] {
+      sha256_many(&kNode, 1, pairs, 2 * sizeof(Digest), waiting, nodes);
+      waiting = 0;
+    };
+    for (size_t tree = 0; tree < trees; ++tree) {
+      Digest* own = level + tree * count;
+      for (size_t i = 0; i < left / 2; ++i) {
+        pairs[waiting] = own[2 * i].data(), nodes[waiting] = own + i;
+        if (++waiting == kAtOnce) hash();
+      }
+    }
+    if (waiting > 0) hash();
+    if (left % 2 == 1)
+      for (size_t tree = 0; tree < trees; ++tree) level[tree * count + left / 2] = level[tree * count + left - 1];  // an odd last one moves up
+  }
 }
 
 }  // namespace aos

@@ -21,18 +21,37 @@ class Sha256 {
   uint64_t total_ = 0;
 };
 
-// Digests of prefix ‖ a and prefix ‖ b, `size` bytes each behind a prefix below 64, computed side by side.
-void sha256_pair(const void* prefix, size_t prefix_size, const void* a, const void* b, size_t size, Digest* out);
+// Many messages of one length: *out[i] = SHA-256(prefix ‖ data[i]), `size` bytes each, side by side where the processor can.
+// A digest may overwrite data of its own message or of one before it.
+void sha256_many(const void* prefix, size_t prefix_size, const uint8_t* const* data, size_t size, size_t count, Digest* const* out);
+
+// A way to compute several messages at once: states[word][lane], `count` blocks from blocks[lane] on.
+struct Sha256Lanes {
+  const char* name;
+  size_t lanes;  // 1, 2, 8 or 16
+  size_t least;  // worth it from so many messages on
+  void (*compress)(uint32_t* states, const uint8_t* const* blocks, size_t count);
+};
+
+// What this processor has, the best first; the last is one message at a time, by the definition.
+const std::vector<Sha256Lanes>& sha256_lanes();
+// One of them for all messages, whatever their number: for tests.
+void sha256_many(const Sha256Lanes& way, const void* prefix, size_t prefix_size, const uint8_t* const* data, size_t size,
+                 size_t count, Digest* const* out);
 
 // The root over leaf hashes; there must be one at least. The second form overwrites them.
 Digest tree_root(std::vector<Digest> level);
 Digest tree_root(Digest* level, size_t count);
+// Roots of `trees` trees of `count` leaves, one behind the other; overwrites them. Root i is left in level[i * count].
+void tree_roots(Digest* level, size_t trees, size_t count);
 
 #if defined(AOS_AVX)
 // sha256_ni.cpp; only where has_sha_instructions().
 void compress_with_sha_instructions(uint32_t* state, const uint8_t* blocks, size_t count);
 // Two independent streams: the instructions' latency is hidden.
-void compress_pair_with_sha_instructions(uint32_t* const* states, const uint8_t* const* blocks, size_t count);
+void compress_2_with_sha_instructions(uint32_t* states, const uint8_t* const* blocks, size_t count);
+void compress_8_with_avx2(uint32_t* states, const uint8_t* const* blocks, size_t count);
+void compress_16_with_avx512(uint32_t* states, const uint8_t* const* blocks, size_t count);
 #endif
 
 }  // namespace aos

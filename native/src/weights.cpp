@@ -1,5 +1,6 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -47,31 +48,34 @@ bool finite_weights(uint32_t type, const uint8_t* data, size_t size) {
 
 RowHashes hash_rows(Pool& pool, uint32_t type, const uint8_t* data, size_t size, size_t row_bytes, size_t chunk_bytes,
                     const std::string& prefix) {
-  if (row_bytes == 0 || chunk_bytes == 0 || size == 0 || size % row_bytes != 0 || prefix.size() >= 64)
+  if (row_bytes == 0 || chunk_bytes == 0 || size == 0 || size % row_bytes != 0)
     throw Error("engine.matrix", "the tensor's bytes are not whole rows");
-  const size_t rows = size / row_bytes, step = kItemBytes / row_bytes + 1, chunks = (row_bytes + chunk_bytes - 1) / chunk_bytes;
-  RowHashes out{std::vector<Digest>(rows), true};
+  const size_t rows = size / row_bytes, step = kItemBytes / row_bytes + 1;
+  const size_t whole = row_bytes / chunk_bytes, rest = row_bytes % chunk_bytes, chunks = whole + (rest > 0 ? 1 : 0);
+  RowHashes out{std::vector<Digest>(rows), {}, true};
   std::atomic<bool> finite{true};
   pool.run((rows + step - 1) / step, size, [&](size_t item, size_t) {
-    std::vector<Digest> level(chunks + 1);  // room for the second of a last pair
-    const size_t end = (item + 1) * step < rows ? (item + 1) * step : rows;
-    for (size_t row = item * step; row < end; ++row) {
-      const uint8_t* at = data + row * row_bytes;
-      const size_t whole = row_bytes / chunk_bytes;
-      size_t chunk = 0;
-      for (; chunk + 2 <= whole; chunk += 2)
-        sha256_pair(prefix.data(), prefix.size(), at + chunk * chunk_bytes, at + (chunk + 1) * chunk_bytes, chunk_bytes, &level[chunk]);
-      for (; chunk < chunks; ++chunk) {
-        Sha256 h;
-        h.update(prefix.data(), prefix.size());
-        h.update(at + chunk * chunk_bytes, chunk < whole ? chunk_bytes : row_bytes - whole * chunk_bytes);
-        level[chunk] = h.finish();
+    const size_t begin = item * step, count = std::min(step, rows - begin);
+    const uint8_t* at = data + begin * row_bytes;
+    std::vector<Digest> level(count * chunks);
+    std::vector<const uint8_t*> messages(count * chunks);
+    std::vector<Digest*> digests(count * chunks);
+    // The whole chunks of all rows, then the short last ones.
+    for (size_t row = 0; row < count; ++row)
+      for (size_t chunk = 0; chunk < chunks; ++chunk) {
+        const size_t place = chunk < whole ? row * whole + chunk : count * whole + row;
+        messages[place] = at + row * row_bytes + chunk * chunk_bytes;
+        digests[place] = &level[row * chunks + chunk];
       }
-      out.rows[row] = tree_root(level.data(), chunks);
-    }
-    if (!finite_weights(type, data + item * step * row_bytes, (end - item * step) * row_bytes)) finite = false;
+    sha256_many(prefix.data(), prefix.size(), messages.data(), chunk_bytes, count * whole, digests.data());
+    if (rest > 0)
+      sha256_many(prefix.data(), prefix.size(), messages.data() + count * whole, rest, count, digests.data() + count * whole);
+    tree_roots(level.data(), count, chunks);
+    for (size_t row = 0; row < count; ++row) out.rows[begin + row] = level[row * chunks];
+    if (!finite_weights(type, at, count * row_bytes)) finite = false;
   });
   out.finite = finite;
+  out.root = tree_root(out.rows);
   return out;
 }
 

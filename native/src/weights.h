@@ -10,6 +10,7 @@ namespace aos {
 
 struct RowHashes {
   std::vector<Digest> rows;
+  Digest root;  // over the rows
   bool finite;  // no weight and no scale is NaN or infinite; true for a type that this engine does not compute with
 };
 

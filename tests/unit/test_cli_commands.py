@@ -110,8 +110,9 @@ GROUPS = ["", "attest", "job", "keys", "model", "operator", "dispatcher", "regis
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
-    named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new|project new|config show"
-    named += "|attest verify|referee|audit"
+    named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new"
+    named += "|project new|project token|config show"
+    named += "|attest verify|referee|attack|audit"
     named += (
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )

@@ -8,17 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 from dispute_runs import GREEDY, SAMPLED, TinyRun, changed, flipped, opened, tiny_run
-from dispute_sizes import SEVEN_B, proof_size, sized_context, sized_shape
+from dispute_sizes import SEVEN_B, benchmark, proof_size, sized_context, sized_shape
 from engine_models import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aos.core.arithmetic.floats import NumericTrap
+from aos.core.arithmetic.sampler import choose
 from aos.core.dispute.fine.bounds import Unit, open_unit
 from aos.core.dispute.fine.tile import check_tile
 from aos.core.dispute.state_opening import Place, StateOpening, StateTree
 from aos.core.dispute.state_tree import trap_leaf
-from aos.core.dispute.trace_tree import MAX_TILES, TraceTree, TreeShape, fanout, opened_root, tile_hash
+from aos.core.dispute.trace_tree import (
+    MAX_TILES,
+    TraceTree,
+    TreeShape,
+    fanout,
+    opened_root,
+    tile_hash,
+)
 from aos.core.manifest import TENSOR_TYPES, GraphSizes
+from aos.engine.forward import Context, tail_logits
 from aos.engine.native import NativeEngine
 from aos.engine.trace import UnitTrace
 from aos.errors import AOSError, InvalidMessage, VerificationError
@@ -90,8 +100,9 @@ def test_the_native_engine_keeps_what_the_reference_engine_keeps(name: str) -> N
     for layer in range(run.tail - 1):
         for mine, other in zip(ours.cache(layer, 0, count), theirs.cache(layer, 0, count), strict=True):
             np.testing.assert_array_equal(mine.view(np.uint16), other.view(np.uint16))
-    trace = UnitTrace(run.known, run.weights, native, run.last, 1)
-    assert trace.unit_root == run.trace(run.last, 1).unit_root
+    for kept in (None, theirs):
+        trace = UnitTrace(run.known, run.weights, native, run.last, 1, capture=kept)
+        assert trace.unit_root == run.trace(run.last, 1).unit_root
 
 
 # --- proofs that do not hold
@@ -147,6 +158,44 @@ def test_a_lie_in_any_op_is_found_where_it_is_told(name: str, members: dict[str,
             with pytest.raises(VerificationError) as caught:
                 check_tile(claim, liar.unit_root, index, liar.prove(index))
             assert caught.value.code == "tile.value", op.name
+
+
+PATTERNS = [
+    b"\xff" * 4,
+    *(np.float32(x).tobytes() for x in (np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, 0.0, -0.0, 1e19)),
+]
+
+
+def garbage(rng: random.Random, size: int) -> bytes:
+    """Bytes that no op computes."""
+    if rng.random() < 0.3:
+        return rng.randbytes(size)
+    one = [rng.choice(PATTERNS)] if rng.random() < 0.5 else PATTERNS
+    return b"".join(rng.choice(one) for _ in range(size // 4 + 1))[:size]
+
+
+@pytest.mark.parametrize(
+    ("name", "members"), [("tiny-f32", SAMPLED), ("tiny-qwen3-partial", GREEDY), ("tiny-q6_k", SAMPLED)]
+)
+def test_whoever_signs_garbage_is_refused_and_never_stops_the_referee(
+    name: str, members: dict[str, Any]
+) -> None:
+    run, rng = tiny_run(name, PROMPT, members), random.Random(10)
+    codes = set()
+    for unit in (0, 1, run.tail):
+        for share in (0.3, 0.9, 1.0):
+            liar = run.trace(run.last, unit)
+            claim = opened(liar)
+            liar.tiles = [garbage(rng, len(tile)) if rng.random() < share else tile for tile in liar.tiles]
+            liar._tree = TraceTree([tile_hash(tile) for tile in liar.tiles])
+            for op in liar.shape.ops:
+                index = op.first + rng.randrange(op.grid.tiles)
+                try:
+                    check_tile(claim, liar.unit_root, index, liar.prove(index))
+                except VerificationError as error:
+                    codes.add(error.code)
+    assert "tile.value" in codes
+    assert codes <= {"tile.value", "tile.commitment", "tile.cut", "tile.trap", "tile.state"}
 
 
 def test_operands_of_another_place_are_refused() -> None:
@@ -437,10 +486,129 @@ def test_no_proof_is_longer_than_the_bound(
     not os.environ.get("AOS_DISPUTE_7B"), reason="set AOS_DISPUTE_7B=1 (about a minute, 2 GB)"
 )
 def test_every_kind_of_op_of_the_7b_shape_checks_in_ten_milliseconds() -> None:
-    from dispute_sizes import benchmark
-
     for unit in (0, SEVEN_B.n_layers, SEVEN_B.n_layers + 1):
         trace, claim, _ = benchmark().synthetic(unit, types={"output": "Q6_K"})
-        for name, (_, size, _, slowest) in benchmark().measured(trace, claim, 4).items():
-            assert size <= 20_000, name
-            assert slowest <= 10, name
+        for name, cost in benchmark().measured(trace, claim, 4).items():
+            assert cost.size <= 20_000, name
+            assert cost.largest <= 10, name
+
+
+# --- traps
+
+
+class Loud:
+    """An engine whose kept run is too loud: the residual before a unit, and the layer's earlier keys, are multiplied."""
+
+    def __init__(self, run: TinyRun, unit: int, residual: float, keys: float) -> None:
+        self.run, self.unit, self.scale, self.keys = run, unit, residual, keys
+
+    def capture(self, tokens: Any, units: Any) -> "Loud":
+        self.kept = self.run.engine.capture(tokens, units)
+        return self
+
+    def residuals(self, unit: int) -> Any:
+        found = self.kept.residuals(unit)
+        if unit != self.unit - 1:
+            return found
+        return np.clip(found * np.float64(self.scale), -3e38, 3e38).astype(np.float32)
+
+    def cache(self, layer: int, first: int, end: int) -> Any:
+        keys, values = self.kept.cache(layer, first, end)
+        return np.clip(keys * np.float64(self.keys), -65504, 65504).astype(np.float16), values
+
+
+class Nothing:
+    """A sink."""
+
+    def layer(self, *_: Any) -> None:
+        pass
+
+
+def reference_trap(run: TinyRun, loud: Loud, unit: int) -> int:
+    """The op that traps in the reference engine's own unit; 0 where none does."""
+    engine, position = run.engine, run.last
+    x = loud.residuals(unit - 1)[position : position + 1].astype(np.float32)
+    try:
+        if unit == run.tail:
+            with np.errstate(all="ignore"):
+                logits = tail_logits(engine._model, x)[0]
+                choose(
+                    logits, run.known.tokens[: position + 1], 0, run.trace(position, unit).context.rules, 21
+                )
+            return 0
+        context = Context(engine._model, engine._cos, engine._sin)
+        context._reserve(position + 1)
+        keys, values = loud.cache(unit - 1, 0, position)
+        shape = (position, context.model.hyper.n_kv_heads, -1)
+        context._keys[unit - 1][:, :, :position] = keys.reshape(shape).transpose(2, 1, 0)
+        context._values[unit - 1][:position] = values.reshape(shape)
+        with np.errstate(all="ignore"):
+            context._layer(unit - 1, x, position, Nothing())  # type: ignore[arg-type]
+    except NumericTrap as found:
+        return found.op
+    return 0
+
+
+@pytest.mark.parametrize("name", ["tiny-f32", "tiny-q8_0", "tiny-qwen2", "tiny-qwen3", "tiny-mixed"])
+def test_the_last_tile_names_the_op_that_traps_first(name: str) -> None:
+    run = tiny_run(name, PROMPT, SAMPLED)
+    seen = set()
+    for unit, scale, keys in [
+        *(
+            (unit, scale, 1.0)
+            for unit in (1, run.tail)
+            for scale in (1.0, 1e12, 1e18, 1e19, 3e19, 1e30, 1e38)
+        ),
+        *((1, scale, keys) for scale in (1.0, 1e18) for keys in (1e3, 1e9)),
+    ]:
+        loud = Loud(run, unit, scale, keys)
+        trace = UnitTrace(run.known, run.weights, loud, run.last, unit)
+        assert trace.tiles == UnitTrace(run.known, run.weights, loud, run.last, unit, fast=False).tiles
+        op = int.from_bytes(trace.tiles[-1], "little")
+        assert op == reference_trap(run, loud, unit), (unit, scale, keys)
+        seen.add(op)
+    assert {0, 2, 19} <= seen
+
+
+LOUD_TENSORS = {
+    "attn_q": 3,
+    "attn_k": 4,
+    "attn_v": 5,
+    "attn_output": 11,
+    "ffn_gate": 14,
+    "ffn_up": 15,
+    "ffn_down": 17,
+}
+
+
+@pytest.mark.parametrize(("tensor", "op"), LOUD_TENSORS.items())
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_loud_weight_traps_in_its_own_product(tensor: str, op: int, architecture: str) -> None:
+    graph = replace(
+        SEVEN_B,
+        n_layers=1,
+        width=64,
+        ff_width=96,
+        n_heads=2,
+        n_kv_heads=1,
+        head_width=32,
+        n_rot=32,
+        n_vocab=300,
+    )
+    trace, claim, _ = benchmark().synthetic(
+        1,
+        graph=graph,
+        position=20,
+        architecture=architecture,
+        default="F32",
+        loud={**({"ffn_gate": 50, "ffn_up": 50} if op == 17 else {}), tensor: 1e40},
+    )
+    assert int.from_bytes(trace.tiles[-1], "little") == op
+    # The claim says that nothing trapped.
+    with pytest.raises(VerificationError) as caught:
+        check_tile(claim, trace.unit_root, trace.shape.n_tiles - 1, trace.prove(trace.shape.n_tiles - 1))
+    assert caught.value.code == "tile.trap"
+    for index in range(0, trace.shape.n_tiles - 1, 7):
+        part = trace.shape.op_of(index).part
+        if part is None:
+            check_tile(claim, trace.unit_root, index, trace.prove(index))

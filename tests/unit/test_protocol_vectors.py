@@ -110,7 +110,11 @@ def cases_of(path: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for path in VECTORS.rglob("*.json") if path.parent.name not in ("engine", "attest")),
+    sorted(
+        path
+        for path in VECTORS.rglob("*.json")
+        if path.parent.name not in ("engine", "attest") and path.stem != "trace"
+    ),
     ids=lambda path: path.stem,
 )
 def test_at_least_half_of_the_cases_are_refusals_with_a_named_code(path: Path) -> None:
@@ -119,3 +123,12 @@ def test_at_least_half_of_the_cases_are_refusals_with_a_named_code(path: Path) -
     assert cases
     assert all(isinstance(case["error"], str) and "." in case["error"] for case in refusals)
     assert 2 * len(refusals) >= len(cases), f"{len(refusals)} of {len(cases)}"
+
+
+def test_most_proofs_of_a_trace_are_refused_with_a_named_code() -> None:
+    units = json.loads((VECTORS / "dispute" / "trace.json").read_text("utf-8"))["units"]
+    good = [proof for unit in units for proof in unit["proofs"]]
+    codes = [code for proof in good for _, code in proof["refused"]]
+    codes += [lie["code"] for unit in units for lie in unit["lies"]]
+    assert len(codes) > 2 * len(good)
+    assert all(code.startswith(("tile.", "state.")) for code in codes)

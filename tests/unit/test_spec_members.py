@@ -66,8 +66,8 @@ def form(hint: Any) -> str:
     if origin is Literal:
         return "/".join(f'"{value}"' for value in get_args(hint))
     if origin in (typing.Union, UnionType):
-        (inner,) = (option for option in get_args(hint) if option is not type(None))
-        return f"{form(inner)} or null"
+        inner = [option for option in get_args(hint) if option is not type(None)]
+        return " or ".join([*map(form, inner), *(["null"] if type(None) in get_args(hint) else [])])
     if hint is bool:
         return "boolean"
     assert dataclasses.is_dataclass(hint)

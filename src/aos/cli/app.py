@@ -7,6 +7,7 @@ import typer
 
 from aos.cli import voice
 from aos.cli.ask import ASK_EXAMPLES, ask, job_app
+from aos.cli.attack import ATTACK_EXAMPLES, attack
 from aos.cli.attest import attest_app
 from aos.cli.audit import AUDIT_EXAMPLES, audit
 from aos.cli.draw import DRAW_EXAMPLES, draw
@@ -90,6 +91,7 @@ app.command(cls=Command, short_help="Check a few layers of an answer exactly.", 
 app.command(cls=Command, short_help="Run a local network until Ctrl-C.", epilog=UP_EXAMPLES)(up)
 app.command(cls=Command, short_help="The whole story in under a minute.", epilog=DEMO_EXAMPLES)(demo)
 app.command(cls=Command, short_help="What is wrong here, and what to do.", epilog=DOCTOR_EXAMPLES)(doctor)
+app.command(cls=Command, short_help="Play the attacks that must fail.", epilog=ATTACK_EXAMPLES)(attack)
 app.add_typer(job_app, name="job")
 app.add_typer(attest_app, name="attest")
 app.add_typer(keys_app, name="keys")

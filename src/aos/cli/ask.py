@@ -11,12 +11,13 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
-from aos.cli.settings import ClientSettings, load_client_settings, load_trust
 from aos.client import Accepted, Client, Submission, encode_acceptance
+from aos.client.settings import ClientSettings, load_client_settings, load_trust
 from aos.errors import InvalidMessage, RuleViolation
 
 ASK_EXAMPLES = """aos ask "What is AI?" --save answer.aos && aos verify answer.aos
 aos ask "What is AI?" --type tee
+aos ask "What is AI?" --chat
 aos ask "What is AI?" --temperature 0 --operators 3 --json | jq -r .result.text"""
 
 job_app = typer.Typer(
@@ -67,7 +68,7 @@ def _submission(
     settings: ClientSettings, prompt: str, params: dict[str, Any], options: dict[str, Any]
 ) -> Submission:
     return Submission(
-        prompt=prompt,
+        prompt=[{"role": "user", "content": prompt}] if options.get("chat") else prompt,
         model=options["model"] or settings.model,
         job_type=options["job_type"],
         user=options["user"],
@@ -135,6 +136,9 @@ def ask(
     seed: Seed = "",
     stop: Stop = None,
     operators: Operators = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send it as a message, through the model's chat template.")
+    ] = False,
     blind: Blind = False,
     user: User = "local",
     tag: Tag = "",

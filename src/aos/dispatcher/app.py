@@ -11,18 +11,21 @@ from fastapi.openapi.utils import get_openapi
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core.clock import DISPATCHER, ClockState
-from aos.dispatcher import refusals, routes_aos, routes_seed
+from aos.dispatcher import refusals, routes_aos, routes_openai, routes_seed
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
+from aos.dispatcher.limits import InFlight
 from aos.dispatcher.link_server import LinkServer
 from aos.dispatcher.messages import Messages
 from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.runs import Runs
 from aos.dispatcher.schemas import body_schemas
+from aos.dispatcher.schemas_openai import CALLS
 from aos.dispatcher.setup import MIGRATIONS
 from aos.dispatcher.streams import Streams
+from aos.dispatcher.webhooks import Webhooks
 
 
 def create_app(config: DispatcherConfig) -> FastAPI:
@@ -38,7 +41,11 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             clock = await _open_clock(pool)
             events = Events(pool)
             links = LinkServer(config, registry, clock)
-            runs = Runs(pool, config, registry, clock, events, links, moved=metrics.moved)
+            in_flight = InFlight()
+            await in_flight.load(pool)
+            runs = Runs(
+                pool, config, registry, clock, events, links, moved=metrics.moved, ended=in_flight.ended
+            )
             messages = Messages(pool, config, registry, clock, events, runs, told=metrics.message)
 
             def connected(node_id: str) -> None:
@@ -56,14 +63,18 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 started=runs.begin,
                 under_way=lambda: runs.open,
                 cancelled=runs.cancelled,
+                in_flight=in_flight,
             )
-            app.state.metrics, app.state.streams = metrics, Streams()
+            app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
             signing = asyncio.create_task(registry.keep_signing())
+            webhooks = Webhooks(pool, config, told=metrics.webhook)
             await runs.start()
+            webhooks.start()
             try:
                 yield
             finally:
                 signing.cancel()
+                await webhooks.stop()
                 await runs.stop()
                 await links.close()
         finally:
@@ -79,6 +90,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(routes_seed.router)
+    app.include_router(routes_openai.router)
     app.include_router(routes_aos.router)
     refusals.install(app, refused=metrics.refused)
     _describe(app)
@@ -94,7 +106,7 @@ def _describe(app: FastAPI) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
             schemas = document["components"]["schemas"]
-            schemas.update(body_schemas())
+            schemas.update(body_schemas(*CALLS))
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             for methods in document["paths"].values():

@@ -51,6 +51,12 @@ class _Settings(BaseModel):
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
     max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
+    project_requests: int = Field(2_000, ge=1, le=1_000_000)
+    project_tokens: int = Field(4_000_000, ge=1, le=10**12)
+    webhook_loopback: bool = False
+    webhook_retries_s: list[int] = Field(
+        default_factory=lambda: [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400], max_length=32
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,10 @@ class DispatcherConfig:
     rerun_quota: int
     max_tokens_limit: int
     max_open_runs: int
+    project_requests: int
+    project_tokens: int
+    webhook_loopback: bool
+    webhook_retries_s: tuple[int, ...]
 
 
 def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> DispatcherConfig:
@@ -133,6 +143,12 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         raise ConfigError(
             "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
         )
+    if settings.webhook_loopback and not development:
+        raise ConfigError(
+            "config.value",
+            "webhook_loopback is for development networks (dev, dev-…, aos-local-…)",
+            field="webhook_loopback",
+        )
     return DispatcherConfig(
         pg_url=settings.pg_db_url,
         host=host,
@@ -149,6 +165,10 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
         max_open_runs=settings.max_open_runs,
+        project_requests=settings.project_requests,
+        project_tokens=settings.project_tokens,
+        webhook_loopback=settings.webhook_loopback,
+        webhook_retries_s=tuple(settings.webhook_retries_s),
     )
 
 

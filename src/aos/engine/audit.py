@@ -23,13 +23,14 @@ from aos.core.dispute.state_tree import TILE_BYTES, part_root, tokens_root, trap
 from aos.core.hashes import u32
 from aos.core.manifest import GraphSizes, tensor_leaf
 from aos.core.merkle import tree_root
-from aos.core.statements import Params, ReceiptCore, Request
-from aos.engine.around import check_prompt, check_stop, check_text
+from aos.core.statements import Params, Prompt, ReceiptCore, Request
+from aos.engine.around import check_stop, check_text
 from aos.engine.canonical import CanonicalEngine
+from aos.engine.conversation import Conversations
 from aos.engine.forward import Context, Op, tail_logits
 from aos.engine.gguf import GGUF, read_gguf
 from aos.engine.llama import ARCHITECTURES, ROPE_FACTORS, HyperParameters, Model, expected_tensors
-from aos.engine.manifest import row_hashes
+from aos.engine.manifest import row_hashes, template_digest
 from aos.engine.tokenizer import Tokenizer, read_vocabulary
 from aos.engine.trace import CapturingEngine, KnownRun, known_run
 from aos.errors import Unavailable, VerificationError
@@ -106,7 +107,7 @@ class Disclosed:
     core: ReceiptCore
     nonce: bytes
     params: Params
-    prompt: str
+    prompt: Prompt
     tokens: tuple[int, ...]
     text: str
 
@@ -135,8 +136,8 @@ class Auditor:
         native: bool = True,
         threads: int = 1,
     ) -> None:
-        """Maps the file. Raises InvalidMessage ``gguf.*``; RuleViolation and Unavailable where it cannot be read, and
-        Unavailable ``audit.other_model`` for a file whose tensors or tokenizer are not the receipt's.
+        """Maps the file. Raises InvalidMessage ``gguf.*``, ``tokenizer.*``, ``chat.*``; Unavailable
+        ``engine.file_unreadable``, and ``audit.other_model`` for a file whose tensors or tokenizer are not the receipt's.
         """
         self.bundle, self.disclosed = bundle, disclosed
         self.native, self.threads = native, threads
@@ -152,9 +153,17 @@ class Auditor:
             raise _other_model("its tokenizer is another")
         self.tokenizer = Tokenizer(vocabulary)
         self._model = _Parts(self.file, self.hyper)
-        self.prompt_tokens = self.tokenizer.encode(disclosed.prompt)
+        self.prompt_tokens = self._prompt_tokens(disclosed.prompt)
         self.known = (*self.prompt_tokens, *disclosed.tokens)
         """Prompt and output."""
+
+    def _prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        template = self.file.metadata.get("tokenizer.chat_template")
+        if template_digest(template) != self.bundle.manifest.chat_template:
+            raise _other_model("its chat template is another")
+        return Conversations(self.tokenizer, self.file.metadata).tokenize(prompt)
 
     def run_is_the_receipts(self) -> None:
         """The header is that of receipt, parameters and tokens; the run ends where and as it must, and spells its text.
@@ -174,7 +183,6 @@ class Auditor:
         self._check_count()
         if tokens_root(self.known) != header.tokens_root:
             raise VerificationError("around.tokens", "the header commits to other tokens")
-        check_prompt(self.tokenizer, disclosed.prompt, self.prompt_tokens)
         limit = min(params.max_tokens, bundle.graph.n_ctx - header.n_prompt)
         check_stop(self.tokenizer, disclosed.tokens, params.stop, limit, header.finish_reason)
         check_text(self.tokenizer, disclosed.tokens, params.stop, disclosed.text)

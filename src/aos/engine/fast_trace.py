@@ -1,5 +1,7 @@
 """The ops with the most tiles, all tiles at once: the same numbers as tile by tile, some hundred times faster."""
 
+from abc import abstractmethod
+
 import numpy as np
 
 from aos.core.arithmetic.floats import CHUNK, F32, ONE, ZERO, running_sum
@@ -23,13 +25,13 @@ _ROWS = 256
 class WholeOperands(Operands):
     """Operands that also come whole."""
 
+    @abstractmethod
     def tensor(self, name: str) -> tuple[TensorType, U8]:
         """A matrix: [rows, bytes]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cache_rows(self, part: int, own: bytes) -> F32:
         """K or V of this layer at all positions up to this one, widened: [positions, kv_width]."""
-        raise NotImplementedError
 
 
 def whole_op(operands: WholeOperands, op: Op) -> bytes | None:

@@ -80,7 +80,7 @@ def manifest_of(
         architecture=_text(file.metadata.get("general.architecture")),
         graph=graph,
         tokenizer=_tokenizer_digest(file),
-        chat_template=_template_digest(file.metadata.get("tokenizer.chat_template")),
+        chat_template=template_digest(file.metadata.get("tokenizer.chat_template")),
         rope_table=table,
         arithmetic=ARITHMETIC_VERSION if graph is not None else 0,
     )
@@ -106,10 +106,10 @@ def tensor_leaves(
     leaves = []
     not_finite: Tensor | None = None
     for tensor in file.tensors:
-        hashes, finite = row_hashes(file, tensor, threads)
+        _, rows_root, finite = _hash_rows(file, tensor, threads)
         if not finite and not_finite is None:
             not_finite = tensor
-        leaves.append(tensor_leaf(tensor.name, tensor.type.code, tensor.shape, tree_root(hashes)))
+        leaves.append(tensor_leaf(tensor.name, tensor.type.code, tensor.shape, rows_root))
         if advance is not None:
             advance(tensor.size)
     return leaves, not_finite
@@ -119,10 +119,16 @@ def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes
     """The tree roots of every row's chunks (the last chunk of a row may be short); whether every weight and
     scale is finite, of a type that the canonical arithmetic has.
     """
+    joined, _, finite = _hash_rows(file, tensor, threads)
+    return [joined[at : at + 32] for at in range(0, len(joined), 32)], finite
+
+
+def _hash_rows(file: GGUF, tensor: Tensor, threads: int) -> tuple[bytes, bytes, bool]:
+    """The rows' roots joined, the root over them, and whether everything is finite."""
     with loadable():
         from aos.engine import _native
 
-    joined, finite = _native.hash_rows(
+    return _native.hash_rows(
         type=tensor.type.code,
         data=np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8),
         row_bytes=tensor.row_bytes,
@@ -130,7 +136,6 @@ def row_hashes(file: GGUF, tensor: Tensor, threads: int = 1) -> tuple[list[bytes
         prefix=b"\0" + CHUNK_TAG,
         threads=threads,
     )
-    return [joined[at : at + 32] for at in range(0, len(joined), 32)], finite
 
 
 def cached_rope_table(
@@ -203,7 +208,8 @@ def _text(value: Value | None) -> str:
     return value.decode("utf-8", "replace")[:64] if isinstance(value, bytes) else ""
 
 
-def _template_digest(value: Value | None) -> bytes:
+def template_digest(value: Value | None) -> bytes:
+    """Of the file's chat template; empty where it has none."""
     return tagged_hash("chat-template", value) if isinstance(value, bytes) else b""
 
 

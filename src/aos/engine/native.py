@@ -96,7 +96,7 @@ class NativeEngine(CanonicalEngine):
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
             mapped.madvise(mmap.MADV_DONTNEED)
-        super().__init__(tokenizer, self.manifest.model_id, self.hyper.n_ctx)
+        super().__init__(tokenizer, self.manifest.model_id, self.hyper.n_ctx, file.metadata)
 
     @property
     def isa(self) -> str:

@@ -44,7 +44,7 @@ class ReferenceEngine(CanonicalEngine):
             None if factors is None else factors.tolist(),
             cache_dir,
         )
-        super().__init__(tokenizer, self.manifest.model_id, self._model.hyper.n_ctx)
+        super().__init__(tokenizer, self.manifest.model_id, self._model.hyper.n_ctx, file.metadata)
 
     def _begin(self, prompt: Sequence[int], params: SamplingParams) -> "_Computation":
         require_ieee()

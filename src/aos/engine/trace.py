@@ -186,10 +186,12 @@ class UnitTrace:
         unit: int,
         *,
         against: Unit | None = None,
+        capture: Capture | None = None,
         fast: bool = True,
     ) -> None:
         """``against``: the claimant's opened unit, where this is its challenger's trace: whether it trapped, and the cuts
-        of its sampler record, are inputs of a trace. ``fast`` False computes tile by tile. Raises InvalidMessage
+        of its sampler record, are inputs of a trace. ``capture``: what the engine kept of the run already, of
+        this unit and the one before. ``fast`` False computes tile by tile. Raises InvalidMessage
         ``trace.unit`` where the run has no such unit.
         """
         header = known.tree.header
@@ -203,8 +205,10 @@ class UnitTrace:
         self.context: UnitContext = unit_context(known.run, header, state, position, unit, trap_op)
         self.shape: UnitShape = unit_shape(self.context)
         self.known, self._weights = known, weights
-        watched = {each for each in (unit - 1, unit) if 0 <= each <= state.n_layers}
-        self._capture = engine.capture(known.tokens[: position + 1], sorted(watched))
+        if capture is None:
+            watched = [each for each in (unit - 1, unit) if 0 <= each <= state.n_layers]
+            capture = engine.capture(known.tokens[: position + 1], watched)
+        self._capture = capture
         self.cuts = None if against is None else against.cuts
         self.tiles: Sequence[bytes] = self._compute(fast)
         self._tree = TraceTree([tile_hash(tile) for tile in self.tiles])

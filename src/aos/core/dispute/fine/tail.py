@@ -5,6 +5,7 @@ them, and whether they are the right ones is a tile too.
 """
 
 import struct
+from math import isfinite, isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -277,18 +278,37 @@ class Sampler:
                 best = part
         mass = running_sum(np.array([part.mass for part in parts], dtype=np.float32))[-1]
         total = sum(part.members for part in parts)
+        self._possible(total)
         least = min(part.least for part in parts)
         return _PREFIX.pack(total, mass, least, best.next_id, best.next_value, best.next_weight)
 
     def _prefixes(self, operands: Operands, first: int, end: int) -> list[Prefix]:
-        raw = operands.raw(self.before, 0, first, end)
-        return [Prefix(*each) for each in _PREFIX.iter_unpack(raw)]
+        return self._read_prefixes(operands.raw(self.before, 0, first, end))
+
+    def _read_prefixes(self, raw: bytes) -> list[Prefix]:
+        found = [Prefix(*each) for each in _PREFIX.iter_unpack(raw)]
+        for prefix in found:
+            self._possible(prefix.members, prefix.mass, prefix.next_value, prefix.next_weight)
+            if isnan(prefix.least):
+                raise Poisoned
+        return found
+
+    def _read_cut_values(self, raw: bytes) -> list[Cut]:
+        found = [Cut(*each) for each in _CUT.iter_unpack(raw)]
+        for cut in found:
+            self._possible(cut.members, cut.mass, cut.without)
+        return found
+
+    def _possible(self, members: int, *values: float) -> None:
+        """No ops give other values: only who lies has them, and they must not be computed with."""
+        if members > self.ids or not all(map(isfinite, values)):
+            raise Poisoned
 
     def _before_holds(self, operands: Operands, group: int, first: int, end: int) -> bytes:
         rules = operands.context.rules
         read_largest(operands, self.largest)
         self._read_cuts(operands)
-        prefix = Prefix(*_PREFIX.unpack(operands.raw(self.before_all, 0, 0, 1)))
+        prefix = self._read_prefixes(operands.raw(self.before_all, 0, 0, 1))[0]
         most = min(rules.top_k or self.ids, self.ids)
         least = millionths(rules.min_p)
         ends = prefix.members == most or (rules.min_p > 0 and prefix.next_weight < least)
@@ -307,8 +327,7 @@ class Sampler:
         return b"".join(out)
 
     def _cuts_of(self, operands: Operands, first: int, end: int) -> list[Cut]:
-        raw = operands.raw(self.after, 0, first, end)
-        return [Cut(*each) for each in _CUT.iter_unpack(raw)]
+        return self._read_cut_values(operands.raw(self.after, 0, first, end))
 
     def _after_all(self, operands: Operands, group: int, first: int, end: int) -> bytes:
         read_largest(operands, self.largest)
@@ -317,14 +336,16 @@ class Sampler:
         masses = running_sum(np.array([(part.mass, part.without) for part in parts], dtype=np.float32).T)[
             :, -1
         ]
-        return _CUT.pack(sum(part.members for part in parts), masses[0], masses[1])
+        total = sum(part.members for part in parts)
+        self._possible(total)
+        return _CUT.pack(total, masses[0], masses[1])
 
     def _after_holds(self, operands: Operands, group: int, first: int, end: int) -> bytes:
         rules = operands.context.rules
         read_largest(operands, self.largest)
         cuts = self._read_cuts(operands)
-        before = Prefix(*_PREFIX.unpack(operands.raw(self.before_all, 0, 0, 1)))
-        after = Cut(*_CUT.unpack(operands.raw(self.after_all, 0, 0, 1)))
+        before = self._read_prefixes(operands.raw(self.before_all, 0, 0, 1))[0]
+        after = self._read_cut_values(operands.raw(self.after_all, 0, 0, 1))[0]
         if rules.top_p == MILLION:
             holds = cuts[0] == cuts[1]
         else:
@@ -350,7 +371,7 @@ class Sampler:
         """Per chunk the lowest kept id whose running mass exceeds h, and the highest kept id."""
         context = operands.context
         _, cut = self._read_cuts(operands)
-        after = Cut(*_CUT.unpack(operands.raw(self.after_all, 0, 0, 1)))
+        after = self._read_cut_values(operands.raw(self.after_all, 0, 0, 1))[0]
         bits = uniform_bits(context.rules.seed, context.step)
         threshold = (np.float32(bits) * U_SCALE) * np.float32(after.mass)
         running = operands.floats(self.running, 0, first, end)

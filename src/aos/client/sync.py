@@ -1,4 +1,4 @@
-"""A requester's side of a dispatcher: submit, follow, fetch the answer (docs/spec/09-http.md).
+"""A requester's side of a dispatcher: ask, or submit, follow, and fetch the answer (docs/spec/09-http.md).
 
 The client makes the nonce itself, checks the dispatcher's signed acceptance against it, and checks that the request bytes which
 the dispatcher stored are those it meant. It decides nothing about receipts: ``aos.core.receipt`` does that, offline.
@@ -7,28 +7,35 @@ the dispatcher stored are those it meant. It decides nothing about receipts: ``a
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from aos.client.answer import Answer, Stream
 from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
-from aos.core.statements import Acceptance, Request, Signed, verify_signed
+from aos.core.statements import Acceptance, ChatMessage, Request, Signed, verify_signed
+from aos.core.trust import Trust
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _RECONNECT_DELAY_S = 0.5
 _MAX_RECONNECTS = 60
 
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: mappings with ``role`` (system, user, assistant) and ``content``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What a requester asks for. ``params`` holds the guide's members (decimals as numbers or strings)."""
+    """What a requester asks for: a raw prompt, or messages for the model's chat template. ``params`` holds the guide's members
+    (decimals as numbers or strings). ``webhook`` is told of the end; a ``private`` job needs the token to be read.
+    """
 
-    prompt: str
+    prompt: str | Messages
     model: str
     job_type: str = "opml"
     user: str = "local"
@@ -36,6 +43,8 @@ class Submission:
     params: Mapping[str, Any]
     min_operators: int | None = None
     blind: bool = False
+    private: bool = False
+    webhook: str | None = None
     idempotency_key: str | None = None
 
 
@@ -58,11 +67,25 @@ class JobEvent:
 
 
 class Client:
-    """Talks to one dispatcher as one project. Use as a context manager."""
+    """Talks to one dispatcher as one project. Use as a context manager.
+
+    ``dispatcher`` is the address that must have signed every acceptance; ``trust`` is what answers are verified under where
+    nothing else is said; ``model`` is asked for where none is named. ``aos.client.connect`` finds all of it.
+    """
 
     def __init__(
-        self, url: str, *, project: str, token: str, dispatcher: str | None, timeout_s: float = 30.0
+        self,
+        url: str,
+        *,
+        project: str,
+        token: str,
+        dispatcher: str | None,
+        model: str = "",
+        trust: Trust | None = None,
+        timeout_s: float = 30.0,
     ) -> None:
+        self.model = model
+        self.trust = trust
         self._url = url.rstrip("/")
         self._project = project
         self._token = token
@@ -78,6 +101,64 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
+    def ask(self, prompt: str | Messages, **options: Any) -> Answer:
+        """Ask, wait for the end, and fetch the answer with its receipt. Options are those of ``stream``.
+
+        Raises AOSError; RuleViolation ``job.failed``, ``job.expired``, ``job.cancelled``.
+        """
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: str | Messages,
+        *,
+        model: str = "",
+        job_type: str = "opml",
+        operators: int | None = None,
+        user: str = "local",
+        blind: bool = False,
+        private: bool = False,
+        webhook: str | None = None,
+        **params: Any,
+    ) -> Stream:
+        """Ask, and read the text as it comes; it is provisional until ``Stream.answer`` is there.
+
+        ``operators`` must commit the same result; ``job_type`` ``tee`` asks an enclave. ``params``: temperature, top_p, top_k,
+        min_p, repeat_penalty, max_tokens, stop, seed.
+        """
+        accepted = self.submit(
+            Submission(
+                prompt=prompt,
+                model=model or self.model,
+                job_type=job_type,
+                user=user,
+                params=params,
+                min_operators=operators,
+                blind=blind,
+                private=private,
+                webhook=webhook,
+            )
+        )
+        return Stream(accepted.job_id, self.events(accepted.job_id), self.fetch)
+
+    def fetch(self, job_id: str, status: str = "") -> Answer:
+        """The answer of a job that is over (with ``status``, where that is known), whoever submitted it.
+
+        Raises RuleViolation ``job.no_answer`` before its end, ``job.failed``, ``job.expired``, ``job.cancelled``.
+        """
+        status = status or str(self.detail(job_id)["status"])
+        if status in ("created", "dispatched", "running", "committed"):
+            raise RuleViolation(
+                "job.no_answer", f"the job is {status}", hint="follow its events until `done`"
+            )
+        if status not in ("verified", "disputed"):
+            reason = self.detail(job_id).get("error") or "no reason given"
+            raise RuleViolation(f"job.{status}", f"the job ended {status}: {reason}")
+        return Answer(job_id=job_id, status=status, data=self.answer(job_id), trust=self.trust)
+
     def submit(self, submission: Submission) -> Accepted:
         """Submit a job and check what was accepted. Raises AOSError of the class that says who is at fault."""
         if self._dispatcher is None:  # before anything is sent: what comes back could not be checked
@@ -89,7 +170,9 @@ class Client:
         nonce = secrets.token_bytes(32)
         job = {
             "tag": submission.job_type,
-            "prompt": submission.prompt,
+            "prompt": submission.prompt
+            if isinstance(submission.prompt, str)
+            else [encode(message) for message in _messages(submission.prompt)],
             "model": submission.model,
             "params": {
                 k: str(v) if k == "seed" else v for k, v in submission.params.items()
@@ -105,8 +188,11 @@ class Client:
         }
         if submission.min_operators is not None:
             body["min_operators"] = submission.min_operators
-        if submission.blind:
-            body["blind"] = True
+        for name in ("blind", "private"):
+            if getattr(submission, name):
+                body[name] = True
+        if submission.webhook is not None:
+            body["webhook"] = submission.webhook
         key = submission.idempotency_key or secrets.token_hex(16)
         response = self._call("POST", "/api/job/submit", json=body, headers={"Idempotency-Key": key})
         header = response.headers.get("x-aos-acceptance", "")
@@ -117,9 +203,9 @@ class Client:
         self._check_request(job_id, submission, acceptance.statement, nonce)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
 
-    def events(self, job_id: str) -> Iterator[JobEvent]:
-        """Follow a job to its end, resuming where the connection was lost."""
-        last_id = ""
+    def events(self, job_id: str, *, after: str = "") -> Iterator[JobEvent]:
+        """Follow a job to its end, resuming where the connection was lost; from its beginning, or after an event's id."""
+        last_id = after
         failures = 0
         while True:
             headers = self._bearer | {"Accept": "text/event-stream"}
@@ -208,10 +294,20 @@ class Client:
         if hashes.request_hash(nonce, data) != acceptance.request_hash:
             raise VerificationError("client.request_hash", "the stored request is not the accepted one")
         request = decode(Request, parse_canonical(data, max_bytes=1 << 20), where="request")
-        meant = (submission.prompt, submission.model, submission.job_type, submission.user, submission.blind)
+        prompt = submission.prompt if isinstance(submission.prompt, str) else _messages(submission.prompt)
+        meant = (prompt, submission.model, submission.job_type, submission.user, submission.blind)
         stored = (request.job.prompt, request.job.model, request.job.tag, request.user, request.blind)
         if meant != stored:
             raise VerificationError("client.request", "the dispatcher changed the request")
+
+
+def _messages(messages: Messages) -> tuple[ChatMessage, ...]:
+    try:
+        return tuple(ChatMessage(role=turn["role"], content=turn["content"]) for turn in messages)
+    except (KeyError, TypeError):
+        raise InvalidMessage(
+            "client.messages", "a message has a role and a content, both text", field="prompt"
+        ) from None
 
 
 def encode_acceptance(accepted: Accepted) -> dict[str, Any]:
