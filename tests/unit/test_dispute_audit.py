@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from dispute_runs import GREEDY, SALT, SAMPLED, model_file
-from engine_models import maker
+from engine_models import REPOSITORY, maker
 from simulated_run import Network
 
 from aos.core.arithmetic.matmul import DenseMatrix
@@ -21,7 +22,7 @@ from aos.core.dispute import audit
 from aos.core.dispute.audit import AuditBundle, AuditRequest, chance, detections
 from aos.core.dispute.state_opening import StateTree
 from aos.core.dispute.state_tree import trap_leaf
-from aos.core.statements import Params, ReceiptCore
+from aos.core.statements import ChatMessage, Params, ReceiptCore
 from aos.engine import forward
 from aos.engine.audit import Auditor, Difference, Disclosed, make_bundle
 from aos.engine.canonical import CanonicalEngine
@@ -43,16 +44,21 @@ class Claim:
     """A run with what its receipt says and its answer file discloses."""
 
     def __init__(
-        self, engine: CanonicalEngine, name: str, members: dict[str, Any], prompt: str = PROMPT
+        self,
+        engine: CanonicalEngine,
+        name: str,
+        members: dict[str, Any],
+        prompt: Any = PROMPT,
+        path: Path | None = None,
     ) -> None:
-        self.engine, self.name = engine, name
+        self.engine, self.path = engine, path or model_file(name)
         self.params = maker().sampling_params(members)
         run = engine.run(prompt, self.params, salt=SALT)
         engine._drive(run, None, None)
         self.text = run.result().text
         self.known: KnownRun = known_run(run, engine.manifest)
         self.prompt = prompt
-        self.leaves, _ = tensor_leaves(read_gguf(model_file(name)))
+        self.leaves, _ = tensor_leaves(read_gguf(self.path))
 
     @property
     def header(self) -> Any:
@@ -91,7 +97,22 @@ class Claim:
             tokens=tuple(self.known.tokens[self.header.n_prompt :]),
             text=self.text,
         )
-        return Auditor(bundle, disclosed, model_file(self.name), native=native)
+        return Auditor(bundle, disclosed, self.path, native=native)
+
+
+def test_a_conversation_passes_and_another_template_is_another_model(tmp_path: Path) -> None:
+    demo = REPOSITORY / "models" / "aos-demo.Q8_0.gguf"
+    engine = NativeEngine(demo)
+    asked: Any = (ChatMessage(role="user", content="What is AI?"),)
+    claim = Claim(engine, "aos-demo", {**SAMPLED, "top_k": 0}, asked, demo)
+    auditor = claim.auditor(1, native=True)
+    assert found(auditor) == {}
+    raw = demo.read_bytes()
+    template = auditor.file.metadata["tokenizer.chat_template"]
+    assert isinstance(template, bytes)
+    (tmp_path / "other.gguf").write_bytes(raw.replace(template, b" " + template[1:], 1))
+    with pytest.raises(Unavailable, match="template"):
+        Auditor(auditor.bundle, auditor.disclosed, tmp_path / "other.gguf")
 
 
 def found(auditor: Auditor) -> dict[str, Difference | str]:
@@ -373,7 +394,7 @@ def test_a_request_for_another_run_or_too_many_layers_is_refused() -> None:
 
 def test_another_model_file_is_said_to_be_that() -> None:
     claim = Claim(ReferenceEngine(model_file(MODEL)), MODEL, GREEDY)
-    claim.name = "tiny-f32"
+    claim.path = model_file("tiny-f32")
     with pytest.raises(Unavailable, match="not the model"):
         found(claim.auditor(1, native=True))
 
