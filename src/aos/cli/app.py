@@ -18,6 +18,7 @@ from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, d
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
 from aos.cli.registry import registry_app
 from aos.cli.replay import REPLAY_EXAMPLES, replay
+from aos.cli.tee import tee_app
 
 app = typer.Typer(
     name="aos",
@@ -94,6 +95,7 @@ app.command(cls=Command, short_help="What is wrong here, and what to do.", epilo
 app.command(cls=Command, short_help="Play the attacks that must fail.", epilog=ATTACK_EXAMPLES)(attack)
 app.add_typer(job_app, name="job")
 app.add_typer(attest_app, name="attest")
+app.add_typer(tee_app, name="tee")
 app.add_typer(keys_app, name="keys")
 app.add_typer(model_app, name="model")
 app.add_typer(operator_app, name="operator")
