@@ -35,7 +35,12 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
     ),
     (37, "approves everything", "disputes", "nobody plants faults yet"),
     (38, "accuses an honest operator", "disputes", "no network plays the game yet"),
-    (40, "behaves only when audited", "disputes", "there are no audits"),
+    (
+        40,
+        "behaves only when audited",
+        "disputes",
+        "an audit draws after the commitment (spec 14), but none runs on a network yet",
+    ),
     (47, "silence around a deadline", "disputes", "no network plays the game yet"),
     (49, "first, last, padding leaf", "disputes", "no network plays the game yet"),
     (50, "both wrong in different places", "disputes", "no network plays the game yet"),
