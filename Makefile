@@ -3,6 +3,7 @@
 .PHONY: help setup demo test lint neon sanitize constraints clean
 
 READY := .venv/.ready
+CLIENTS := .venv/.clients
 BIN := .venv/bin
 
 # Programs in .venv hold their own path: in a checkout that was moved they are made anew.
@@ -34,8 +35,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(CLIENTS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+$(CLIENTS): $(READY)
+	@echo "setup: installing clients that only the tests use"
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt langchain-openai
+	@touch $@
 
 # Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user-static
 neon: $(READY)

@@ -45,6 +45,8 @@ def found(directory: Path, pg_url: str, port: int) -> tuple[Path, Founded]:
         "beacon_seed_file": "beacon.seed",
         "beacon_length": 64,
         "max_open_runs": 1_000_000,
+        "project_requests": 1_000_000,
+        "project_tokens": 10**12,
     }
     path = directory / "dispatcher.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -20,6 +20,8 @@ DESCRIPTION = (
     "Trained from scratch on questions and answers written for the AOS project. "
     "It has memorised a few pages and knows nothing else; for demonstration."
 )
+CHAT_TEMPLATE = "{{ messages[-1]['content'] + '\\n' }}"
+"""It was trained on single questions, each followed by a line break and its answer."""
 
 
 def export(checkpoint: Path, tokenizer: Path, out: Path, shape: Shape) -> str:
@@ -67,6 +69,7 @@ def export(checkpoint: Path, tokenizer: Path, out: Path, shape: Shape) -> str:
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(True)
+    writer.add_chat_template(CHAT_TEMPLATE)
 
     with np.load(checkpoint) as saved:
         matrices = matrix_shapes(shape)

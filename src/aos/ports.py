@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from aos.core.statements import Prompt
+
 MILLION = 1_000_000
 
 FinishReason = Literal["stop", "length", "cancelled", "numeric_trap"]
@@ -75,12 +77,15 @@ class Engine(Protocol):
     @property
     def n_ctx(self) -> int: ...
 
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Ids of a raw prompt: BOS as the file says, special tokens as plain text."""
+    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Ids of a prompt. A raw text: BOS as the file says, special tokens as plain text. A conversation: by the
+        file's chat template, special tokens only where the template wrote them. Raises InvalidMessage
+        ``tokenizer.text``, ``chat.*``.
+        """
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -92,12 +97,12 @@ class Engine(Protocol):
         ``on_token`` gets every token as it is chosen; the events' texts joined are ``Generation.text``, but
         for a held-back end where the run was cancelled or trapped. ``cancelled`` is asked between steps.
         Raises InvalidMessage (``engine.prompt_too_long``, ``engine.empty_prompt``, ``engine.params``,
-        ``tokenizer.text``).
+        ``tokenizer.text``, ``chat.*``).
         """
 
     def replay(
         self,
-        prompt: str,
+        prompt: Prompt,
         tokens: Sequence[int],
         params: SamplingParams,
         *,

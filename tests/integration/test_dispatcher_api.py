@@ -174,7 +174,10 @@ def test_an_unusable_key_is_refused(http: httpx.Client, founded: Founded, key: s
         ("job.tag", "gpu", 400, "field.range", "job.tag"),
         ("job.tag", "tee", 409, "job.no_operator", "job.tag"),
         ("job.prompt", ..., 400, "field.missing", "job.prompt"),
-        ("job.prompt", ["no"], 400, "field.type", "job.prompt"),
+        ("job.prompt", 7, 400, "field.type", "job.prompt"),
+        ("job.prompt", ["no"], 400, "field.type", "job.prompt[0]"),
+        ("job.prompt", [], 400, "field.range", "job.prompt"),
+        ("webhook", "http://10.0.0.1/", 400, "webhook.scheme", "webhook"),
         ("job.prompt", "ä" * 131_073, 400, "field.range", "job.prompt"),
         ("job.model", "other.gguf", 404, "model.unknown", "job.model"),
         ("job.surprise", 1, 400, "field.unknown", "job.surprise"),
@@ -559,11 +562,13 @@ def test_the_documentation_lists_every_route_and_its_bodies(http: httpx.Client) 
     document = http.get("/openapi.json").json()
     paths = document["paths"]
     posts = {f"/api/job/{name}" for name in ("submit", "result", "detail", "verify", "cancel")}
-    posts.add("/v1/aos/registry")
+    posts |= {"/v1/aos/registry", "/v1/chat/completions", "/v1/completions"}
     gets = {f"/v1/aos/jobs/{{job_id}}/{name}" for name in ("events", "answer", "request")}
     gets |= {
         "/v1/aos/network",
         "/v1/aos/models",
+        "/v1/models",
+        "/v1/models/{model}",
         "/v1/aos/jobs/{job_ref}/draw",
         "/health",
         "/ready",

@@ -159,7 +159,7 @@ async def test_a_private_job_needs_its_project_s_token(open_case: Open) -> None:
     job = (await case.submit(case.job(private=True))).job_id
     await case.ended(job)
     jobs = case.dispatcher.jobs
-    _, other = await new_project(case.config_path, "other")
+    other = (await new_project(case.config_path, "other")).token
     for token in (None, "wrong", other):
         await refused("token.required", jobs.result_rows(job, token=token))
         await refused("token.required", jobs.detail(job, token=token))

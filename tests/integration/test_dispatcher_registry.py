@@ -157,13 +157,14 @@ async def test_a_project_s_token_is_stored_only_as_a_hash_and_opens_only_its_own
 ) -> None:
     case = await open_case(*genesis_operators())
     pool = case.pool
-    project, token = await new_project(case.config_path, "second")
+    made = await new_project(case.config_path, "second")
+    project, token = made.project, made.token
     assert await authenticate(pool, project, token)
     assert not await authenticate(pool, case.founded.project, token)
     assert not await authenticate(pool, project, token + "x")
     assert not await authenticate(pool, "p-unknown", token)
     assert not await authenticate(pool, project, "")
-    dump = repr(await pool.fetch("SELECT * FROM project"))
+    dump = repr(await pool.fetch("SELECT * FROM project JOIN token USING (project_id)"))
     assert token not in dump
     assert case.founded.token not in dump
 
@@ -387,8 +388,8 @@ async def test_a_network_with_jobs_cannot_be_founded_anew(open_case: Open, pg_ur
     case = await open_case(*operators)
     await case.pool.execute(
         """INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash, nonce,
-                            acceptance, blind, private, created_at)
-           VALUES ('j', '\\x01', $1, 'u', 'opml', 'm', '\\x01', '', '', '', '', false, false, now())""",
+                            acceptance, blind, private, created_at, max_tokens)
+           VALUES ('j', '\\x01', $1, 'u', 'opml', 'm', '\\x01', '', '', '', '', false, false, now(), 1)""",
         case.founded.project,
     )
     with pytest.raises(RuleViolation) as refusal:

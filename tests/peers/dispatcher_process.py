@@ -51,6 +51,13 @@ class DispatcherProcess:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
+    def kill(self) -> None:
+        """SIGKILL, as a crash would end it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -97,13 +104,13 @@ class Founded:
         } | changes
 
 
-def found(directory: Path, pg_url: str) -> Founded:
-    """Found a network, let its dispatcher finish three jobs with two operators, and end it."""
+def found(directory: Path, pg_url: str, **changes: Any) -> Founded:
+    """Found a network, let its dispatcher finish three jobs with two operators, and end it. ``changes`` of its configuration."""
     port = free_port()
 
     async def run() -> Founded:
         operators = (OperatorPeer("opml-0"), OperatorPeer("opml-1"))
-        case = await EngineCase.open(directory, pg_url, *operators, listen=f"127.0.0.1:{port}")
+        case = await EngineCase.open(directory, pg_url, *operators, listen=f"127.0.0.1:{port}", **changes)
         try:
             jobs = []
             for new in (

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "models" / "aos-demo.Q8_0.gguf"
-SHA256 = "ab6cb32499a0ff218891d61d3f2fe22eebc339fdb790999af1e266b1dc0d6f3f"
+SHA256 = "c2f23369563037f2d34b5452ed633af7f9e1af9d4569c3f2c00162cb94572b89"
 MOST_BYTES = 5_000_000
 
 

@@ -27,19 +27,23 @@ async def http(told: list[str]) -> AsyncIterator[httpx.AsyncClient]:
     refusals.install(app, refused=told.append)
 
     @app.get("/api/job/defect")
+    @app.get("/v1/aos/defect")
     @app.get("/v1/defect")
     async def defect() -> None:
         raise KeyError(SECRET)
 
+    @app.get("/v1/aos/down")
     @app.get("/v1/down")
     @app.get("/api/job/down")
     async def down() -> None:
         raise Unavailable("store.unavailable", "PostgreSQL does not answer")
 
+    @app.get("/v1/aos/config")
     @app.get("/v1/config")
     async def config() -> None:
         raise ConfigError("network.not_founded", "this database holds no snapshot", hint="found one")
 
+    @app.get("/v1/aos/number")
     @app.get("/v1/number")
     async def number(attempt: int = Query(ge=1)) -> None:
         return None
@@ -52,18 +56,21 @@ async def test_a_defect_is_a_500_that_tells_nothing_of_itself(
     http: httpx.AsyncClient, told: list[str]
 ) -> None:
     with capture_logs() as logs:
-        seed, problem = await http.get("/api/job/defect"), await http.get("/v1/defect")
+        seed, problem = await http.get("/api/job/defect"), await http.get("/v1/aos/defect")
+        openai = await http.get("/v1/defect")
     assert (seed.status_code, seed.json()["code"], seed.json()["error"]) == (500, 500, "internal")
     assert (problem.status_code, problem.json()["status"], problem.json()["title"]) == (500, 500, "internal")
     assert problem.headers["content-type"] == "application/problem+json"
-    assert told == ["internal", "internal"]
-    assert [(entry["event"], entry["kind"]) for entry in logs] == [("request.defect", "KeyError")] * 2
+    assert (openai.status_code, openai.json()["error"]["code"]) == (500, "internal")
+    assert openai.json()["error"]["type"] == "server_error"
+    assert told == ["internal"] * 3
+    assert [(entry["event"], entry["kind"]) for entry in logs] == [("request.defect", "KeyError")] * 3
     assert "test_dispatcher_refusals.py" in logs[0]["where"]
-    for text in (seed.text, problem.text, repr(logs)):
+    for text in (seed.text, problem.text, openai.text, repr(logs)):
         assert SECRET not in text
 
 
-@pytest.mark.parametrize("path", ["/api/job/down", "/v1/down"])
+@pytest.mark.parametrize("path", ["/api/job/down", "/v1/aos/down", "/v1/down"])
 async def test_what_may_be_tried_again_says_when(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.get(path)
     assert answer.status_code == 503
@@ -72,15 +79,22 @@ async def test_what_may_be_tried_again_says_when(http: httpx.AsyncClient, path: 
 
 @pytest.mark.parametrize("value", ["abc", "0", "1.5", ""])
 async def test_a_parameter_that_cannot_be_is_named(http: httpx.AsyncClient, value: str) -> None:
-    answer = await http.get(f"/v1/number?attempt={value}")
+    answer = await http.get(f"/v1/aos/number?attempt={value}")
     body = answer.json()
     assert (answer.status_code, body["title"], body["field"]) == (400, "field.range", "attempt")
     assert answer.headers["content-type"] == "application/problem+json"
+    error = (await http.get(f"/v1/number?attempt={value}")).json()["error"]
+    assert (error["code"], error["param"], error["type"]) == (
+        "field.range",
+        "attempt",
+        "invalid_request_error",
+    )
 
 
 async def test_a_hint_is_passed_on(http: httpx.AsyncClient) -> None:
-    answer = await http.get("/v1/config")
+    answer = await http.get("/v1/aos/config")
     assert (answer.status_code, answer.json()["hint"]) == (500, "found one")
+    assert (await http.get("/v1/config")).json()["error"]["hint"] == "found one"
 
 
 # --- event streams

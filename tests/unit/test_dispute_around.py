@@ -2,6 +2,7 @@
 (docs/spec/11-trace.md, "Around the model").
 """
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -290,6 +291,16 @@ def test_without_the_data_nobody_is_wrong(member: str) -> None:
     claim.case = replace(claim.case, **{member: empty})
     with pytest.raises(Unavailable):
         REFEREE.check_around(claim.case, "prompt", 0, 0, claim.header)
+
+
+def test_a_conversation_s_prompt_is_judged_by_nobody_yet() -> None:
+    claim = Claim(*CLAIMS[0])
+    request = json.loads(claim.case.request)
+    request["job"]["prompt"] = [{"role": "user", "content": "x"}]
+    claim.case = replace(claim.case, request=canonical_json(request).decode())
+    with pytest.raises(Unavailable) as refusal:
+        REFEREE.check_around(claim.case, "prompt", 0, 0, claim.header)
+    assert (refusal.value.code, refusal.value.field) == ("dispute.undisclosed", "request")
 
 
 def test_foreign_or_broken_tokenizer_tables_convict_nobody() -> None:

@@ -66,8 +66,8 @@ def form(hint: Any) -> str:
     if origin is Literal:
         return "/".join(f'"{value}"' for value in get_args(hint))
     if origin in (typing.Union, UnionType):
-        (inner,) = (option for option in get_args(hint) if option is not type(None))
-        return f"{form(inner)} or null"
+        inner = [option for option in get_args(hint) if option is not type(None)]
+        return " or ".join([*map(form, inner), *(["null"] if type(None) in get_args(hint) else [])])
     if hint is bool:
         return "boolean"
     assert dataclasses.is_dataclass(hint)
@@ -147,6 +147,7 @@ def test_trust_files_and_policies_have_the_members_of_the_specification() -> Non
     assert listed(braces(text, '"dispatchers": [')) == names(trust.TrustedDispatcher)
     assert listed(braces(text, '"beacon":')) == names(trust.TrustedBeacon)
     assert listed(braces(text, '"tee_roots": [')) == names(trust.TrustedTeeRoot)
+    assert listed(braces(text, '"tee_measurements": [')) == names(trust.TeeMeasurement)
     assert listed(braces(text, "Policies are")) == names(trust.Policy)
 
 

@@ -13,8 +13,8 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
-from aos.cli.settings import load_client_settings
 from aos.client import Client
+from aos.client.settings import load_client_settings
 from aos.core.answer import Answer, Receipt
 from aos.core.codec import decode
 from aos.core.dispute.coarse import Aim, aim, served_tree

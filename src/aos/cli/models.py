@@ -8,7 +8,7 @@ import typer
 from aos.adapters import model_store
 from aos.cli import voice
 from aos.cli.help import Command, Group
-from aos.cli.settings import state_dir
+from aos.client.settings import state_dir
 from aos.core.codec import encode
 
 if TYPE_CHECKING:

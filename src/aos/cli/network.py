@@ -13,13 +13,13 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
-from aos.cli.settings import state_dir
+from aos.client.settings import state_dir
 from aos.core.codec import encode
 
 if TYPE_CHECKING:
     from aos.local.network import Founded, Genesis
 
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LABELS = {"api_docs": "API docs", "api_token_file": "API token", "trust_file": "trust file"}
 _SHOWN = {"api_token_file": "in {} (mode 0600)"}
 UP_EXAMPLES = """aos up
@@ -40,6 +40,11 @@ StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Default: $AO
 ModelFile = Annotated[
     Path | None, typer.Option("--model", help="GGUF file, or a model's name; default: the demo model.")
 ]
+DispatcherConfigFile = Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's configuration.")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", help="submit, read, flag or challenge; may be repeated; default: all of them."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -53,6 +58,7 @@ def found(genesis: "Genesis") -> "Founded":
             genesis.config,
             registrations=genesis.registrations,
             models=genesis.models,
+            manifests=genesis.manifests,
             genesis_ms=genesis.genesis_ms,
             epoch_ms=genesis.epoch_ms,
             project=genesis.project,
@@ -63,6 +69,7 @@ def found(genesis: "Genesis") -> "Founded":
         registry_root=encode(founded.registry_root),
         project=founded.project,
         token=founded.token,
+        webhook_secret=founded.webhook_secret,
     )
 
 
@@ -88,7 +95,7 @@ def up(
     from aos.local.network import LocalNetwork
 
     until = threading.Event()
-    for number in _ENDINGS:
+    for number in ENDINGS:
         signal.signal(number, lambda *_: until.set())
     place = state or state_dir()
     network = LocalNetwork(
@@ -146,8 +153,8 @@ def demo(
     from aos.cli.verify import render_report, stdout_colour
     from aos.local.demo import Stage, run_demo
 
-    for number in _ENDINGS:
-        signal.signal(number, _interrupt_once)
+    for number in ENDINGS:
+        signal.signal(number, interrupt_once)
     stage = Stage(
         say=voice.say if as_json else voice.data,
         write=_write_text(voice.say if as_json else voice.data_of_others),
@@ -167,9 +174,9 @@ def demo(
         run(Path(directory) / "state")
 
 
-def _interrupt_once(*_: object) -> None:
-    """End the demo in order; further signals would only break off its cleaning up."""
-    for number in _ENDINGS:
+def interrupt_once(*_: object) -> None:
+    """End a network of this command in order; further signals would only break off its cleaning up."""
+    for number in ENDINGS:
         # Not SIG_IGN: of a signal that is pending now, Python would complain with a traceback.
         signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt
@@ -202,20 +209,62 @@ def doctor(*, as_json: AsJson = False) -> None:
     "new",
     cls=Command,
     short_help="Make a project and its API token.",
-    epilog="aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml",
+    epilog="""aos project new my-app -c .aos/dispatcher/config-dispatcher.yaml
+aos project new reader -c .aos/dispatcher/config-dispatcher.yaml --scope read
+aos project new shop -c .aos/dispatcher/config-dispatcher.yaml --max-requests 20 --max-tokens 40000""",
 )
 def project_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name for people.")],
     *,
-    config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's configuration.")],
+    config: DispatcherConfigFile,
+    scope: Scopes = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option("--max-requests", min=1, help="Requests under way at once; default: the dispatcher's."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", min=1, help="Tokens that these may generate; default: the dispatcher's."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a project. Its API token is shown once and stored only as a hash."""
-    from aos.dispatcher.setup import new_project
+    from aos.dispatcher.setup import SCOPES, new_project
 
-    project, token = asyncio.run(new_project(config, name))
+    made = asyncio.run(
+        new_project(config, name, scopes=scope or SCOPES, most_requests=max_requests, most_tokens=max_tokens)
+    )
+    facts = {"project": made.project, "token": made.token, "webhook_secret": made.webhook_secret}
     if as_json:
-        voice.data_json("project.new", {"project": project, "token": token})
+        voice.data_json("project.new", facts)
         return
-    voice.data(f"project  {project}\ntoken    {token}")
-    voice.say("This is the only time that the token is shown. Send it as `verify`; project is `from`.")
+    for label, value in facts.items():
+        voice.data(f"{label:<15} {value}")
+    voice.say(
+        "This is the only time that the token is shown. Send it as `verify` (project is `from`), or to /v1/ as API key."
+    )
+
+
+@project_app.command(
+    "token",
+    cls=Command,
+    short_help="Make one more API token of a project.",
+    epilog="aos project token p-0123456789abcdef -c .aos/dispatcher/config-dispatcher.yaml --scope submit",
+)
+def project_token(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="The project's id.")],
+    *,
+    config: DispatcherConfigFile,
+    scope: Scopes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one more token of a project, for some of what its tokens may be for. It is shown once."""
+    from aos.dispatcher.setup import SCOPES, new_token
+
+    token = asyncio.run(new_token(config, project, scopes=scope or SCOPES))
+    if as_json:
+        voice.data_json("project.token", {"project": project, "token": token})
+        return
+    voice.data(f"{'token':<15} {token}")

@@ -164,6 +164,8 @@ def _reader(hint: Any) -> Reader:
         return _literal_reader(get_args(hint))
     if origin in (Union, types.UnionType):
         options = [a for a in get_args(hint) if a is not type(None)]
+        if len(options) == 2 and len(get_args(hint)) == 2:
+            return _text_or_list_reader(hint, options)
         if len(options) != 1:
             raise TypeError(f"unsupported union {hint}")
         inner = _reader(options[0])
@@ -180,6 +182,23 @@ def _reader(hint: Any) -> Reader:
     if dataclasses.is_dataclass(origin or hint):
         return _dataclass_reader(typing.cast(type[Any], hint))
     raise TypeError(f"unsupported member type {hint}")
+
+
+def _text_or_list_reader(hint: Any, options: list[Any]) -> Reader:
+    """A member that is text or a list: the JSON type says which, so that no value can be read in two ways."""
+    text, items = options
+    if get_args(text)[:1] != (str,) or get_origin(get_args(items)[0]) is not tuple:
+        raise TypeError(f"unsupported union {hint}")
+    read_text, read_list = _reader(text), _reader(items)
+
+    def read(value: object, where: str) -> Any:
+        if type(value) is str:
+            return read_text(value, where)
+        if type(value) is list:
+            return read_list(value, where)
+        raise _refuse("field.type", where, "must be a string or a list")
+
+    return read
 
 
 def _exact(kind: type, words: str) -> Reader:

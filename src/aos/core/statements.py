@@ -56,11 +56,23 @@ class Params:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """One turn of a conversation. What it says is a stranger's text, whatever its role is called."""
+
+    role: Annotated[str, MaxLength(64)]
+    content: Annotated[str, MaxLength(1_000_000)]
+
+
+Prompt = str | tuple[ChatMessage, ...]
+"""A raw text, or a conversation that the operator puts through the model's own chat template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestJob:
-    """What is asked: a raw prompt, a model by name and id, and how to sample."""
+    """What is asked: a raw prompt or a conversation, a model by name and id, and how to sample."""
 
     tag: JobType
-    prompt: Annotated[str, MaxLength(1_000_000)]
+    prompt: Annotated[str, MaxLength(1_000_000)] | Annotated[tuple[ChatMessage, ...], MaxLength(4096)]
     model: Annotated[str, MaxLength(256)]
     model_id: Bytes32
     params: Params

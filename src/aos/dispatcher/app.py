@@ -12,20 +12,31 @@ from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core.clock import DISPATCHER, ClockState
 from aos.core.dispute.fine.referee import Canonical
-from aos.dispatcher import refusals, routes_aos, routes_disputes, routes_seed
+from aos.dispatcher import (
+    refusals,
+    routes_aos,
+    routes_attestation,
+    routes_disputes,
+    routes_openai,
+    routes_seed,
+)
+from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.disputes import Disputes
 from aos.dispatcher.disputes_ending import Ending
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
+from aos.dispatcher.limits import InFlight
 from aos.dispatcher.link_server import LinkServer
 from aos.dispatcher.messages import Messages
 from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.runs import Runs
 from aos.dispatcher.schemas import body_schemas
+from aos.dispatcher.schemas_openai import CALLS
 from aos.dispatcher.setup import MIGRATIONS
 from aos.dispatcher.streams import Streams
+from aos.dispatcher.webhooks import Webhooks
 from aos.engine.around import check_with_tokenizer, tokenizer_digest
 
 
@@ -42,8 +53,15 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             clock = await _open_clock(pool)
             events = Events(pool)
             links = LinkServer(config, registry, clock)
-            runs = Runs(pool, config, registry, clock, events, links, moved=metrics.moved)
-            messages = Messages(pool, config, registry, clock, events, runs, told=metrics.message)
+            in_flight = InFlight()
+            await in_flight.load(pool)
+            runs = Runs(
+                pool, config, registry, clock, events, links, moved=metrics.moved, ended=in_flight.ended
+            )
+            attestation = Attestation(pool, config, links, accepted=runs.wake_all)
+            messages = Messages(
+                pool, config, registry, clock, events, runs, told=metrics.message, attestation=attestation
+            )
 
             def connected(node_id: str) -> None:
                 runs.forget(node_id)
@@ -60,8 +78,12 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 started=runs.begin,
                 under_way=lambda: runs.open,
                 cancelled=runs.cancelled,
+                in_flight=in_flight,
             )
-            app.state.metrics, app.state.streams = metrics, Streams()
+            app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
+            app.state.attestation = attestation
+            signing = asyncio.create_task(registry.keep_signing())
+            webhooks = Webhooks(pool, config, told=metrics.webhook)
             arithmetic = Canonical(check_with_tokenizer)
             ending = Ending(pool, config, clock, events, runs.moves, arithmetic=arithmetic, now_ms=now_ms)
             app.state.disputes = court = Disputes(
@@ -75,15 +97,16 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 told=metrics.disputed,
             )
             runs.disputed = court.hint_run
-            signing = asyncio.create_task(registry.keep_signing())
             judging = asyncio.create_task(ending.run(court))
             await runs.start()
+            webhooks.start()
             try:
                 yield
             finally:
                 signing.cancel()
                 judging.cancel()
                 await court.stop()
+                await webhooks.stop()
                 await runs.stop()
                 await links.close()
         finally:
@@ -99,8 +122,10 @@ def create_app(config: DispatcherConfig) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(routes_seed.router)
+    app.include_router(routes_openai.router)
     app.include_router(routes_aos.router)
     app.include_router(routes_disputes.router)
+    app.include_router(routes_attestation.router)
     refusals.install(app, refused=metrics.refused)
     _describe(app)
     return app
@@ -115,7 +140,7 @@ def _describe(app: FastAPI) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
             schemas = document["components"]["schemas"]
-            schemas.update(body_schemas())
+            schemas.update(body_schemas(*CALLS))
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             for methods in document["paths"].values():

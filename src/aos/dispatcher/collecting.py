@@ -278,11 +278,11 @@ class Collecting:
         self._events.tell(run["job_id"])
 
     async def _tell_end(self, db: Any, run: Record, rows: list[Record], outcome: Outcome) -> None:
+        if outcome == "disputed":
+            return  # the games say how it ends
         if run["blind"]:
             text = {"text": bytes(rows[0]["answer"]).decode("utf-8"), "index": 0, "attempt": run["attempt"]}
             await self._events.add(db, run["job_id"], "text", text)
-        if outcome == "disputed":
-            return  # the games say how it ends
         done = {"status": "verified", "outcome": outcome, "attempt": run["attempt"]}
         await self._events.add(db, run["job_id"], "done", done)
 

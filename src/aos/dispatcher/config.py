@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aos.core.codec import decode
 from aos.core.keys import is_published, parse_key
 from aos.core.signing import address_of
-from aos.core.trust import TrustedTeeRoot
+from aos.core.tee import References, policy_digest
+from aos.core.trust import TeeMeasurement, TrustedTeeRoot, check_tee_references, tee_references
 from aos.core.vrf import ecvrf_public_key
 from aos.errors import AOSError, ConfigError
 
@@ -60,13 +61,20 @@ class _Settings(BaseModel):
     beacon_length: int = Field(65_536, ge=1, le=1 << 20)
     vrf_sort_precision: int = Field(6, ge=2, le=12)
     tee_roots: list[dict[str, str]] = Field(default_factory=list)
-    accept_tee: list[Literal["simulated"]] = Field(default_factory=list)
+    tee_measurements: list[dict[str, str]] = Field(default_factory=list)
+    accept_tee: list[Literal["simulated", "nitro"]] = Field(default_factory=list)
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
     max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
+    project_requests: int = Field(2_000, ge=1, le=1_000_000)
+    project_tokens: int = Field(4_000_000, ge=1, le=10**12)
+    webhook_loopback: bool = False
+    webhook_retries_s: list[int] = Field(
+        default_factory=lambda: [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400], max_length=32
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +109,20 @@ class DispatcherConfig:
     keys: DispatcherKeys
     beacon_length: int
     max_range: int
-    tee_roots: frozenset[bytes]
-    accept_tee: frozenset[str]
+    tee_references: dict[str, References]
+    """What is believed of each kind of enclave that is accepted."""
+    tee_policy: bytes
+    """The digest of ``tee_references`` (32 bytes)."""
     open_registration: bool
     deadlines: Deadlines
     disputes: Disputes
     rerun_quota: int
     max_tokens_limit: int
     max_open_runs: int
+    project_requests: int
+    project_tokens: int
+    webhook_loopback: bool
+    webhook_retries_s: tuple[int, ...]
 
 
 def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> DispatcherConfig:
@@ -150,6 +164,13 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         raise ConfigError(
             "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
         )
+    references = _references(settings)
+    if settings.webhook_loopback and not development:
+        raise ConfigError(
+            "config.value",
+            "webhook_loopback is for development networks (dev, dev-…, aos-local-…)",
+            field="webhook_loopback",
+        )
     return DispatcherConfig(
         pg_url=settings.pg_db_url,
         host=host,
@@ -159,14 +180,18 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         keys=keys,
         beacon_length=settings.beacon_length,
         max_range=10**settings.vrf_sort_precision,
-        tee_roots=frozenset(_tee_root(root) for root in settings.tee_roots),
-        accept_tee=frozenset(settings.accept_tee),
+        tee_references=references,
+        tee_policy=policy_digest(references),
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
         disputes=settings.disputes,
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
         max_open_runs=settings.max_open_runs,
+        project_requests=settings.project_requests,
+        project_tokens=settings.project_tokens,
+        webhook_loopback=settings.webhook_loopback,
+        webhook_retries_s=tuple(settings.webhook_retries_s),
     )
 
 
@@ -190,8 +215,22 @@ def _key(value: str, name: str, directory: Path) -> bytes:
     return parse_key(text, name=name)
 
 
-def _tee_root(value: dict[str, Any]) -> bytes:
+def _references(settings: _Settings) -> dict[str, References]:
+    """What is believed of the accepted kinds. A kind without images, or images of a kind that is not accepted, is an
+    error: an empty set of expected measurements must never mean that any will do."""
     try:
-        return decode(TrustedTeeRoot, value, where="tee_roots").key
+        roots = tuple(decode(TrustedTeeRoot, root, where="tee_roots") for root in settings.tee_roots)
+        images = tuple(
+            decode(TeeMeasurement, item, where="tee_measurements") for item in settings.tee_measurements
+        )
+        check_tee_references(roots, images)
     except AOSError as error:
-        raise ConfigError("config.value", error.message, field="tee_roots") from None
+        raise ConfigError("config.value", error.message, field=error.field) from None
+    found = tee_references(roots, images)
+    if set(found) != set(settings.accept_tee):
+        raise ConfigError(
+            "config.value",
+            "tee_measurements must name images of exactly the kinds that accept_tee names",
+            field="tee_measurements",
+        )
+    return found

@@ -27,7 +27,7 @@ from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.disputes_book import CLAIM, core_of, rules_of
 from aos.dispatcher.hub import Hub
 from aos.dispatcher.refusals import NotFound
-from aos.dispatcher.setup import authenticate
+from aos.dispatcher.setup import holder_of
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 log = structlog.get_logger("aos.dispatcher")
@@ -126,7 +126,8 @@ class Claims:
             reader.address,
         ):
             return
-        if reader.token and await authenticate(self._pool, claim["project_id"], reader.token):
+        holder = await holder_of(self._pool, reader.token) if reader.token else None
+        if holder is not None and holder.project == claim["project_id"] and "challenge" in holder.scopes:
             return
         raise NotEntitled(
             code,

@@ -96,7 +96,7 @@ class Ending:
     async def _end(self, run_id: int, now: int) -> None:
         async with unavailable():
             run = await self._pool.fetchrow(
-                """SELECT r.*, j.job_ref, u.began_at, u.closes_at FROM run r JOIN job j USING (job_id)
+                """SELECT r.*, j.job_ref, j.blind, u.began_at, u.closes_at FROM run r JOIN job j USING (job_id)
                    JOIN dispute_run u USING (run_id) WHERE r.run_id = $1""",
                 run_id,
             )
@@ -133,10 +133,23 @@ class Ending:
                     return
                 data = {"status": "verified", "outcome": "resolved", "attempt": run["attempt"]}
                 await self._outcomes(db, run, signed.statement)
+                if run["blind"] and run["position"] != "before":
+                    await self._tell_text(db, run)
             if run["position"] != "before":
                 await self._events.add(db, run["job_id"], "done", data)
         log.info("dispute.ended", run=run_id, resolved=signed is not None)
         self._events.tell(run["job_id"])
+
+    async def _tell_text(self, db: Any, run: Record) -> None:
+        """Nothing of a blind run was told before: the text of the first seat that stands."""
+        answer = await db.fetchval(
+            """SELECT c.answer FROM result r JOIN receipt c USING (receipt_id)
+               WHERE r.job_id = $1 AND r.attempt = $2 AND r.outcome = 'resolved' ORDER BY r.seat LIMIT 1""",
+            run["job_id"],
+            run["attempt"],
+        )
+        text = {"text": bytes(answer).decode("utf-8"), "index": 0, "attempt": run["attempt"]}
+        await self._events.add(db, run["job_id"], "text", text)
 
     async def _outcomes(self, db: Any, run: Record, resolution: Resolution) -> None:
         words = {"stands": "resolved", "withheld": "withheld", "convicted": "convicted"}

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import defaultdict
+from datetime import UTC, datetime
 from typing import Any
 
 from aos.adapters.postgres import Pool, unavailable
@@ -16,7 +17,7 @@ class Events:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     async def add(self, db: Any, job_id: str, kind: str, data: dict[str, Any]) -> None:
-        """Number and store one event; the job's row lock gives the order."""
+        """Number and store one event; the job's row lock gives the order. With `done` the job's webhook falls due."""
         seq = await db.fetchval(
             "UPDATE job SET events = events + 1 WHERE job_id = $1 RETURNING events", job_id
         )
@@ -27,6 +28,13 @@ class Events:
             kind,
             json.dumps(data, ensure_ascii=False),
         )
+        if kind == "done":
+            await db.execute(
+                """UPDATE webhook SET state = 'due', event = $2, next_at = 0
+                   WHERE job_id = $1 AND state = 'waiting'""",
+                job_id,
+                _webhook_body(job_id, data),
+            )
 
     def tell(self, job_id: str) -> None:
         """Wake whoever waits for this job."""
@@ -58,3 +66,10 @@ class Events:
                 "SELECT seq, kind, data FROM event WHERE job_id = $1 AND seq > $2 ORDER BY seq", job_id, after
             )
         return [(row["seq"], row["kind"], row["data"]) for row in rows]
+
+
+def _webhook_body(job_id: str, data: dict[str, Any]) -> str:
+    """What a webhook brings, the same at every try."""
+    when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    told = {"job_id": job_id, **data, "answer": f"/v1/aos/jobs/{job_id}/answer"}
+    return json.dumps({"type": "job.done", "timestamp": when, "data": told})

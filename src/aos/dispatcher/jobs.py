@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,19 +14,22 @@ from aos.adapters.causal_clock import CausalClock
 from aos.adapters.postgres import Pool, unavailable
 from aos.core import draw as core_draw
 from aos.core import hashes
-from aos.core.codec import decode, encode
-from aos.core.encoding import MAX_INT, b64u_encode, canonical_json
+from aos.core.codec import encode
+from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.job import COLLECTED, STATUS, RunState, next_state
-from aos.core.statements import Acceptance, ReceiptCore, Request, RequestJob, sign
+from aos.core.statements import Acceptance, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
+from aos.dispatcher.finished import Finished, load_finished
+from aos.dispatcher.flags import rerun_earlier
+from aos.dispatcher.limits import InFlight, Limits
 from aos.dispatcher.refusals import NotFound, TooMany
 from aos.dispatcher.registry import Registry, now_ms
-from aos.dispatcher.setup import authenticate, is_token
+from aos.dispatcher.setup import Holder, holder_of, token_hash
+from aos.dispatcher.shown import job_detail, result_row
 from aos.dispatcher.submission import NewJob
+from aos.dispatcher.webhook_url import allow_url
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
-
-BEFORE_JOBS = 10
 
 
 class BadToken(VerificationError):
@@ -58,7 +61,9 @@ class Jobs:
         started: Callable[[int], None],
         under_way: Callable[[], int],
         cancelled: Callable[[int, str, int], Awaitable[None]],
+        in_flight: InFlight | None = None,
     ) -> None:
+        self._in_flight = in_flight or InFlight()
         self._pool = pool
         self._config = config
         self._registry = registry
@@ -68,29 +73,73 @@ class Jobs:
         self._under_way = under_way
         self._cancelled = cancelled
 
-    async def authenticate(self, project: str, token: str, *, field: str = "verify") -> None:
-        """Raises BadToken ``token.invalid``."""
-        if not await authenticate(self._pool, project, token):
+    async def authenticate(self, project: str, token: str, scope: str, *, field: str = "verify") -> None:
+        """Raises BadToken ``token.invalid``, VerificationError ``token.scope``."""
+        holder = await holder_of(self._pool, token)
+        if holder is None or holder.project != project:
             raise _bad_token(field)
+        check_scope(holder.scopes, scope, field)
+
+    async def holder(self, token: str | None, *, field: str) -> Holder:
+        """Whose an API key is. Raises BadToken ``token.invalid``."""
+        holder = None if token is None else await holder_of(self._pool, token)
+        if holder is None:
+            raise BadToken(
+                "token.invalid",
+                "there is no such API key",
+                field=field,
+                hint="send a project's token as `Authorization: Bearer TOKEN`",
+            )
+        return holder
 
     # --- submit
 
     async def submit(self, new: NewJob, *, idempotency_key: str | None) -> Submitted:
         """Accept a job, or give the first answer again for the same key and body.
 
-        Raises BadToken, NotFound ``model.unknown``; InvalidMessage; RuleViolation ``idempotency.conflict``;
-        TooMany ``dispatcher.full``.
+        Raises BadToken, VerificationError ``token.scope``, NotFound ``model.unknown``; InvalidMessage; RuleViolation
+        ``idempotency.conflict``; TooMany ``dispatcher.full``, ``project.requests``, ``project.tokens``.
         """
-        async with unavailable():
-            known = await self._pool.fetchrow(_KNOWN, new.project, new.model, idempotency_key)
-        if not is_token(known["token_hash"], new.token):
+        known = await self._known(new, idempotency_key)
+        if known["scopes"] is None:
             raise _bad_token("verify")
+        check_scope(known["scopes"], "submit", "verify")
+        if new.tag:
+            check_scope(known["scopes"], "flag", "tag")
         if known["job_id"] is not None:
             return _first_answer(new, known)
         if self._under_way() >= self._config.max_open_runs:
             raise TooMany("dispatcher.full", "as many runs are under way as this dispatcher takes; try later")
+        if new.webhook is not None:
+            allow_url(new.webhook, loopback=self._config.webhook_loopback, field="webhook")
+        limits = Limits(
+            requests=known["most_requests"] or self._config.project_requests,
+            tokens=known["most_tokens"] or self._config.project_tokens,
+        )
+        self._in_flight.reserve(new.project, new.params.max_tokens, limits)
+        stored = False
+        try:
+            submitted, runs = await self._accept(new, known, idempotency_key)
+            stored = bool(runs)
+        finally:
+            if not stored:
+                self._in_flight.release(new.project, new.params.max_tokens)
+        if runs:
+            self._in_flight.began(runs[0], new.project, new.params.max_tokens)
+        for run_id in runs:
+            self._started(run_id)
+        return submitted
+
+    async def _known(self, new: NewJob, key: str | None) -> Record:
+        async with unavailable():
+            row = await self._pool.fetchrow(_KNOWN, new.project, new.model, key, token_hash(new.token))
+        assert row is not None  # noqa: S101  the statement gives one row, whatever is there
+        return row
+
+    async def _accept(self, new: NewJob, known: Record, key: str | None) -> tuple[Submitted, list[int]]:
+        """Store a job; its runs, the first one first. No run where the same key was answered meanwhile."""
         issued_at = now_ms()
-        request, nonce = await self._request(new, known["model_id"], issued_at)
+        request, nonce = await self._request(new, known, issued_at)
         data = canonical_json(encode(request))
         request_hash = hashes.request_hash(nonce, data)
         job_id = hashes.job_id(
@@ -118,26 +167,24 @@ class Jobs:
             ),
         ).to_json()
         try:
-            runs, warning = await self._store(
-                new, request, data, nonce, job_id, acceptance, expires_at, idempotency_key
-            )
+            runs, warning = await self._store(new, request, data, nonce, job_id, acceptance, expires_at, key)
         except UniqueViolationError:
-            again = None if idempotency_key is None else await self._again(new, idempotency_key)
+            again = None if key is None else await self._again(new, key)
             if again is None:
                 raise
-            return again
-        for run_id in runs:
-            self._started(run_id)
-        return Submitted(job_id=job_id, acceptance=acceptance, warning=warning)
+            return again, []
+        return Submitted(job_id=job_id, acceptance=acceptance, warning=warning), runs
 
     async def _again(self, new: NewJob, key: str) -> Submitted | None:
-        async with unavailable():
-            row = await self._pool.fetchrow(_KNOWN, new.project, new.model, key)
+        row = await self._known(new, key)
         return None if row["job_id"] is None else _first_answer(new, row)
 
-    async def _request(self, new: NewJob, model_id: bytes | None, issued_at: int) -> tuple[Request, bytes]:
+    async def _request(self, new: NewJob, known: Record, issued_at: int) -> tuple[Request, bytes]:
+        model_id: bytes | None = known["model_id"]
         if model_id is None:
             raise NotFound("model.unknown", f"job.model: no model {new.model[:80]!r} here", field="job.model")
+        if not isinstance(new.prompt, str) and known["manifest"] is not None:
+            _check_template(known["manifest"])
         if new.params.max_tokens > self._config.max_tokens_limit:
             raise InvalidMessage(
                 "field.range",
@@ -213,90 +260,42 @@ class Jobs:
             expires_at,
             clock,
             json.dumps({"status": "created", "attempt": 0}),
+            new.params.max_tokens,
         )
         warning = ""
         async with unavailable(), self._pool.acquire() as db:
-            if not new.tag:
+            if not new.tag and new.webhook is None:
                 runs = [await db.fetchval(_STORE, *values)]
             else:
                 async with db.transaction():
                     runs = [await db.fetchval(_STORE, *values)]
-                    more, warning = await self._flagged(db, new, job_id, expires_at, clock)
-                    runs += more
+                    if new.webhook is not None:
+                        await db.execute(_WEBHOOK, job_id, f"msg_{secrets.token_hex(16)}", new.webhook)
+                    if new.tag:
+                        more, warning = await rerun_earlier(db, new, job_id, expires_at, clock)
+                        runs += more
                     if warning:
                         await db.execute("UPDATE job SET warning = $2 WHERE job_id = $1", job_id, warning)
         self._events.tell(job_id)
         return runs, warning
-
-    async def _flagged(
-        self, db: Any, new: NewJob, job_id: str, expires_at: int, clock: str
-    ) -> tuple[list[int], str]:
-        """Send the user's earlier jobs out again as ``before``; mark the next one ``after``."""
-        await db.execute(
-            """INSERT INTO flag (project_id, user_id, tag) VALUES ($1, $2, $3)
-               ON CONFLICT (project_id, user_id) DO UPDATE SET tag = excluded.tag""",
-            new.project,
-            new.user,
-            new.tag,
-        )
-        earlier = await db.fetch(
-            """SELECT j.job_id, r.min_operators FROM job j JOIN run r USING (job_id)
-               WHERE j.project_id = $1 AND j.user_id = $2 AND j.job_id <> $3 AND r.position <> 'before'
-               ORDER BY j.seq DESC LIMIT $4""",
-            new.project,
-            new.user,
-            job_id,
-            BEFORE_JOBS,
-        )
-        # One at a time in a project: two that count at once would both find the quota unused.
-        quota = await db.fetchval(
-            "SELECT rerun_quota FROM project WHERE project_id = $1 FOR NO KEY UPDATE", new.project
-        )
-        used = await db.fetchval(
-            """SELECT count(*) FROM run r JOIN job j USING (job_id)
-               WHERE j.project_id = $1 AND r.position = 'before' AND r.created_at > now() - interval '1 hour'""",
-            new.project,
-        )
-        runs: list[int] = []
-        for row in earlier:
-            if used + len(runs) >= quota:
-                return runs, "the project's quota of re-runs is used up for this hour"
-            run_id = await self._add_run(
-                db, row["job_id"], new.tag, "before", row["min_operators"], expires_at, clock
-            )
-            if run_id is not None:
-                runs.append(run_id)
-        return runs, ""
-
-    async def _add_run(
-        self, db: Any, job_id: str, tag: str, position: str, seats: int, expires_at: int, clock: str
-    ) -> Any:
-        return await db.fetchval(
-            """INSERT INTO run (job_id, tag, position, state, min_operators, not_before, give_up_at, deadline,
-                                expires_at, clock)
-               VALUES ($1, $2, $3, 'created', $4, 0, $5, 0, $5, $6)
-               ON CONFLICT (job_id, tag, position) DO NOTHING RETURNING run_id""",
-            job_id,
-            tag,
-            position,
-            seats,
-            expires_at,
-            clock,
-        )
 
     # --- read
 
     async def may_read(self, job_id: str, *, token: str | None) -> None:
         """Whether the id, or for a private job the id with its project's token, opens this job.
 
-        Raises NotFound ``job.unknown``, BadToken ``token.required``.
+        Raises NotFound ``job.unknown``, BadToken ``token.required``, VerificationError ``token.scope``.
         """
         async with unavailable():
             row = await self._pool.fetchrow("SELECT project_id, private FROM job WHERE job_id = $1", job_id)
         if row is None:
             raise NotFound("job.unknown", "job_id: no such job", field="job_id")
-        if row["private"] and not (token and await authenticate(self._pool, row["project_id"], token)):
+        if not row["private"]:
+            return
+        holder = await holder_of(self._pool, token) if token else None
+        if holder is None or holder.project != row["project_id"]:
             raise BadToken("token.required", "this job is private: send the project's token", field="verify")
+        check_scope(holder.scopes, "read", "verify")
 
     async def _job(self, job_id: str) -> Record:
         async with unavailable():
@@ -310,7 +309,7 @@ class Jobs:
         await self.may_read(job_id, token=token)
         async with unavailable():
             rows = await self._pool.fetch(_RESULTS + " AND r.job_id = $1 ORDER BY r.seq", job_id)
-        return [_result_row(row) for row in rows]
+        return [result_row(row) for row in rows]
 
     async def user_results(
         self, project: str, user: str, *, before: int | None, limit: int
@@ -327,7 +326,7 @@ class Jobs:
                 limit + 1,
             )
         page = rows[:limit]
-        return [_result_row(row) for row in page], str(page[-1]["seq"]) if len(rows) > limit else None
+        return [result_row(row) for row in page], str(page[-1]["seq"]) if len(rows) > limit else None
 
     async def detail(self, job_id: str, *, token: str | None) -> dict[str, Any]:
         """The guide's job detail."""
@@ -338,44 +337,7 @@ class Jobs:
                 "SELECT * FROM run WHERE job_id = $1 AND position <> 'before'", job_id
             )
         assert run is not None  # noqa: S101  a job and its first run are one transaction
-        request = decode(Request, json.loads(job["request"]))
-        params = request.job.params
-        shown: dict[str, Any] = {
-            "temperature": params.temperature / 1_000_000,
-            "top_p": params.top_p / 1_000_000,
-            "max_tokens": params.max_tokens,
-        }
-        if params.seed is not None:
-            # As text where other readers of JSON would round it; submit takes both.
-            shown["seed"] = int(params.seed) if int(params.seed) <= MAX_INT else params.seed
-        if params.top_k:
-            shown["top_k"] = params.top_k
-        if params.min_p:
-            shown["min_p"] = params.min_p / 1_000_000
-        if params.repeat_penalty != 1_000_000:
-            shown["repeat_penalty"] = params.repeat_penalty / 1_000_000
-        if params.stop:
-            shown["stop"] = list(params.stop)
-        detail = {
-            "id": job_id,
-            "job": {
-                "tag": request.job.tag,
-                "prompt": request.job.prompt,
-                "model": request.job.model,
-                "params": shown,
-            },
-            "user": request.user,
-            "job_type": request.job.tag,
-            "status": STATUS[run["state"]],
-            "tag": run["tag"],
-            "clock": json.loads(run["clock"]),
-            "created_at": job["created_at"].strftime("%Y-%m-%d %H:%M:%S"),
-            "position": run["position"],
-            "attempt": run["attempt"],
-        }
-        if run["error_code"]:
-            detail["error"] = f"{run['error_message']} [{run['error_code']}]"
-        return detail
+        return job_detail(job, run)
 
     async def request_bytes(self, job_id: str) -> bytes:
         job = await self._job(job_id)
@@ -398,10 +360,21 @@ class Jobs:
             raise NotFound("job.unknown", "no such job", field="job_ref")
         return await draw_document(self._pool, self._registry, job)
 
-    async def models(self) -> list[dict[str, str]]:
+    async def model_rows(self) -> list[tuple[str, bytes, bytes | None]]:
+        """Name, model_id and, where it is known, manifest of every model."""
         async with unavailable():
-            rows = await self._pool.fetch("SELECT name, model_id FROM model ORDER BY name")
-        return [{"name": row["name"], "model_id": b64u_encode(row["model_id"])} for row in rows]
+            rows = await self._pool.fetch("SELECT name, model_id, manifest FROM model ORDER BY name")
+        return [(row["name"], row["model_id"], row["manifest"]) for row in rows]
+
+    async def models(self) -> list[dict[str, str]]:
+        """Names and ids."""
+        return [
+            {"name": name, "model_id": b64u_encode(model_id)} for name, model_id, _ in await self.model_rows()
+        ]
+
+    async def finished(self, job_id: str) -> Finished:
+        """How the job's first run stands."""
+        return await load_finished(self._pool, job_id)
 
     async def open_states(self) -> dict[str, int]:
         """How many runs are under way, by state."""
@@ -421,7 +394,7 @@ class Jobs:
     async def cancel(self, job_id: str, token: str) -> str:
         """Cancel a job that is not committed; cancelling twice is no error. Raises RuleViolation ``job.too_late``."""
         job = await self._job(job_id)
-        await self.authenticate(job["project_id"], token)
+        await self.authenticate(job["project_id"], token, "submit")
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             run = await db.fetchrow(
                 "SELECT * FROM run WHERE job_id = $1 AND position <> 'before' FOR UPDATE", job_id
@@ -441,12 +414,35 @@ class Jobs:
             )
             await self._events.add(db, job_id, "done", {"status": "cancelled", "attempt": run["attempt"]})
         self._events.tell(job_id)
+        self._in_flight.ended(run["run_id"])
         await asyncio.shield(self._cancelled(run["run_id"], job_id, run["attempt"]))
         return "cancelled"
 
 
 def _bad_token(field: str) -> BadToken:
     return BadToken("token.invalid", "the API token is not this project's", field=field)
+
+
+def _check_template(manifest: bytes) -> None:
+    """Said here already where it is known; else the operators say it. Raises InvalidMessage ``chat.no_template``."""
+    if not json.loads(manifest)["chat_template"]:
+        raise InvalidMessage(
+            "chat.no_template",
+            "job.prompt: this model has no chat template",
+            field="job.prompt",
+            hint="send a plain prompt, or use a model that was trained for chat",
+        )
+
+
+def check_scope(scopes: Iterable[str], wanted: str, field: str) -> None:
+    """Raises VerificationError ``token.scope``."""
+    if wanted not in scopes:
+        raise VerificationError(
+            "token.scope",
+            f"this token is not for what the scope {wanted!r} allows",
+            field=field,
+            hint=f"`aos project token` makes one with --scope {wanted}",
+        )
 
 
 def _first_answer(new: NewJob, row: Record) -> Submitted:
@@ -461,9 +457,11 @@ def _first_answer(new: NewJob, row: Record) -> Submitted:
 
 
 # What a submission needs to know, in one round trip.
-_KNOWN = """SELECT p.token_hash, m.model_id, j.job_id, j.idempotency_hash, j.acceptance, j.warning
+_KNOWN = """SELECT t.scopes, p.most_requests, p.most_tokens, m.model_id, m.manifest,
+                   j.job_id, j.idempotency_hash, j.acceptance, j.warning
             FROM (VALUES (1)) AS one
-            LEFT JOIN project p ON p.project_id = $1
+            LEFT JOIN token t ON t.token_hash = $4 AND t.project_id = $1
+            LEFT JOIN project p ON p.project_id = t.project_id
             LEFT JOIN model m ON m.name = $2
             LEFT JOIN job j ON j.project_id = $1 AND j.idempotency_key = $3"""
 
@@ -471,8 +469,8 @@ _KNOWN = """SELECT p.token_hash, m.model_id, j.job_id, j.idempotency_hash, j.acc
 _STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $4 RETURNING tag),
     stored AS (
         INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
-                         nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at, events)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1)),
+                         nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at, events, max_tokens)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1, $22)),
     told AS (INSERT INTO event (job_id, seq, kind, data) VALUES ($1, 1, 'status', $21))
     INSERT INTO run (job_id, tag, position, state, min_operators, not_before, give_up_at, deadline, expires_at, clock)
     SELECT $1, CASE WHEN $17 <> '' THEN $17 ELSE coalesce((SELECT tag FROM mark), '') END,
@@ -480,36 +478,8 @@ _STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $
            'created', $18, 0, $19, 0, $19, $20
     RETURNING run_id"""
 
+_WEBHOOK = "INSERT INTO webhook (job_id, message_id, url) VALUES ($1, $2, $3)"
+
 _RESULTS = """SELECT r.*, c.core, c.answer, j.job_type, j.user_id FROM result r
               JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id
               WHERE r.outcome NOT IN ('convicted', 'withheld')"""
-
-
-def _result_row(row: Record) -> dict[str, Any]:
-    stored = json.loads(row["core"])
-    core = decode(ReceiptCore, stored["statement"])
-    return {
-        "id": f"{row['node_id']}_{row['job_id']}_{row['tag']}",
-        "job_id": row["job_id"],
-        "operator": row["node_id"],
-        "result": bytes(row["answer"]).decode("utf-8"),
-        "verify_id": row["receipt_id"],
-        "vrf": {
-            "selected": core.vrf.status == "selected",
-            "vrf_prompt_hash": core.vrf.alpha_hash.hex(),
-            "vrf_random_value": core.vrf.beta.hex(),
-            "vrf_verify_pubkey": core.vrf.key.hex(),
-            "vrf_proof": core.vrf.pi.hex(),
-        },
-        "clock": json.loads(row["clock"]),
-        "signature": stored["signature"],
-        "job_type": row["job_type"],
-        "tag": row["tag"],
-        "created_at": row["created_at"].strftime("%Y-%m-%d %H:%M:%S"),
-        "position": row["position"],
-        "attempt": row["attempt"],
-        "receipt_id": row["receipt_id"],
-        "state_root": b64u_encode(core.state_root),
-        "attestation": core.tee,
-        "outcome": row["outcome"],
-    }

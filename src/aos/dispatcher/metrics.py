@@ -21,6 +21,7 @@ METHODS = (
     "heartbeat",
     "drain",
 )
+WEBHOOK_OUTCOMES = ("delivered", "refused", "given_up")
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PHASES = {
     "drawing": "aos_draw_seconds",
@@ -54,6 +55,9 @@ class Metrics:
         self._messages = Counter(
             "aos_operator_messages", "Operators' messages", ["method", "outcome"], registry=self.registry
         )
+        self._webhooks = Counter(
+            "aos_webhooks", "Tries to tell of a job's end", ["outcome"], registry=self.registry
+        )
         self._submit = Histogram(
             "aos_submit_seconds",
             "Submission, from body read to stored",
@@ -71,8 +75,14 @@ class Metrics:
         self._since: dict[int, tuple[str, float]] = {}
         for job_type in get_args(JobType):
             self._jobs.labels(job_type)
+        for outcome in WEBHOOK_OUTCOMES:
+            self._webhooks.labels(outcome)
         for state in TERMINAL:
             self._ended.labels(STATUS[state])
+
+    def webhook(self, outcome: str) -> None:
+        """One of ``WEBHOOK_OUTCOMES``."""
+        self._webhooks.labels(outcome).inc()
 
     def moved(self, run_id: int, target: RunState) -> None:
         """A run has changed its state."""

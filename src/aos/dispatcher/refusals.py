@@ -1,4 +1,5 @@
-"""Errors as HTTP answers (docs/spec/09-http.md): the seed's envelope under ``/api/``, RFC 9457 everywhere else.
+"""Errors as HTTP answers (docs/spec/09-http.md): the seed's envelope under ``/api/``, OpenAI's shape under ``/v1/`` but for
+``/v1/aos/``, ``/v1/attestation/`` and ``/v1/signature/``, RFC 9457 everywhere else.
 
 Every answer that is no success comes from here: our own errors, unknown routes and methods, unreadable parameters, defects. A
 defect is logged by kind and place, never with its text: what a driver says of a failed statement may quote a stored row.
@@ -21,6 +22,9 @@ log = structlog.get_logger("aos.dispatcher")
 
 RETRY_AFTER_S = "2"
 SEED_PREFIX = "/api/"
+OPENAI_PREFIX = "/v1/"
+NOT_OPENAI = ("/v1/aos/", "/v1/attestation/", "/v1/signature/")
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class NotFound(InvalidMessage):
@@ -68,6 +72,13 @@ class Defect(AOSError):
 def refusal(path: str, error: AOSError) -> JSONResponse:
     """``error`` in the envelope of the route that it happened in."""
     status = error.http_status
+    headers = {"Cache-Control": "no-store"}
+    if status in (429, 503):
+        headers["Retry-After"] = RETRY_AFTER_S
+    if path.startswith(OPENAI_PREFIX) and not path.startswith(NOT_OPENAI):
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(openai_error(error), status_code=status, headers=headers)
     if path.startswith(SEED_PREFIX):
         body: dict[str, Any] = {"code": status, "message": error.message, "error": error.code}
         media_type = "application/json"
@@ -83,10 +94,17 @@ def refusal(path: str, error: AOSError) -> JSONResponse:
         body["field"] = error.field
     if error.hint:
         body["hint"] = error.hint
-    headers = {"Cache-Control": "no-store"}
-    if status in (429, 503):
-        headers["Retry-After"] = RETRY_AFTER_S
     return JSONResponse(body, status_code=status, headers=headers, media_type=media_type)
+
+
+def openai_error(error: AOSError) -> dict[str, Any]:
+    """``error`` as OpenAI's clients read it; ``code`` is the stable error code."""
+    status = error.http_status
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    members = {"message": error.message, "type": kind, "param": error.field, "code": error.code}
+    if error.hint:
+        members["hint"] = error.hint
+    return {"error": members}
 
 
 def install(app: FastAPI, *, refused: Callable[[str], None]) -> None:

@@ -51,13 +51,15 @@ def _registry(request: Request) -> Registry:
     return registry
 
 
-def _id(job_id: str) -> str:
+def job_id_of(job_id: str) -> str:
+    """``job_id`` where it has the form of one. Raises NotFound ``job.unknown``."""
     if len(job_id) != 64 or any(c not in "0123456789abcdef" for c in job_id):
         raise NotFound("job.unknown", "no such job", field="job_id")
     return job_id
 
 
-def _token(authorization: str | None) -> str | None:
+def bearer_token(authorization: str | None) -> str | None:
+    """The token of an Authorization header; None where there is none."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip()[:256] if scheme.lower() == "bearer" else None
 
@@ -135,7 +137,7 @@ async def models(request: Request) -> Response:
             "description": "Events `status`, `text`, `done`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **refusals(400, 401, 404, 429, 503),
+        **refusals(400, 401, 403, 404, 429, 503),
     },
 )
 async def events(
@@ -151,7 +153,7 @@ async def events(
             "field.range", "Last-Event-ID: must be one of this stream", field="Last-Event-ID"
         )
     jobs, streams = _jobs(request), _streams(request)
-    await jobs.may_read(_id(job_id), token=_token(authorization))
+    await jobs.may_read(job_id_of(job_id), token=bearer_token(authorization))
 
     async def read(after: int) -> Found:
         return await jobs.events_after(job_id, after, wait_s=KEEP_ALIVE_S)
@@ -173,14 +175,14 @@ def _streams(request: Request) -> Streams:
     "/v1/aos/jobs/{job_id}/answer",
     tags=["jobs"],
     summary="The answer file",
-    responses={200: _JOB_TEXT, **refusals(400, 401, 404, 409, 503)},
+    responses={200: _JOB_TEXT, **refusals(400, 401, 403, 404, 409, 503)},
 )
 async def answer(
     request: Request, job_id: str, attempt: _Attempt = None, authorization: _Bearer = None
 ) -> Response:
     """Text, receipt and all that `aos verify` needs, for whoever holds the job id."""
     jobs = _jobs(request)
-    await jobs.may_read(_id(job_id), token=_token(authorization))
+    await jobs.may_read(job_id_of(job_id), token=bearer_token(authorization))
     data = await jobs.answer(job_id, attempt)
     return Response(data, media_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -189,12 +191,12 @@ async def answer(
     "/v1/aos/jobs/{job_id}/request",
     tags=["jobs"],
     summary="The request bytes",
-    responses={200: _JOB_TEXT, **refusals(401, 404, 503)},
+    responses={200: _JOB_TEXT, **refusals(401, 403, 404, 503)},
 )
 async def request_bytes(request: Request, job_id: str, authorization: _Bearer = None) -> Response:
     """The exact bytes that `request_hash` covers, for whoever holds the job id."""
     jobs = _jobs(request)
-    await jobs.may_read(_id(job_id), token=_token(authorization))
+    await jobs.may_read(job_id_of(job_id), token=bearer_token(authorization))
     data = await jobs.request_bytes(job_id)
     return Response(data, media_type="application/json", headers={"Cache-Control": "no-store"})
 

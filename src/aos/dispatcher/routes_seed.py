@@ -32,7 +32,7 @@ router = APIRouter(prefix="/api/job", tags=["jobs, as in the developer guide"])
 
 BODY_S = 30.0
 _JOB_ID = 64
-_READ = refusals(400, 401, 404, 408, 413, 503, seed=True)
+_READ = refusals(400, 401, 403, 404, 408, 413, 503, seed=True)
 
 
 async def body_of(request: Request) -> bytes:
@@ -55,6 +55,15 @@ async def body_of(request: Request) -> bytes:
     except ClientDisconnect:
         raise InvalidMessage("http.disconnected", "the body broke off") from None
     return bytes(data)
+
+
+def idempotency_key_of(key: str | None) -> str | None:
+    """Raises InvalidMessage ``field.range``."""
+    if key is not None and not (0 < len(key) <= 128 and key.isascii() and key.isprintable()):
+        raise InvalidMessage(
+            "field.range", "Idempotency-Key: 1 to 128 printable ASCII characters", field="Idempotency-Key"
+        )
+    return key
 
 
 def _jobs(request: Request) -> Jobs:
@@ -101,7 +110,7 @@ def _token(body: dict[str, Any]) -> str | None:
                 },
             },
         },
-        **refusals(400, 401, 404, 408, 409, 413, 429, 503, seed=True),
+        **refusals(400, 401, 403, 404, 408, 409, 413, 429, 503, seed=True),
     },
 )
 async def submit(
@@ -111,11 +120,7 @@ async def submit(
     ),
 ) -> Response:
     """The guide's body, and a few members more. A refused job leaves nothing behind."""
-    key = idempotency_key
-    if key is not None and not (0 < len(key) <= 128 and key.isascii() and key.isprintable()):
-        raise InvalidMessage(
-            "field.range", "Idempotency-Key: 1 to 128 printable ASCII characters", field="Idempotency-Key"
-        )
+    key = idempotency_key_of(idempotency_key)
     new = read_submission(await body_of(request))
     begun = time.perf_counter()
     accepted = await _jobs(request).submit(new, idempotency_key=key)
@@ -158,7 +163,7 @@ async def detail(request: Request) -> Response:
     "/verify",
     summary="All results for a user",
     openapi_extra=body(UserQuery),
-    responses={200: {"model": UserResults}, **refusals(400, 401, 408, 413, 503, seed=True)},
+    responses={200: {"model": UserResults}, **refusals(400, 401, 403, 408, 413, 503, seed=True)},
 )
 async def verify(request: Request) -> Response:
     """Rows of every job that this project has submitted for the user, newest first, in pages."""
@@ -173,7 +178,7 @@ async def verify(request: Request) -> Response:
     ):
         raise InvalidMessage("field.range", "cursor: must be one that this call gave", field="cursor")
     jobs = _jobs(request)
-    await jobs.authenticate(project, text(body, "verify", "verify", 256))
+    await jobs.authenticate(project, text(body, "verify", "verify", 256), "read")
     before = None if cursor is None else int(cursor)
     rows, following = await jobs.user_results(project, user, before=before, limit=limit)
     return _ok(rows) if following is None else _ok(rows, cursor=following)
@@ -183,7 +188,7 @@ async def verify(request: Request) -> Response:
     "/cancel",
     summary="Cancel a job that is not committed",
     openapi_extra=body(CancelQuery),
-    responses={200: {"model": Cancelled}, **refusals(400, 401, 404, 408, 409, 413, 503, seed=True)},
+    responses={200: {"model": Cancelled}, **refusals(400, 401, 403, 404, 408, 409, 413, 503, seed=True)},
 )
 async def cancel(request: Request) -> Response:
     """Needs the project's token. Cancelling twice is no error; what is committed runs to its end."""

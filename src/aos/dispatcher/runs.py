@@ -46,7 +46,9 @@ class Runs:
         hub: Hub,
         *,
         moved: Callable[[int, RunState], None],
+        ended: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self._ended = ended
         self._pool = pool
         self._hub = hub
         self._moved = moved
@@ -139,6 +141,7 @@ class Runs:
         finally:
             self._tasks.pop(run_id, None)
             self._wakes.pop(run_id, None)
+            self._ended(run_id)
 
     async def _work(self, run_id: int) -> bool:
         """Step until the run is over (False) or has to wait for an operator to connect (True)."""

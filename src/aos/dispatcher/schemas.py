@@ -32,11 +32,13 @@ PrivateToken = Annotated[
 ]
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
+    """An object with these members and no other."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Params(_Shape):
+class Params(Shape):
     """Sampling parameters. Decimals have at most six places."""
 
     temperature: float = Field(1.0, ge=0, le=10, description="0 (greedy), or 0.01 to 10.")
@@ -51,16 +53,26 @@ class Params(_Shape):
     )
 
 
-class Job(_Shape):
+class Message(Shape):
+    """One turn of a conversation."""
+
+    role: str = Field(max_length=64, description="system, user or assistant.")
+    content: str
+
+
+class Job(Shape):
     """What is to be run."""
 
     tag: Literal["opml", "tee"] = Field(description="The job type.")
-    prompt: str = Field(description="Fed raw: special tokens are plain text. At most 262,144 bytes.")
+    prompt: str | list[Message] = Field(
+        description="A text, fed raw: special tokens are plain text. Or messages, put through the model's chat template by "
+        "whoever runs it. At most 262,144 bytes."
+    )
     model: str = Field(max_length=256, description="A name of GET /v1/aos/models.")
     params: Params = Params.model_validate({})
 
 
-class Submission(_Shape):
+class Submission(Shape):
     """A job, by a project, for a user."""
 
     model_config = ConfigDict(
@@ -92,9 +104,14 @@ class Submission(_Shape):
     min_operators: int | None = Field(None, ge=1, le=64)
     blind: bool = Field(False, description="All seats generate; nothing is shown before they have committed.")
     private: bool = Field(False, description="Reading this job needs the token as well as its id.")
+    webhook: str | None = Field(
+        None,
+        max_length=2048,
+        description="An https URL that is told when the job is over (Standard Webhooks, signed).",
+    )
 
 
-class JobQuery(_Shape):
+class JobQuery(Shape):
     """Names a job."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"job_id": GUIDE_JOB_ID}})
@@ -103,7 +120,7 @@ class JobQuery(_Shape):
     verify: PrivateToken = ""
 
 
-class CancelQuery(_Shape):
+class CancelQuery(Shape):
     """Names a job, with the token of its project."""
 
     model_config = ConfigDict(
@@ -114,7 +131,7 @@ class CancelQuery(_Shape):
     verify: Token
 
 
-class UserQuery(_Shape):
+class UserQuery(Shape):
     """Names a user of a project."""
 
     model_config = ConfigDict(
@@ -131,7 +148,7 @@ class UserQuery(_Shape):
     limit: int = Field(20, ge=1, le=100)
 
 
-class Submitted(_Shape):
+class Submitted(Shape):
     """The job id: a bearer capability, keep it to yourself."""
 
     model_config = ConfigDict(
@@ -148,7 +165,7 @@ class Submitted(_Shape):
     result: Hex64
 
 
-class Vrf(_Shape):
+class Vrf(Shape):
     """How the operator came to its seat (RFC 9381, ECVRF-EDWARDS25519-SHA512-TAI); hex."""
 
     selected: bool = Field(description="False: it was seated by the public filling of empty seats.")
@@ -158,7 +175,7 @@ class Vrf(_Shape):
     vrf_proof: str = Field(description="pi_string.")
 
 
-class ResultRow(_Shape):
+class ResultRow(Shape):
     """One operator's result of one run of a job."""
 
     id: str = Field(description="<operator>_<job_id>_<tag>")
@@ -182,7 +199,7 @@ class ResultRow(_Shape):
     outcome: Literal["agreed", "disputed", "single", "resolved"]
 
 
-class Results(_Shape):
+class Results(Shape):
     """Result rows; none as long as there is no result."""
 
     code: Literal[200]
@@ -195,7 +212,7 @@ class UserResults(Results):
     cursor: str | None = Field(None, description="Where the next page begins; missing on the last one.")
 
 
-class ShownParams(_Shape):
+class ShownParams(Shape):
     """Those of the submission; what has its default and is not of the guide is left out."""
 
     temperature: float
@@ -208,16 +225,16 @@ class ShownParams(_Shape):
     seed: int | str | None = None
 
 
-class ShownJob(_Shape):
+class ShownJob(Shape):
     """The submitted job."""
 
     tag: Literal["opml", "tee"]
-    prompt: str
+    prompt: str | list[Message]
     model: str
     params: ShownParams
 
 
-class Detail(_Shape):
+class Detail(Shape):
     """A job's request and status."""
 
     id: Hex64
@@ -233,21 +250,21 @@ class Detail(_Shape):
     error: str | None = Field(None, description="Where it failed: message and code.")
 
 
-class DetailAnswer(_Shape):
+class DetailAnswer(Shape):
     """The detail of a job."""
 
     code: Literal[200]
     result: Detail
 
 
-class Cancelled(_Shape):
+class Cancelled(Shape):
     """The job is cancelled."""
 
     code: Literal[200]
     result: Literal["cancelled"]
 
 
-class SeedError(_Shape):
+class SeedError(Shape):
     """An error under /api/. The HTTP status equals `code`."""
 
     code: int
@@ -257,7 +274,7 @@ class SeedError(_Shape):
     hint: str | None = Field(None, description="The next step.")
 
 
-class Problem(_Shape):
+class Problem(Shape):
     """An error anywhere else (RFC 9457)."""
 
     type: str = Field(description="urn:aos:error:<stable error code>")
@@ -268,58 +285,102 @@ class Problem(_Shape):
     hint: str | None = Field(None, description="The next step.")
 
 
-class SignedStatement(_Shape):
+class SignedStatement(Shape):
     """A signed statement: EIP-191 over its canonical JSON."""
 
     statement: dict[str, Any]
     signature: str
 
 
-class RegistryAnswer(_Shape):
+class RegistryAnswer(Shape):
     """A signed snapshot of the registry, with its entries."""
 
     snapshot: SignedStatement
     entries: list[dict[str, Any]]
 
 
-class Registered(_Shape):
+class Registered(Shape):
     """Who was entered, and whether it waits to be admitted."""
 
     node_id: str
     admitted: bool
 
 
-class Model(_Shape):
+class Model(Shape):
     """A name, and the hash of what it stands for."""
 
     name: str
     model_id: str
 
 
-class Models(_Shape):
+class Models(Shape):
     """The models of this network."""
 
     models: list[Model]
 
 
-class DrawAnswer(_Shape):
+class DrawAnswer(Shape):
     """Every attempt's draw: call, record, entries, claims, and the open tag once results are committed."""
 
     job_ref: str
     attempts: list[dict[str, Any]]
 
 
-class Health(_Shape):
+class AttestationReport(Shape):
+    """Enclaves that serve a model, each with a document over the nonce that was asked with."""
+
+    type: Literal["aos.tee.report"]
+    v: Literal[1]
+    model_id: str
+    model_attestations: list[dict[str, Any]] = Field(
+        description="`model_name`, `signing_address`, `signing_algo`, `request_nonce`, `operator`, `boot`, "
+        "`boot_signature`, `document`."
+    )
+
+
+class TeeSignature(Shape):
+    """An enclave's signature under an answer statement."""
+
+    text: str = Field(description="What was signed: a tag and the answer statement's canonical JSON.")
+    signature: str = Field(description="Ed25519, 64 bytes in hex.")
+    signing_address: str = Field(description="The enclave's key, 32 bytes in hex.")
+    signing_algo: Literal["ed25519"]
+
+
+class AttestationAnswer(Shape):
+    """Stored evidence; for an answer, where a nonce was given, a document of now."""
+
+    evidence: dict[str, Any]
+    answer_document: str | None = Field(default=None, description="COSE_Sign1 as base64url.")
+
+
+class Health(Shape):
     """It runs."""
 
     status: Literal["ok"]
 
 
-class Ready(_Shape):
+class Ready(Shape):
     """It can take jobs."""
 
     status: Literal["ready"]
     operators: int = Field(description="Operators connected.")
+
+
+class OpenAIErrorBody(Shape):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="The member at fault.")
+    code: str = Field(description="The stable error code.")
+    hint: str | None = Field(None, description="The next step.")
+
+
+class OpenAIError(Shape):
+    """An error of OpenAI's API."""
+
+    error: OpenAIErrorBody
 
 
 _BODIES: list[type[BaseModel]] = [
@@ -330,13 +391,15 @@ _BODIES: list[type[BaseModel]] = [
     SignedStatement,
     SeedError,
     Problem,
+    OpenAIError,
 ]
 _REF = "#/components/schemas/{model}"
 
 
-def body_schemas() -> dict[str, Any]:
-    """JSON schemas of the request bodies and errors, by name, for OpenAPI's ``components``."""
-    _, document = models_json_schema([(model, "validation") for model in _BODIES], ref_template=_REF)
+def body_schemas(*more: type[BaseModel]) -> dict[str, Any]:
+    """JSON schemas of the request bodies and errors, and of ``more``, by name, for OpenAPI's ``components``."""
+    bodies = [(model, "validation") for model in (*_BODIES, *more)]
+    _, document = models_json_schema(bodies, ref_template=_REF)  # type: ignore[arg-type]
     return dict(document["$defs"])
 
 
@@ -349,18 +412,21 @@ def body(model: type[BaseModel]) -> dict[str, Any]:
 _MEANINGS = {
     400: "A member or parameter is wrong; `field` names it.",
     401: "The token is missing or wrong.",
-    403: "What was signed is not believed.",
+    403: "What was signed is not believed, or the token is not for this.",
     404: "There is no such thing.",
     408: "The body did not come in time.",
     409: "Not allowed in this state.",
     413: "The body is over 1 MiB.",
+    422: "There is an answer, and it is not worth what was asked for.",
     429: "A limit is reached; see Retry-After.",
     503: "The database is away; see Retry-After.",
 }
 
 
-def refusals(*statuses: int, seed: bool = False) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of these error statuses."""
+def refusals(*statuses: int, seed: bool = False, openai: bool = False) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of these error statuses, in the dialect of the route."""
     model, media = ("SeedError", "application/json") if seed else ("Problem", "application/problem+json")
+    if openai:
+        model, media = "OpenAIError", "application/json"
     content = {media: {"schema": {"$ref": _REF.format(model=model)}}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}

@@ -1,5 +1,6 @@
 """Founding a network, making projects, admitting operators: what `aos up`, `aos project` and `aos registry` call."""
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -10,12 +11,15 @@ from pathlib import Path
 
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core import beacon
+from aos.core.encoding import tagged_hash
 from aos.core.statements import Registration, Signed
 from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.registry import RANGES, Entered, Registry
-from aos.errors import RuleViolation
+from aos.errors import InvalidMessage, RuleViolation, VerificationError
 
 MIGRATIONS = "aos.dispatcher.sql"
+SCOPES = ("submit", "read", "flag", "challenge")
+"""What a token may be for: submit and cancel jobs; read private jobs and a user's results; submit with a tag; open disputes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,7 @@ class Founded:
     registry_root: bytes
     project: str
     token: str
+    webhook_secret: str
 
 
 async def found_network(
@@ -36,11 +41,13 @@ async def found_network(
     genesis_ms: int,
     epoch_ms: int,
     project: str,
+    manifests: Mapping[str, bytes] | None = None,
 ) -> Founded:
     """Initialise a dispatcher's database with a network, its genesis operators, models and a first project.
 
-    An interrupted founding is begun again: nothing of it was published. Raises RuleViolation ``network.founded`` where jobs
-    exist already, ConfigError, Unavailable.
+    ``manifests`` are the models' manifests by name, as the JSON that ``model_id`` is the hash of. An interrupted founding is
+    begun again: nothing of it was published. Raises RuleViolation ``network.founded`` where jobs exist already,
+    VerificationError ``model.manifest``, ConfigError, Unavailable.
     """
     config = load_config(config_path)
     pool = await connect_pool(config.pg_url, max_size=4)
@@ -50,6 +57,7 @@ async def found_network(
             pool,
             config,
             models=models,
+            manifests=manifests or {},
             genesis_ms=genesis_ms,
             epoch_ms=epoch_ms,
             ranges=max(RANGES, 2 * len(registrations)),
@@ -59,7 +67,13 @@ async def found_network(
             await registry.register(registration.to_json(), genesis=True)
         root = await registry.sign_genesis()
         project_id, token = await create_project(pool, project, quota=config.rerun_quota)
-        return Founded(network=registry.network_file(), registry_root=root, project=project_id, token=token)
+        return Founded(
+            network=registry.network_file(),
+            registry_root=root,
+            project=project_id,
+            token=token,
+            webhook_secret=webhook_secret(config.keys.signer, project_id),
+        )
     finally:
         await pool.close()
 
@@ -69,6 +83,7 @@ async def _write_network(
     config: DispatcherConfig,
     *,
     models: Mapping[str, bytes],
+    manifests: Mapping[str, bytes],
     genesis_ms: int,
     epoch_ms: int,
     ranges: int,
@@ -76,7 +91,7 @@ async def _write_network(
     async with unavailable(), pool.acquire() as db, db.transaction():
         if await db.fetchval("SELECT 1 FROM job LIMIT 1"):
             raise RuleViolation("network.founded", "this database holds a network with jobs already")
-        await db.execute("TRUNCATE network, operator, snapshot, model, project, clock_state CASCADE")
+        await db.execute("TRUNCATE network, operator, snapshot, model, project, token, clock_state CASCADE")
         await db.execute(
             """INSERT INTO network (network, address, vrf_key, genesis_ms, epoch_ms, max_range, range_width,
                                     beacon_anchor, beacon_length)
@@ -92,15 +107,56 @@ async def _write_network(
             config.beacon_length,
         )
         for name, model_id in models.items():
-            await db.execute("INSERT INTO model (name, model_id) VALUES ($1, $2)", name, model_id)
+            manifest = manifests.get(name)
+            if manifest is not None and tagged_hash("model", manifest) != model_id:
+                raise VerificationError("model.manifest", f"{name}: the manifest is not the model id's")
+            await db.execute(
+                "INSERT INTO model (name, model_id, manifest) VALUES ($1, $2, $3)", name, model_id, manifest
+            )
 
 
-async def new_project(config_path: Path, name: str) -> tuple[str, str]:
-    """(project id, token). Raises ConfigError, Unavailable."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewProject:
+    """A project and its first token, which is shown this once. ``webhook_secret`` checks what webhooks bring."""
+
+    project: str
+    token: str
+    webhook_secret: str
+
+
+async def new_project(
+    config_path: Path,
+    name: str,
+    *,
+    scopes: Sequence[str] = SCOPES,
+    most_requests: int | None = None,
+    most_tokens: int | None = None,
+) -> NewProject:
+    """Raises ConfigError, Unavailable, InvalidMessage ``token.scopes``."""
     config = load_config(config_path)
     pool = await connect_pool(config.pg_url, max_size=1)
     try:
-        return await create_project(pool, name, quota=config.rerun_quota)
+        project, token = await create_project(
+            pool,
+            name,
+            quota=config.rerun_quota,
+            scopes=scopes,
+            most_requests=most_requests,
+            most_tokens=most_tokens,
+        )
+    finally:
+        await pool.close()
+    return NewProject(
+        project=project, token=token, webhook_secret=webhook_secret(config.keys.signer, project)
+    )
+
+
+async def new_token(config_path: Path, project: str, *, scopes: Sequence[str]) -> str:
+    """One more token for a project. Raises ConfigError, Unavailable, InvalidMessage ``token.scopes``, ``project.unknown``."""
+    config = load_config(config_path)
+    pool = await connect_pool(config.pg_url, max_size=1)
+    try:
+        return await create_token(pool, project, scopes=scopes)
     finally:
         await pool.close()
 
@@ -127,34 +183,91 @@ async def _opened(config_path: Path) -> AsyncIterator[Registry]:
         await pool.close()
 
 
-async def create_project(pool: Pool, name: str, *, quota: int) -> tuple[str, str]:
-    """A project with a token of 256 random bits, of which only the hash is stored."""
-    project, token = f"p-{secrets.token_hex(8)}", secrets.token_urlsafe(32)
+async def create_project(
+    pool: Pool,
+    name: str,
+    *,
+    quota: int,
+    scopes: Sequence[str] = SCOPES,
+    most_requests: int | None = None,
+    most_tokens: int | None = None,
+) -> tuple[str, str]:
+    """A project with a first token. Raises InvalidMessage ``token.scopes``."""
+    project = f"p-{secrets.token_hex(8)}"
+    check_scopes(scopes)
     async with unavailable():
         await pool.execute(
-            "INSERT INTO project (project_id, name, token_hash, rerun_quota) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO project (project_id, name, rerun_quota, most_requests, most_tokens) VALUES ($1, $2, $3, $4, $5)",
             project,
             name,
-            token_hash(token),
             quota,
+            most_requests,
+            most_tokens,
         )
-    return project, token
+    return project, await create_token(pool, project, scopes=scopes)
+
+
+async def create_token(pool: Pool, project: str, *, scopes: Sequence[str]) -> str:
+    """A token of 256 random bits, of which only the hash is stored.
+
+    Raises InvalidMessage ``token.scopes``, ``project.unknown``.
+    """
+    check_scopes(scopes)
+    token = secrets.token_urlsafe(32)
+    async with unavailable():
+        stored = await pool.execute(
+            """INSERT INTO token (token_hash, project_id, scopes)
+               SELECT $1, project_id, $3 FROM project WHERE project_id = $2""",
+            token_hash(token),
+            project,
+            [scope for scope in SCOPES if scope in scopes],
+        )
+    if stored == "INSERT 0 0":
+        raise InvalidMessage("project.unknown", f"there is no project {project[:80]!r}", field="project")
+    return token
+
+
+def check_scopes(scopes: Sequence[str]) -> None:
+    """Raises InvalidMessage ``token.scopes``."""
+    if not scopes or any(scope not in SCOPES for scope in scopes):
+        raise InvalidMessage(
+            "token.scopes", f"a token's scopes are one or more of {', '.join(SCOPES)}", field="scope"
+        )
 
 
 def token_hash(token: str) -> bytes:
-    """What is stored of a token. It has 256 random bits, so a plain hash is enough."""
+    """What is stored of a token. It has 256 random bits, so a plain hash is enough, and finding it by its hash tells
+    nobody anything."""
     return hashlib.sha256(b"AOS/project-token/v1\0" + token.encode("utf-8", "surrogatepass")).digest()
 
 
-async def authenticate(pool: Pool, project: str, token: str) -> bool:
-    """Whether ``token`` is that project's; compared in constant time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Whose a token is, and what it may do."""
+
+    project: str
+    scopes: frozenset[str]
+
+
+async def holder_of(pool: Pool, token: str) -> Holder | None:
+    """The project that ``token`` is of; None where it is nobody's."""
     async with unavailable():
-        held: bytes | None = await pool.fetchval(
-            "SELECT token_hash FROM project WHERE project_id = $1", project
+        row = await pool.fetchrow(
+            "SELECT project_id, scopes FROM token WHERE token_hash = $1", token_hash(token)
         )
-    return is_token(held, token)
+    return None if row is None else Holder(project=row["project_id"], scopes=frozenset(row["scopes"]))
 
 
-def is_token(held: bytes | None, token: str) -> bool:
-    """Whether ``token`` has the stored hash ``held`` (None: there is no such project); compared in constant time."""
-    return hmac.compare_digest(bytes(32) if held is None else held, token_hash(token)) and held is not None
+async def authenticate(pool: Pool, project: str, token: str) -> bool:
+    """Whether ``token`` is that project's."""
+    holder = await holder_of(pool, token)
+    return holder is not None and hmac.compare_digest(holder.project.encode(), project.encode())
+
+
+def webhook_secret(signer: bytes, project: str) -> str:
+    """The key that a project's webhooks are signed with (Standard Webhooks: ``whsec_`` and base64).
+
+    It follows from the dispatcher's key, so that no table holds it.
+    """
+    key = hmac.new(signer, b"AOS/webhook-secret/v1\0" + project.encode(), hashlib.sha256).digest()
+    return "whsec_" + base64.b64encode(key).decode()

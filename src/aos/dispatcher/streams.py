@@ -1,7 +1,8 @@
 """Server-sent events of jobs, with a bound on how many are followed at once."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from aos.dispatcher.refusals import TooMany
 from aos.errors import Unavailable
@@ -33,19 +34,26 @@ class Streams:
 
     async def follow(self, job_id: str, after: int, found: Found, read: Read) -> AsyncIterator[str]:
         """The events ``found`` and what ``read`` (all after a number; waits where there is none) gives then, to `done`."""
+        with self.counted(job_id):
+            try:
+                while True:
+                    for number, kind, data in found:
+                        after = number
+                        yield f"id: {number}\nevent: {kind}\ndata: {data}\n\n"
+                        if kind == "done":
+                            return
+                    found = await read(after)
+                    if not found:
+                        yield ": still here\n\n"
+            except Unavailable:
+                return  # the follower comes back with the last id that it has seen
+
+    @contextmanager
+    def counted(self, job_id: str) -> Iterator[None]:
+        """One follower more, for as long as it lasts."""
         self._open[job_id] += 1
         try:
-            while True:
-                for number, kind, data in found:
-                    after = number
-                    yield f"id: {number}\nevent: {kind}\ndata: {data}\n\n"
-                    if kind == "done":
-                        return
-                found = await read(after)
-                if not found:
-                    yield ": still here\n\n"
-        except Unavailable:
-            return  # the follower comes back with the last id that it has seen
+            yield
         finally:
             self._open[job_id] -= 1
             if not self._open[job_id]:

@@ -45,6 +45,12 @@ def check_with_tokenizer(
         asked = decode(
             Request, parse_canonical(request.encode(), max_bytes=MAX_REQUEST_BYTES), where="request"
         )
+        if not isinstance(asked.job.prompt, str):
+            raise Unavailable(
+                "dispute.undisclosed",
+                "a conversation's tokens follow from the model's chat template too, which a case does not hold",
+                field="request",
+            )
         check_prompt(tokenizer, asked.job.prompt, prompt_tokens)
         return
     tokens = _disclosed(case.tokens, "the answer's tokens")

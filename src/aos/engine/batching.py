@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from aos.core.statements import Prompt
 from aos.engine.canonical import Claim, Run
 from aos.engine.native import PAGE_POSITIONS, NativeEngine, NativeRun
 from aos.engine.prefixes import Prefix, PrefixCache
@@ -117,13 +118,13 @@ class BatchingEngine:
         with self._lock:
             return self._unfinished
 
-    def tokenize(self, text: str) -> tuple[int, ...]:
+    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """As the engine's."""
-        return self._engine.tokenize(text)
+        return self._engine.tokenize(prompt)
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -140,7 +141,7 @@ class BatchingEngine:
 
     def replay(
         self,
-        prompt: str,
+        prompt: Prompt,
         tokens: Sequence[int],
         params: SamplingParams,
         *,
@@ -165,7 +166,7 @@ class BatchingEngine:
 
     def submit(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -371,12 +372,12 @@ class _Scoped:
     def n_ctx(self) -> int:
         return self.engine.n_ctx
 
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        return self.engine.tokenize(text)
+    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        return self.engine.tokenize(prompt)
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -389,7 +390,7 @@ class _Scoped:
 
     def replay(
         self,
-        prompt: str,
+        prompt: Prompt,
         tokens: Sequence[int],
         params: SamplingParams,
         *,

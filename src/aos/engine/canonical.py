@@ -8,18 +8,25 @@ and the header. So the engines differ in nothing but how they compute.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aos.core.dispute.state_tree import ARITHMETIC_VERSION, StateHeader, tokens_root
 from aos.core.hashes import prompt_tokens_hash, response_hash, run_params_hash, tokens_hash
+from aos.core.manifest import Manifest
+from aos.core.statements import Prompt
+from aos.engine.conversation import Conversations
+from aos.engine.gguf import Value
 from aos.engine.params import check_params
 from aos.engine.state import StateLeaves
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer
 from aos.errors import InvalidMessage
 from aos.ports import FinishReason, Generation, SamplingParams, TokenEvent
+
+if TYPE_CHECKING:
+    from aos.engine.trace import Capture
 
 
 class Computation(Protocol):
@@ -53,15 +60,24 @@ class CanonicalEngine(ABC):
 
     step: int
     """Positions computed together; any number gives the same bits."""
+    manifest: Manifest
 
-    def __init__(self, tokenizer: Tokenizer, model_id: bytes, n_ctx: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, model_id: bytes, n_ctx: int, metadata: Mapping[str, Value] | None = None
+    ) -> None:
+        """Conversations need the file's ``metadata``, which holds its chat template."""
         self.tokenizer = tokenizer
+        self._conversations = Conversations(tokenizer, metadata or {})
         self._model_id = model_id
         self._n_ctx = n_ctx
 
     @abstractmethod
     def _begin(self, prompt: Sequence[int], params: SamplingParams) -> Computation:
         """A computation at position 0. ``prompt`` fits the context and ``params`` are checked."""
+
+    @abstractmethod
+    def capture(self, tokens: Sequence[int], units: Sequence[int]) -> Capture:
+        """See ``aos.engine.trace.CapturingEngine``."""
 
     @property
     def profile(self) -> str:
@@ -79,13 +95,15 @@ class CanonicalEngine(ABC):
     def n_ctx(self) -> int:
         return self._n_ctx
 
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Ids of a raw prompt. Raises InvalidMessage ``tokenizer.text``."""
-        return self.tokenizer.encode(text)
+    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Ids of a raw prompt or of a conversation. Raises InvalidMessage ``tokenizer.text``, ``chat.*``."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        return self._conversations.tokenize(prompt)
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -95,13 +113,13 @@ class CanonicalEngine(ABC):
         """Run ``prompt`` to its end (see ``aos.ports.Engine``).
 
         Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``,
-        ``tokenizer.text``.
+        ``tokenizer.text``, ``chat.*``.
         """
         return self._drive(self.run(prompt, params, salt=salt), on_token, cancelled).result()
 
     def traced(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -114,7 +132,7 @@ class CanonicalEngine(ABC):
 
     def replay(
         self,
-        prompt: str,
+        prompt: Prompt,
         tokens: Sequence[int],
         params: SamplingParams,
         *,
@@ -125,15 +143,22 @@ class CanonicalEngine(ABC):
 
         Raises as ``generate``, and InvalidMessage ``engine.token``.
         """
-        claim = Claim(tokens=tuple(tokens), cancelled=cancelled)
-        return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None).result()
+        return self.replayed(prompt, tokens, params, salt=salt, cancelled=cancelled).result()
 
-    def retrace(self, prompt: str, tokens: Sequence[int], params: SamplingParams, *, salt: bytes) -> Run:
-        """The whole run that gave ``tokens``, computed once more in large groups. Raises as ``replay``."""
-        claim = Claim(tokens=tuple(tokens), cancelled=False)
+    def replayed(
+        self,
+        prompt: Prompt,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        cancelled: bool = False,
+    ) -> Run:
+        """``replay``, with everything that the run commits to."""
+        claim = Claim(tokens=tuple(tokens), cancelled=cancelled)
         return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None)
 
-    def run(self, prompt: str, params: SamplingParams, *, salt: bytes, claim: Claim | None = None) -> Run:
+    def run(self, prompt: Prompt, params: SamplingParams, *, salt: bytes, claim: Claim | None = None) -> Run:
         """A run that nothing of is computed yet; with ``claim``, its replay. Raises as ``generate`` and
         ``replay``.
         """
@@ -177,14 +202,19 @@ class Run:
     """
 
     def __init__(
-        self, engine: CanonicalEngine, prompt: str, params: SamplingParams, salt: bytes, claim: Claim | None
+        self,
+        engine: CanonicalEngine,
+        prompt: Prompt,
+        params: SamplingParams,
+        salt: bytes,
+        claim: Claim | None,
     ) -> None:
         if len(salt) != 32:
             raise InvalidMessage("engine.salt", "the salt is not 32 bytes", field="salt")
         self._engine = engine
         self.params = check_params(params)
         self.salt = salt
-        self.prompt = list(engine.tokenizer.encode(prompt))
+        self.prompt = list(engine.tokenize(prompt))
         if not self.prompt:
             raise InvalidMessage(
                 "engine.empty_prompt", "the prompt is empty and the model has no BOS", field="prompt"

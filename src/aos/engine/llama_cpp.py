@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from aos.core.arithmetic.sampler import philox4x32_10
 from aos.core.manifest import Manifest
+from aos.core.statements import Prompt
+from aos.engine.conversation import Conversations
 from aos.engine.gguf import GGUF, read_gguf
 from aos.engine.manifest import Progress, manifest_of
 from aos.engine.params import check_params
@@ -55,6 +57,7 @@ class LlamaCppEngine:
             raise ConfigError("engine.threads", f"{threads} threads are not in 1..256", field="threads")
         file = read_gguf(path)
         self._tokenizer = _own_tokenizer(file)
+        self._conversations = Conversations(self._tokenizer, file.metadata)
         self._pieces = _pieces(file, self._tokenizer)
         self._specials = _special_ids(file)
         self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
@@ -80,22 +83,24 @@ class LlamaCppEngine:
     def n_ctx(self) -> int:
         return self._n_ctx
 
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Ids of a raw prompt. Raises InvalidMessage ``tokenizer.text``."""
+    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """Ids of a raw prompt or of a conversation. Raises InvalidMessage ``tokenizer.text``, ``chat.*``."""
+        if not isinstance(prompt, str):
+            return self._conversations.tokenize(prompt)
         if self._tokenizer is not None:
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode(prompt)
         try:
-            text.encode("utf-8")
+            prompt.encode("utf-8")
         except UnicodeEncodeError:
             raise InvalidMessage("tokenizer.text", "the text is not valid Unicode", field="prompt") from None
         answer = self._server.post(
-            "/tokenize", {"content": text, "add_special": True, "parse_special": False}
+            "/tokenize", {"content": prompt, "add_special": True, "parse_special": False}
         )
         return tuple(cast(list[int], answer["tokens"]))
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         params: SamplingParams,
         *,
         salt: bytes,
@@ -105,7 +110,7 @@ class LlamaCppEngine:
         """Run ``prompt`` to its end (see ``aos.ports.Engine``).
 
         Raises InvalidMessage ``engine.params``, ``engine.empty_prompt``, ``engine.prompt_too_long``,
-        ``tokenizer.text``, and Unavailable ``engine.failed``.
+        ``tokenizer.text``, ``chat.*``, and Unavailable ``engine.failed``.
         """
         if len(salt) != 32:
             raise InvalidMessage("engine.salt", "the salt is not 32 bytes", field="salt")
@@ -151,7 +156,7 @@ class LlamaCppEngine:
 
     def replay(
         self,
-        prompt: str,
+        prompt: Prompt,
         tokens: Sequence[int],
         params: SamplingParams,
         *,

@@ -18,6 +18,7 @@ from aos.core.dispute.state_opening import Place
 from aos.core.dispute.state_tree import TOKEN
 from aos.core.dispute.transcript import read_transcript, replay
 from aos.core.encoding import b64u_encode
+from aos.core.statements import Prompt
 from aos.engine.around import check_with_tokenizer
 from aos.engine.gguf import read_gguf
 from aos.engine.native import NativeEngine
@@ -49,11 +50,11 @@ class Party:
         self._runs: OrderedDict[Any, KnownRun] = OrderedDict()
         self._traces: OrderedDict[Any, UnitTrace] = OrderedDict()
 
-    def run(self, prompt: str, tokens: Sequence[int], params: SamplingParams, *, salt: bytes) -> KnownRun:
+    def run(self, prompt: Prompt, tokens: Sequence[int], params: SamplingParams, *, salt: bytes) -> KnownRun:
         """This engine's run, given the tokens that it is claimed to have: up to the first that it does not choose."""
         key = (prompt, tuple(tokens), params, salt)
         if key not in self._runs:
-            run = self._engine.retrace(prompt, tokens, params, salt=salt)
+            run = self._engine.replayed(prompt, tokens, params, salt=salt)
             _keep(self._runs, key, known_run(run, self._engine.manifest))
         return self._runs[key]
 

@@ -35,7 +35,7 @@ from aos.local.network import DEMO_MODEL, MIN_FREE_DISK
 COMFORTABLE_DISK = 1 << 30
 MIN_MEMORY = 2 << 30
 MAX_CLOCK_SKEW_S = 30.0
-DEMO_MODEL_SHA256 = "ab6cb32499a0ff218891d61d3f2fe22eebc339fdb790999af1e266b1dc0d6f3f"
+DEMO_MODEL_SHA256 = "c2f23369563037f2d34b5452ed633af7f9e1af9d4569c3f2c00162cb94572b89"
 """The committed file's; ``tests/unit/test_doctor.py`` compares it."""
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from aos.adapters.model_store import naming
 from aos.adapters.processes import Crash, Process, Ready, Supervisor, free_port, http_ok, port_is_free
 from aos.client import Client
 from aos.core.codec import encode
+from aos.core.encoding import tagged_hash
 from aos.core.statements import Registration, Signed
 from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.local.layout import Layout, Node, NodeKind, read_or_make, registration, write_json, write_private
@@ -49,6 +50,7 @@ class Genesis:
     config: Path
     registrations: tuple[Signed[Registration], ...]
     models: dict[str, bytes]
+    manifests: dict[str, bytes]
     genesis_ms: int
     epoch_ms: int
     project: str
@@ -62,9 +64,22 @@ class Founded:
     registry_root: str
     project: str
     token: str
+    webhook_secret: str
 
 
 Found = Callable[[Genesis], Founded]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """An opML operator of the genesis registry that somebody else runs: its keys are made, no process is started.
+
+    It offers one model, given by its name and id.
+    """
+
+    name: str
+    model: str
+    model_id: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +90,7 @@ class RunningNetwork:
     url: str
     project: str
     token: str
+    webhook_secret: str
     model_name: str
     dispatcher: str
     trust_path: Path
@@ -94,7 +110,8 @@ class LocalNetwork:
     """Starts and ends a network in one state directory.
 
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
-    ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has.
+    ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has. ``guests`` are
+    registered beside the operators; ``settings`` are the dispatcher's, beyond the ones that every local network has.
     Where ``until`` is set before the network is up, the start is given up.
     """
 
@@ -109,6 +126,8 @@ class LocalNetwork:
         say: Say = lambda _: None,
         restart: bool = True,
         isas: Sequence[str] = (),
+        guests: Sequence[Guest] = (),
+        settings: Mapping[str, Any] | None = None,
         until: threading.Event | None = None,
     ) -> None:
         self._layout = Layout(state_dir.resolve())
@@ -120,6 +139,8 @@ class LocalNetwork:
         self._say = say
         self._restart = restart
         self._isas = isas
+        self._guests = guests
+        self._settings = settings or {}
         self._until = until or threading.Event()
         self._processes: dict[str, Process] = {}
         self._ready: dict[str, str] = {}
@@ -191,7 +212,7 @@ class LocalNetwork:
     def _start(self, supervisor: Supervisor) -> RunningNetwork:
         began = time.monotonic()
         layout = self._layout
-        model_id = self._model_id()
+        manifest = self._manifest()
         postgres, redis = EmbeddedPostgres(layout.root), EmbeddedRedis(layout.root)
         supervisor.start(postgres, restart=self._restart)
         supervisor.start(redis, restart=self._restart)
@@ -201,7 +222,7 @@ class LocalNetwork:
         url = f"http://127.0.0.1:{self._port('dispatcher')}"
         self._ensure_databases(postgres, nodes)
         dispatcher_config = self._dispatcher_config(postgres, url)
-        founded = self._founded(postgres, nodes, dispatcher_config, model_id, url)
+        founded = self._founded(postgres, nodes, dispatcher_config, manifest, url)
         self._add_dispatcher(dispatcher_config, url)
         for node in nodes:
             self._add_worker(node)
@@ -216,6 +237,7 @@ class LocalNetwork:
             url=url,
             project=founded.project,
             token=founded.token,
+            webhook_secret=founded.webhook_secret,
             model_name=self._model.name,
             dispatcher=layout.dispatcher_keys().address,
             trust_path=layout.trust_file,
@@ -250,11 +272,12 @@ class LocalNetwork:
             return self._port(name)
         return port
 
-    def _model_id(self) -> bytes:
+    def _manifest(self) -> bytes:
+        """The model's manifest, as the JSON that its id is the hash of."""
         from aos.engine import read_manifest
 
         with naming(self._model):
-            return read_manifest(self._model, cache_dir=self._layout.cache).model_id
+            return read_manifest(self._model, cache_dir=self._layout.cache).json()
 
     def _ensure_databases(self, postgres: EmbeddedPostgres, nodes: list[Node]) -> None:
         for database in ["dispatcher", *(node.database for node in nodes)]:
@@ -276,20 +299,22 @@ class LocalNetwork:
             "signer_key": "file:signer.key",
             "vrf_key": "file:vrf.key",
             "beacon_seed_file": layout.beacon_seed_file().name,
-            "tee_roots": [{"tee": "simulated", "key": encode(layout.platform_key())}],
+            **layout.tee_trust(),
             "accept_tee": ["simulated"],
             "open_registration": True,
-        }
+            "webhook_loopback": True,
+        } | dict(self._settings)
         path = layout.dispatcher_dir / "config-dispatcher.yaml"
         write_private(path, yaml.safe_dump(config, sort_keys=False))
         return path
 
     def _founded(
-        self, postgres: EmbeddedPostgres, nodes: list[Node], config: Path, model_id: bytes, url: str
+        self, postgres: EmbeddedPostgres, nodes: list[Node], config: Path, manifest: bytes, url: str
     ) -> Founded:
         """Initialise the dispatcher's database once; write the public files and the client's secret."""
-        layout = self._layout
+        layout, model_id = self._layout, tagged_hash("model", manifest)
         marker = layout.root / "founded.json"
+        names = [*(node.name for node in nodes), *(guest.name for guest in self._guests)]
         if marker.exists():
             kept = json.loads(marker.read_text(encoding="utf-8"))
             if kept["model_id"] != encode(model_id):
@@ -298,7 +323,7 @@ class LocalNetwork:
                     f"{self._model.name} is not the model that the network in {layout.root} was made with",
                     hint="choose another --state-dir; names are never re-pointed",
                 )
-            if kept["operators"] != [node.name for node in nodes]:
+            if kept["operators"] != names:
                 raise ConfigError(
                     "local.operators_changed",
                     f"the network in {layout.root} was made with {', '.join(kept['operators'])}",
@@ -310,10 +335,13 @@ class LocalNetwork:
                 registry_root=kept["registry_root"],
                 project=client["project"],
                 token=client["token"],
+                webhook_secret=client.get("webhook_secret", ""),
             )
         else:
             now_ms = int(time.time() * 1000)
             network, dispatcher = layout.network_id(), layout.dispatcher_keys().address
+            offers = [(node, model_id) for node in nodes]
+            offers += [(layout.node(guest.name, "opml"), guest.model_id) for guest in self._guests]
             founded = self._found(
                 Genesis(
                     pg_url=postgres.url("dispatcher"),
@@ -323,12 +351,14 @@ class LocalNetwork:
                             node,
                             network=network,
                             dispatcher=dispatcher,
-                            model_ids=(model_id,),
+                            model_ids=(offered,),
                             time_ms=now_ms,
                         )
-                        for node in nodes
+                        for node, offered in offers
                     ),
-                    models={self._model.name: model_id},
+                    models={self._model.name: model_id}
+                    | {guest.model: guest.model_id for guest in self._guests},
+                    manifests={self._model.name: manifest},
                     genesis_ms=now_ms,
                     epoch_ms=EPOCH_MS,
                     project="local",
@@ -338,7 +368,13 @@ class LocalNetwork:
         write_json(layout.trust_file, self._trust(founded))
         write_json(
             layout.client_file,
-            {"url": url, "project": founded.project, "token": founded.token, "model": self._model.name},
+            {
+                "url": url,
+                "project": founded.project,
+                "token": founded.token,
+                "webhook_secret": founded.webhook_secret,
+                "model": self._model.name,
+            },
         )
         write_json(
             marker,
@@ -346,7 +382,7 @@ class LocalNetwork:
                 "network": founded.network,
                 "registry_root": founded.registry_root,
                 "model_id": encode(model_id),
-                "operators": [node.name for node in nodes],
+                "operators": names,
             },
         )
         return founded
@@ -362,7 +398,7 @@ class LocalNetwork:
             "epoch_ms": network["epoch_ms"],
             "beacon": network["beacon"],
             "registry_roots": [founded.registry_root],
-            "tee_roots": [{"tee": "simulated", "key": encode(self._layout.platform_key())}],
+            **self._layout.tee_trust(),
             "policy": "dev",
         }
 

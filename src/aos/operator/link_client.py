@@ -19,6 +19,7 @@ from aos.core.clock import ClockState
 from aos.core.statements import Snapshot, verify_signed
 from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 from aos.operator.assignments import Assignments
+from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
 from aos.operator.disputes import Disputes
 from aos.operator.draws import Draws, Readiness
@@ -76,6 +77,7 @@ class LinkClient:
         outbox: Outbox,
         board: Board,
         reconciler: Reconciler,
+        attesting: Attesting,
         readiness: Readiness,
         load: Load,
         metrics: Metrics,
@@ -90,6 +92,7 @@ class LinkClient:
         self._outbox = outbox
         self._board = board
         self._reconciler = reconciler
+        self._attesting = attesting
         self._readiness = readiness
         self._load = load
         self._metrics = metrics
@@ -199,12 +202,14 @@ class LinkClient:
             "commit_set": assignments.on_commit_set,
             "cancel_job": assignments.on_cancel,
             "dispute": self._disputes.on_hint,
+            "tee_document": self._attesting.on_document,
         }
         tasks = [
             asyncio.create_task(link.run()),
             asyncio.create_task(self._outbox.run(link, network)),
             asyncio.create_task(self._beat(link)),
             asyncio.create_task(self._watch_registry(network)),
+            asyncio.create_task(self._attesting.run(link, network)),
         ]
         self._link = link
         self._opened_s = asyncio.get_running_loop().time()

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from aos.core import hashes
 from aos.core.codec import Bytes32, Label, MaxLength, OptionalBytes32, UInt32, decode
 from aos.core.encoding import parse_canonical
-from aos.core.statements import FinishReason, JobType, Params, Request
+from aos.core.statements import FinishReason, JobType, Params, Prompt, Request
 from aos.errors import ConfigError, InvalidMessage, RuleViolation
 from aos.ports import Engine, Generation, SamplingParams, TokenEvent
 
@@ -30,7 +30,7 @@ class Work:
     """What an engine is asked: generate, or (with ``replay``) recompute the run that these tokens claim to
     be."""
 
-    prompt: str
+    prompt: Prompt
     params: SamplingParams
     nonce: bytes
     replay: tuple[int, ...] | None = None

@@ -24,15 +24,27 @@ CREATE TABLE clock_state (
 -- A name is given once and never re-pointed.
 CREATE TABLE model (
     name     text  PRIMARY KEY,
-    model_id bytea NOT NULL CHECK (length(model_id) = 32)
+    model_id bytea NOT NULL CHECK (length(model_id) = 32),
+    -- The canonical JSON that model_id is the hash of, where it was given.
+    manifest bytea
 );
 
 CREATE TABLE project (
     project_id   text        PRIMARY KEY,
     name         text        NOT NULL,
-    token_hash   bytea       NOT NULL UNIQUE CHECK (length(token_hash) = 32),
     rerun_quota  integer     NOT NULL CHECK (rerun_quota >= 0),
-    created_at   timestamptz NOT NULL DEFAULT now()
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    -- What it may have under way at once; null: what the configuration says.
+    most_requests integer    CHECK (most_requests > 0),
+    most_tokens   bigint     CHECK (most_tokens > 0)
+);
+
+-- A project has any number of tokens, each for what it may do.
+CREATE TABLE token (
+    token_hash bytea       PRIMARY KEY CHECK (length(token_hash) = 32),
+    project_id text        NOT NULL REFERENCES project,
+    scopes     text[]      NOT NULL CHECK (scopes <@ ARRAY['submit', 'read', 'flag', 'challenge'] AND cardinality(scopes) > 0),
+    created_at timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE TABLE operator (
@@ -81,6 +93,7 @@ CREATE TABLE job (
     idempotency_hash bytea,
     events           bigint      NOT NULL DEFAULT 0,
     created_at       timestamptz NOT NULL,
+    max_tokens       integer     NOT NULL,
     UNIQUE (project_id, idempotency_key)
 );
 CREATE INDEX job_user ON job (project_id, user_id, seq DESC);
@@ -146,6 +159,7 @@ CREATE TABLE seat (
     commit   text,
     ack      text,
     evidence text    NOT NULL DEFAULT '',
+    committed_at timestamptz,
     PRIMARY KEY (job_id, attempt, node_id),
     UNIQUE (job_id, attempt, seat),
     FOREIGN KEY (job_id, attempt) REFERENCES attempt
@@ -318,3 +332,26 @@ CREATE TABLE dispute_run (
     resolution text
 );
 CREATE INDEX dispute_run_open ON dispute_run (run_id) WHERE NOT ended;
+-- Who is told when a job is over. `event` is written in the transaction that ends the job.
+CREATE TABLE webhook (
+    job_id     text    PRIMARY KEY REFERENCES job,
+    message_id text    NOT NULL UNIQUE,
+    url        text    NOT NULL,
+    state      text    NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'due', 'delivered', 'given_up')),
+    event      text,
+    tries      integer NOT NULL DEFAULT 0,
+    next_at    bigint  NOT NULL DEFAULT 0,
+    CHECK (state = 'waiting' OR event IS NOT NULL)
+);
+CREATE INDEX webhook_due ON webhook (next_at) WHERE state = 'due';
+
+-- Boot evidence of enclaves that was appraised and accepted, before anything of theirs was seated.
+CREATE TABLE tee_boot (
+    boot_hash   bytea       PRIMARY KEY CHECK (length(boot_hash) = 32),
+    node_id     text        NOT NULL REFERENCES operator,
+    model_id    bytea       NOT NULL,
+    evidence    text        NOT NULL,
+    not_after   bigint      NOT NULL,
+    accepted_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX tee_boot_node ON tee_boot (node_id, not_after);

@@ -5,6 +5,7 @@ templates").
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aos.core.statements import ChatMessage
 from aos.engine.chat import marked
 from aos.engine.chat.budget import Budget
 from aos.engine.chat.rewrite import template_error
@@ -21,14 +22,6 @@ MAX_CONVERSATION = 1 << 20
 MAX_OUTPUT = 1 << 21
 ROLES = ("system", "user", "assistant", "tool")
 """Chosen from a list, so as good as the template's own text: some build a special token's name from it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatMessage:
-    """One turn. ``content`` is a stranger's text, and so is a ``role`` that is none of ``ROLES``."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

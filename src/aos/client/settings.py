@@ -1,13 +1,13 @@
-"""Where a requester's command finds its dispatcher, project, token and trust: flags, ``AOS_…``, then ``.aos/client.json``."""
+"""Where a requester finds its dispatcher, project, token and trust: arguments, ``AOS_…``, then ``.aos/client.json``."""
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aos.client import Client
-from aos.core.trust import Trust, read_trust
+from aos.client.sync import Client
+from aos.core.trust import Trust, load_policy, read_trust
 from aos.errors import ConfigError
 
 STATE_DIR = Path(".aos")
@@ -15,17 +15,27 @@ STATE_DIR = Path(".aos")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """What ``aos ask`` and ``aos job`` need. The token comes from the environment or a 0600 file, never from a flag."""
+    """What a client needs. The token comes from the environment or a 0600 file, never from a flag."""
 
     url: str
     project: str
-    token: str
+    token: str = field(repr=False)
     model: str
     dispatcher: str | None
     trust: Path | None
 
     def client(self) -> Client:
-        return Client(self.url, project=self.project, token=self.token, dispatcher=self.dispatcher)
+        """A client; what it believes of enclaves is the trust file's, under the trust file's policy."""
+        trust = None if self.trust is None else load_trust(self.trust)
+        return Client(
+            self.url,
+            project=self.project,
+            token=self.token,
+            dispatcher=self.dispatcher,
+            model=self.model,
+            trust=trust,
+            policy=None if trust is None else load_policy(trust.policy),
+        )
 
 
 def state_dir() -> Path:

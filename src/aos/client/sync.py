@@ -1,4 +1,4 @@
-"""A requester's side of a dispatcher: submit, follow, fetch the answer (docs/spec/09-http.md).
+"""A requester's side of a dispatcher: ask, or submit, follow, and fetch the answer (docs/spec/09-http.md).
 
 The client makes the nonce itself, checks the dispatcher's signed acceptance against it, and checks that the request bytes which
 the dispatcher stored are those it meant. It decides nothing about receipts: ``aos.core.receipt`` does that, offline.
@@ -7,28 +7,37 @@ the dispatcher stored are those it meant. It decides nothing about receipts: ``a
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from aos.client.answer import Answer, Stream
 from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
-from aos.core.statements import Acceptance, Request, Signed, verify_signed
+from aos.core.statements import Acceptance, ChatMessage, Request, Signed, verify_signed
+from aos.core.tee import References
+from aos.core.tee_report import VerifiedEnclave, read_report, verify_report
+from aos.core.trust import Policy, Trust
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _RECONNECT_DELAY_S = 0.5
 _MAX_RECONNECTS = 60
 
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: mappings with ``role`` (system, user, assistant) and ``content``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What a requester asks for. ``params`` holds the guide's members (decimals as numbers or strings)."""
+    """What a requester asks for: a raw prompt, or messages for the model's chat template. ``params`` holds the guide's members
+    (decimals as numbers or strings). ``webhook`` is told of the end; a ``private`` job needs the token to be read.
+    """
 
-    prompt: str
+    prompt: str | Messages
     model: str
     job_type: str = "opml"
     user: str = "local"
@@ -36,7 +45,11 @@ class Submission:
     params: Mapping[str, Any]
     min_operators: int | None = None
     blind: bool = False
+    private: bool = False
+    webhook: str | None = None
     idempotency_key: str | None = None
+    attested: bool = False
+    """Send the prompt only where every enclave that could get it has been believed first; ``tee`` jobs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +71,32 @@ class JobEvent:
 
 
 class Client:
-    """Talks to one dispatcher as one project. Use as a context manager."""
+    """Talks to one dispatcher as one project. Use as a context manager.
+
+    ``dispatcher`` is the address that must have signed every acceptance; ``trust`` is what answers are verified under where
+    nothing else is said; ``model`` is asked for where none is named. ``aos.client.connect`` finds all of it.
+    """
 
     def __init__(
-        self, url: str, *, project: str, token: str, dispatcher: str | None, timeout_s: float = 30.0
+        self,
+        url: str,
+        *,
+        project: str,
+        token: str,
+        dispatcher: str | None,
+        model: str = "",
+        trust: Trust | None = None,
+        policy: Policy | None = None,
+        timeout_s: float = 30.0,
     ) -> None:
+        self.model = model
+        self.trust = trust
         self._url = url.rstrip("/")
         self._project = project
         self._token = token
         self._bearer = {"Authorization": f"Bearer {token}"}  # reads the files of private jobs
         self._dispatcher = dispatcher
+        self._policy = policy
         # A proxy is of no use for a dispatcher on this machine, and mostly cannot reach it.
         local = httpx.URL(self._url).host in ("127.0.0.1", "::1", "localhost")
         self._http = httpx.Client(timeout=timeout_s, follow_redirects=False, trust_env=not local)
@@ -78,6 +107,67 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
+    def ask(self, prompt: str | Messages, **options: Any) -> Answer:
+        """Ask, wait for the end, and fetch the answer with its receipt. Options are those of ``stream``.
+
+        Raises AOSError; RuleViolation ``job.failed``, ``job.expired``, ``job.cancelled``.
+        """
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: str | Messages,
+        *,
+        model: str = "",
+        job_type: str = "opml",
+        operators: int | None = None,
+        user: str = "local",
+        blind: bool = False,
+        private: bool = False,
+        webhook: str | None = None,
+        attested: bool = False,
+        **params: Any,
+    ) -> Stream:
+        """Ask, and read the text as it comes; it is provisional until ``Stream.answer`` is there.
+
+        ``operators`` must commit the same result; ``job_type`` ``tee`` asks an enclave, which with
+        ``attested`` is believed before the prompt is sent. ``params``: temperature, top_p, top_k,
+        min_p, repeat_penalty, max_tokens, stop, seed.
+        """
+        accepted = self.submit(
+            Submission(
+                prompt=prompt,
+                model=model or self.model,
+                job_type=job_type,
+                user=user,
+                params=params,
+                min_operators=operators,
+                blind=blind,
+                private=private,
+                webhook=webhook,
+                attested=attested,
+            )
+        )
+        return Stream(accepted.job_id, self.events(accepted.job_id), self.fetch)
+
+    def fetch(self, job_id: str, status: str = "") -> Answer:
+        """The answer of a job that is over (with ``status``, where that is known), whoever submitted it.
+
+        Raises RuleViolation ``job.no_answer`` before its end, ``job.failed``, ``job.expired``, ``job.cancelled``.
+        """
+        status = status or str(self.detail(job_id)["status"])
+        if status in ("created", "dispatched", "running", "committed"):
+            raise RuleViolation(
+                "job.no_answer", f"the job is {status}", hint="follow its events until `done`"
+            )
+        if status not in ("verified", "disputed"):
+            reason = self.detail(job_id).get("error") or "no reason given"
+            raise RuleViolation(f"job.{status}", f"the job ended {status}: {reason}")
+        return Answer(job_id=job_id, status=status, data=self.answer(job_id), trust=self.trust)
+
     def submit(self, submission: Submission) -> Accepted:
         """Submit a job and check what was accepted. Raises AOSError of the class that says who is at fault."""
         if self._dispatcher is None:  # before anything is sent: what comes back could not be checked
@@ -86,10 +176,13 @@ class Client:
                 "no trust file names the dispatcher's key, so nothing that it signs can be checked",
                 hint="pass --trust FILE, or run where .aos/trust.json is",
             )
+        model_id = self._believed_model(submission) if submission.attested else None
         nonce = secrets.token_bytes(32)
         job = {
             "tag": submission.job_type,
-            "prompt": submission.prompt,
+            "prompt": submission.prompt
+            if isinstance(submission.prompt, str)
+            else [encode(message) for message in _messages(submission.prompt)],
             "model": submission.model,
             "params": {
                 k: str(v) if k == "seed" else v for k, v in submission.params.items()
@@ -105,8 +198,11 @@ class Client:
         }
         if submission.min_operators is not None:
             body["min_operators"] = submission.min_operators
-        if submission.blind:
-            body["blind"] = True
+        for name in ("blind", "private"):
+            if getattr(submission, name):
+                body[name] = True
+        if submission.webhook is not None:
+            body["webhook"] = submission.webhook
         key = submission.idempotency_key or secrets.token_hex(16)
         response = self._call("POST", "/api/job/submit", json=body, headers={"Idempotency-Key": key})
         header = response.headers.get("x-aos-acceptance", "")
@@ -114,7 +210,7 @@ class Client:
         job_id = _result_of(response)
         if hashes.job_ref(job_id) != acceptance.statement.job_ref:
             raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
-        self._check_request(job_id, submission, acceptance.statement, nonce)
+        self._check_request(job_id, submission, acceptance.statement, nonce, model_id)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
 
     def disputes(self, path: str = "", *, value: object = None) -> bytes:
@@ -126,9 +222,58 @@ class Client:
             **({} if value is None else {"json": value}),
         ).content
 
-    def events(self, job_id: str) -> Iterator[JobEvent]:
-        """Follow a job to its end, resuming where the connection was lost."""
-        last_id = ""
+    def attest(self, model: str) -> tuple[VerifiedEnclave, ...]:
+        """Ask for documents over a nonce of ours from the enclaves that serve ``model``, and believe all of them or none.
+
+        Raises ConfigError ``client.no_trust`` without a trust file and a policy; VerificationError ``tee.*``,
+        ``attest.*``; Unavailable where no enclave answers.
+        """
+        if self.trust is None or self._policy is None:
+            raise ConfigError(
+                "client.no_trust",
+                "no trust file names the enclaves that may be believed",
+                hint="pass --trust FILE, or run where .aos/trust.json is",
+            )
+        accepted, trust = self._policy.accept_tee, self.trust
+
+        def references(kind: str) -> References:
+            if kind not in accepted:
+                raise VerificationError("tee.policy", f"the policy does not accept a TEE of kind {kind}")
+            return trust.references(kind)
+
+        nonce = secrets.token_bytes(32)
+        answer = self._call("GET", "/v1/attestation/report", params={"model": model, "nonce": nonce.hex()})
+        return verify_report(
+            read_report(answer.content),
+            nonce=nonce,
+            model_id=self._model_id(model),
+            network=trust.network,
+            references=references,
+            at_ms=time.time_ns() // 1_000_000,
+        )
+
+    def _believed_model(self, submission: Submission) -> bytes:
+        """The id of the model that the believed enclaves have loaded."""
+        if submission.job_type != "tee":
+            raise InvalidMessage(
+                "client.attested", "only a tee job can be attested", field="job_type", hint="--type tee"
+            )
+        return self.attest(submission.model)[0].boot.model_id
+
+    def _model_id(self, model: str) -> bytes:
+        data = self._call("GET", "/v1/aos/models").content
+        listed: Any = parse_json_strict(data, max_bytes=1 << 20)
+        try:
+            found = {str(entry["name"]): str(entry["model_id"]) for entry in listed["models"]}
+        except (KeyError, TypeError):
+            raise InvalidMessage("client.not_aos", "the dispatcher sent no list of models") from None
+        if model not in found:
+            raise InvalidMessage("model.unknown", f"the network has no model {model!r}", field="model")
+        return b64u_decode(found[model], length=32)
+
+    def events(self, job_id: str, *, after: str = "") -> Iterator[JobEvent]:
+        """Follow a job to its end, resuming where the connection was lost; from its beginning, or after an event's id."""
+        last_id = after
         failures = 0
         while True:
             headers = self._bearer | {"Accept": "text/event-stream"}
@@ -211,16 +356,31 @@ class Client:
         return acceptance
 
     def _check_request(
-        self, job_id: str, submission: Submission, acceptance: Acceptance, nonce: bytes
+        self,
+        job_id: str,
+        submission: Submission,
+        acceptance: Acceptance,
+        nonce: bytes,
+        model_id: bytes | None,
     ) -> None:
         data = self._call("GET", f"/v1/aos/jobs/{job_id}/request", headers=self._bearer).content
         if hashes.request_hash(nonce, data) != acceptance.request_hash:
             raise VerificationError("client.request_hash", "the stored request is not the accepted one")
         request = decode(Request, parse_canonical(data, max_bytes=1 << 20), where="request")
-        meant = (submission.prompt, submission.model, submission.job_type, submission.user, submission.blind)
+        prompt = submission.prompt if isinstance(submission.prompt, str) else _messages(submission.prompt)
+        meant = (prompt, submission.model, submission.job_type, submission.user, submission.blind)
         stored = (request.job.prompt, request.job.model, request.job.tag, request.user, request.blind)
-        if meant != stored:
+        if meant != stored or model_id not in (None, request.job.model_id):
             raise VerificationError("client.request", "the dispatcher changed the request")
+
+
+def _messages(messages: Messages) -> tuple[ChatMessage, ...]:
+    try:
+        return tuple(ChatMessage(role=turn["role"], content=turn["content"]) for turn in messages)
+    except (KeyError, TypeError):
+        raise InvalidMessage(
+            "client.messages", "a message has a role and a content, both text", field="prompt"
+        ) from None
 
 
 def encode_acceptance(accepted: Accepted) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""``aos attack``: the attacks that must fail, each played against a live network, each with its honest twin."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aos.cli import voice
+
+if TYPE_CHECKING:
+    from aos.attack.runner import Place, Summary
+    from aos.attack.table import Outcome, Row
+
+ATTACK_EXAMPLES = """aos attack --list
+aos attack --all
+aos attack 13 22 48
+aos attack --all --state .aos --json"""
+_WIDTH = 14
+
+
+def attack(
+    numbers: Annotated[list[str] | None, typer.Argument(metavar="ROW…", help="Rows by number.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every row that can be played.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Show the rows and what they need; play none.")
+    ] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", help="State directory of a running network; default: a new one, removed at the end."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The network's GGUF file; default: the demo model.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Play attacks against a live network: each must be refused for its own reason, and its honest twin accepted.
+
+    Exit code 0 where all went as they must, 10 where an attack passed, met another reason, or a twin was refused, 11 where a row
+    could not be played. Rows that need what does not exist yet are listed, and never counted as refused.
+    """
+    from aos.attack import runner
+
+    if listed:
+        _list(runner.chosen(numbers) if numbers else runner.rows(), as_json=as_json)
+        return
+    if every == bool(numbers):
+        raise voice.usage("name rows, or --all", hint="aos attack --list shows the rows")
+    wanted = runner.rows() if every else runner.chosen(numbers or [])
+    with _place(state, model) as place:
+        summary = runner.play_all(place, wanted, told=_teller(as_json))
+    if as_json:
+        voice.data_json("attack", _as_json(summary))
+    else:
+        for row in summary.later:
+            if not every or row.needs:
+                voice.data(
+                    f"{'NOT YET' if row.needs else 'GAP':<{_WIDTH}}{row.number:>2} {row.title} · {_why(row)}"
+                )
+        voice.data(_headline(summary))
+    raise typer.Exit(summary.exit_code)
+
+
+@contextlib.contextmanager
+def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
+    """The network to attack: the running one in ``state``, or one of our own."""
+    from aos.attack.runner import (
+        DEADLINES,
+        GUEST_MODEL,
+        GUESTS,
+        Place,
+        guest_model,
+        read_model_id,
+        temporary_place,
+    )
+    from aos.cli.network import ENDINGS, found, interrupt_once
+    from aos.engine import native_instruction_sets
+    from aos.local.network import DEMO_MODEL, Guest, LocalNetwork
+
+    file = (model or DEMO_MODEL).resolve()
+    if state is not None:
+        yield Place(state=state, model=file)
+        return
+    for number in ENDINGS:
+        signal.signal(number, interrupt_once)
+    with temporary_place() as directory:
+        own = guest_model(directory, file)
+        model_id = read_model_id(own)
+        network = LocalNetwork(
+            directory / "state",
+            found=found,
+            model=file,
+            say=voice.say,
+            isas=native_instruction_sets()[-3:],
+            guests=[Guest(name=name, model=GUEST_MODEL, model_id=model_id) for name in GUESTS],
+            settings={"deadlines": DEADLINES},
+        )
+        voice.say("starting a network to attack; TEE enclaves are SIMULATED")
+        until = threading.Event()
+        with network.running() as running:
+            keeper = threading.Thread(target=network.serve, args=(running, until))
+            keeper.start()
+            try:
+                yield Place(state=directory / "state", model=file, guest_model=own)
+            finally:
+                until.set()
+                keeper.join()
+
+
+def _teller(as_json: bool) -> Any:
+    write = voice.say if as_json else voice.data
+
+    def told(outcome: "Outcome") -> None:
+        write(_line(outcome))
+
+    return told
+
+
+def _line(outcome: "Outcome") -> str:
+    row = outcome.row
+    line = f"{outcome.verdict:<{_WIDTH}}{row.number:>2} {row.title}"
+    if outcome.verdict in ("REFUSED", "ACCEPTED"):
+        codes = f" [{', '.join(outcome.codes)}]" if outcome.codes else ""
+        return f"{line}{codes} · {'twin' if len(outcome.twins) == 1 else 'twins'} accepted"
+    return f"{line} · {voice.plain(outcome.problem)}"
+
+
+def _why(row: "Row") -> str:
+    return f"needs {row.needs}: {row.reason}" if row.needs else row.reason
+
+
+def _headline(summary: "Summary") -> str:
+    refused, accepted = summary.count("REFUSED"), summary.count("ACCEPTED")
+    attempts = sum(len(outcome.attempts) for outcome in summary.outcomes)
+    twins = sum(len(outcome.twins) for outcome in summary.outcomes)
+    missed = summary.count("SKIPPED", "BROKEN")
+    bad = len(summary.outcomes) - refused - accepted - missed
+    later = sum(bool(row.needs) for row in summary.later)
+    words = [f"{refused} rows refused, {accepted} that must be accepted were"]
+    words += [f"{bad} NOT AS THEY MUST BE"] * bool(bad)
+    words += [f"{missed} could not be played"] * bool(missed)
+    words += [f"{later} not yet, {len(summary.later) - later} gaps"] * bool(summary.later)
+    return f"{'; '.join(words)} ({attempts} attacks, {twins} honest twins, {summary.seconds:.1f} s)"
+
+
+def _list(rows: "tuple[Row, ...]", *, as_json: bool) -> None:
+    if as_json:
+        voice.data_json("attack.list", [_row_json(row) for row in rows])
+        return
+    for row in rows:
+        voice.data(f"{row.number:>2} {row.title} {_how(row)}")
+
+
+def _how(row: "Row") -> str:
+    """What is expected of a row, or why it cannot be played."""
+    if row.play is None:
+        return f"· {row.standing}: {row.reason}"
+    words = f"[{', '.join(row.codes)}]" if row.must_fail else "· must be accepted"
+    words += " · on a network of its own" if row.guests else ""
+    return words + (f" · not played: {row.missing}" if row.missing else "")
+
+
+def _row_json(row: "Row") -> dict[str, Any]:
+    return {
+        "row": row.number,
+        "title": row.title,
+        "standing": row.standing,
+        "codes": list(row.codes),
+        "must_fail": row.must_fail,
+        "own_network": row.guests,
+        "reason": row.reason or None,
+        "not_played": row.missing or None,
+    }
+
+
+def _as_json(summary: "Summary") -> dict[str, Any]:
+    return {
+        "exit_code": summary.exit_code,
+        "seconds": round(summary.seconds, 1),
+        "refused": summary.count("REFUSED"),
+        "accepted": summary.count("ACCEPTED"),
+        "rows": [
+            {
+                "row": outcome.row.number,
+                "title": outcome.row.title,
+                "verdict": outcome.verdict,
+                "problem": outcome.problem or None,
+                "seconds": round(outcome.seconds, 2),
+                "attacks": [
+                    {"name": a.name, "expected": list(a.expected), "found": a.found} for a in outcome.attempts
+                ],
+                "twins": [{"name": twin.name, "found": twin.found} for twin in outcome.twins],
+            }
+            for outcome in summary.outcomes
+        ],
+        "not_played": [_row_json(row) for row in summary.later],
+    }
