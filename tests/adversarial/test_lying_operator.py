@@ -20,7 +20,7 @@ import httpx
 import pytest
 from peers.lying_network import LIAR, LyingNetwork
 from peers.lying_worker import IN_GAME, KINDS
-from peers.running_network import query, rows_of, submit
+from peers.running_network import kill, query, rows_of, submit
 
 from aos.cli.network import found
 from aos.core.encoding import b64u_encode
@@ -173,3 +173,60 @@ def report_of(network: RunningNetwork, job_id: str) -> None:
     assert report.verdict == "VERIFIED"
     assert "redundant:2" in report.levels
     assert next(check.status for check in report.checks if check.id == "resolve-1") == "PASS"
+
+
+def challenge(network: RunningNetwork, answer: bytes, directory: Path) -> subprocess.CompletedProcess[str]:
+    path = directory / "answer.aos"
+    path.write_bytes(answer)
+    command = ["challenge", str(path), "--model", str(MODEL), "--threads", "1", "--json"]
+    return subprocess.run(
+        [sys.executable, "-m", "aos.cli.main", *command, "--save", str(directory / "game.json")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"AOS_STATE_DIR": str(network.trust_path.parent)},
+        check=False,
+        timeout=200,
+    )
+
+
+def test_a_project_challenges_the_answer_of_a_liar_that_nobody_checked(
+    network: RunningNetwork, lie: Path, tmp_path: Path
+) -> None:
+    liar = address(network, LIAR)
+    answers: dict[bool, bytes] = {}
+    lie.write_text("weight")
+    for _ in range(24):  # one seat: drawn, or filled by the public rule
+        job = submit(network, PROMPT, params=HONEST, min_operators=1)
+        last_status(network, job.job_id)
+        seated = {row["operator"] for row in rows_of(network, job.job_id)}
+        if len(seated) == 1:
+            with network.client() as client:
+                answers.setdefault(liar in seated, client.answer(job.job_id))
+        if len(answers) == 2:
+            break
+    same = challenge(network, answers[False], tmp_path)
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert json.loads(same.stdout)["result"]["state"] == "SAME"
+    won = challenge(network, answers[True], tmp_path)
+    assert won.returncode == 10, won.stdout + won.stderr
+    assert json.loads(won.stdout)["result"]["game"]["claimant"] == liar
+    assert referee(tmp_path / "game.json", tmp_path).returncode == 10
+
+
+def test_a_dispute_outlives_the_death_of_its_processes(network: RunningNetwork, lie: Path) -> None:
+    liar = address(network, LIAR)
+    lie.write_text("weight")
+    job = submit(network, PROMPT, params=HONEST, blind=True)
+    with network.client() as client:
+        for event in client.events(job.job_id):
+            assert event.kind != "done"
+            if event.kind == "status" and event.data["status"] == "disputed":
+                break
+    for victim in ("operator-3-worker", "operator-2", LIAR, "dispatcher"):
+        kill(network, victim)
+    assert last_status(network, job.job_id)["outcome"] == "resolved"
+    assert liar not in {row["operator"] for row in rows_of(network, job.job_id)}
+    turns = "SELECT game, turn, count(DISTINCT author) AS n FROM dispute_move GROUP BY game, turn"
+    assert all(row["n"] == 1 for row in query(network, "dispatcher", turns))
+    against_honest = "SELECT 1 FROM conviction WHERE node_id <> $1"
+    assert query(network, "dispatcher", against_honest, liar) == []
