@@ -17,6 +17,7 @@ FILES = [
     "0002_evidence_pending.sql",
     "0003_tokens_limits_webhooks.sql",
     "0004_tee_boot.sql",
+    "0005_disputes.sql",
 ]
 
 

@@ -485,7 +485,14 @@ def test_the_policy_table_is_the_policies(name: str) -> None:
     dev, default, production = (set(policy.required) for policy in policies.values())
     assert dev | {"registry-1", "draw-1"} == default
     assert default | {"agree-1|tee-3"} == production
-    assert default == {check for check, _ in CHECKS} - {"agree-1", "tee-1", "tee-2", "tee-3", "local-1"}
+    assert default == {check for check, _ in CHECKS} - {
+        "agree-1",
+        "resolve-1",
+        "tee-1",
+        "tee-2",
+        "tee-3",
+        "local-1",
+    }
     assert f"more than {MAX_FULL_DRAW} operators" in text
     rows = re.findall(r"^\| `([a-z]+-\d)` \|", text, re.MULTILINE)
     assert rows == [check for check, _ in CHECKS]

@@ -41,13 +41,14 @@ def test_three_agreeing_operators_are_redundant_3() -> None:
     assert report.levels == ("signed", "redundant:3")
     assert [check.id for check in report.checks] == [name for name, _ in CHECKS]
     assert [c.id for c in report.checks if c.status == "SKIP"] == [
+        "resolve-1",
         "tee-1",
         "tee-2",
         "tee-3",
         "local-1",
     ]
     assert report.headline == (
-        'VERIFIED at level "redundant:3": 16 checks passed, 4 skipped (optional under policy "dev")'
+        'VERIFIED at level "redundant:3": 16 checks passed, 5 skipped (optional under policy "dev")'
     )
 
 

@@ -213,6 +213,15 @@ class Client:
         self._check_request(job_id, submission, acceptance.statement, nonce, model_id)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
 
+    def disputes(self, path: str = "", *, value: object = None) -> bytes:
+        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. Raises AOSError."""
+        return self._call(
+            "GET" if value is None else "POST",
+            f"/v1/aos/disputes{path}",
+            headers=self._bearer,
+            **({} if value is None else {"json": value}),
+        ).content
+
     def attest(self, model: str) -> tuple[VerifiedEnclave, ...]:
         """Ask for documents over a nonce of ours from the enclaves that serve ``model``, and believe all of them or none.
 

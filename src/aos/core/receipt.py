@@ -32,6 +32,7 @@ CHECKS: Sequence[tuple[str, CheckFunction]] = (
     ("seed-1", drawn.seed_1),
     ("commit-1", result.commit_1),
     ("agree-1", result.agree_1),
+    ("resolve-1", result.resolve_1),
     ("clock-1", result.clock_1),
     ("tee-1", enclave.tee_1),
     ("tee-2", enclave.tee_2),

@@ -33,6 +33,21 @@ class Deadlines(BaseModel):
     expiry_ms: int = Field(900_000, ge=5_000, le=86_400_000 * 30)
 
 
+class Disputes(BaseModel):
+    """Parameters of games (docs/spec/13-dispute.md, "Clocks"). Durations in milliseconds, the bond in units of the registry.
+
+    A claim may be challenged for ``claim_window_ms`` after its reveal; a game takes moves for ``window_ms``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim_window_ms: int = Field(3_600_000, ge=1_000, le=86_400_000 * 30)
+    grace_ms: int = Field(60_000, ge=100, le=86_400_000)
+    budget_ms: int = Field(600_000, ge=0, le=86_400_000)
+    window_ms: int = Field(3_600_000, ge=1_000, le=86_400_000 * 30)
+    bond: int = Field(1, ge=0, le=1 << 40)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -50,6 +65,7 @@ class _Settings(BaseModel):
     accept_tee: list[Literal["simulated", "nitro"]] = Field(default_factory=list)
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
+    disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
     max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
@@ -99,6 +115,7 @@ class DispatcherConfig:
     """The digest of ``tee_references`` (32 bytes)."""
     open_registration: bool
     deadlines: Deadlines
+    disputes: Disputes
     rerun_quota: int
     max_tokens_limit: int
     max_open_runs: int
@@ -167,6 +184,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         tee_policy=policy_digest(references),
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
+        disputes=settings.disputes,
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
         max_open_runs=settings.max_open_runs,

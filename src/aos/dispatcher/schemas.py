@@ -196,7 +196,7 @@ class ResultRow(Shape):
     receipt_id: str
     state_root: str = Field(description="base64url; empty for tee.")
     attestation: str = Field(description="Kind of enclave; empty for opml.")
-    outcome: Literal["agreed", "disputed", "single"]
+    outcome: Literal["agreed", "disputed", "single", "resolved"]
 
 
 class Results(Shape):

@@ -21,6 +21,7 @@ from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 from aos.operator.assignments import Assignments
 from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
+from aos.operator.disputes import Disputes
 from aos.operator.draws import Draws, Readiness
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
@@ -80,8 +81,10 @@ class LinkClient:
         readiness: Readiness,
         load: Load,
         metrics: Metrics,
+        disputes: Disputes,
         now_ms: Callable[[], int],
     ) -> None:
+        self._disputes = disputes
         self._config = config
         self._identity = identity
         self._store = store
@@ -198,6 +201,7 @@ class LinkClient:
             "dispatch_job": assignments.on_dispatch,
             "commit_set": assignments.on_commit_set,
             "cancel_job": assignments.on_cancel,
+            "dispute": self._disputes.on_hint,
             "tee_document": self._attesting.on_document,
         }
         tasks = [

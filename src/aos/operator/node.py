@@ -23,6 +23,7 @@ from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
+from aos.operator.disputes import Disputes
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
 from aos.operator.link_client import LinkClient
@@ -139,6 +140,14 @@ class OperatorNode:
         self._reconciler = Reconciler(
             store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
         )
+        disputes = Disputes(
+            store,
+            self._identity,
+            url=self._config.dispatcher_http,
+            network=lambda: None if (context := self._link.context()) is None else context[0],
+            worker=self._worker_with,
+            now_ms=now_ms,
+        )
         self._link = LinkClient(
             self._config,
             self._identity,
@@ -153,6 +162,7 @@ class OperatorNode:
             readiness=self._readiness,
             load=self._load,
             metrics=self.metrics,
+            disputes=disputes,
             now_ms=now_ms,
         )
         self._runners = [
@@ -185,6 +195,7 @@ class OperatorNode:
             self._reconciler.run(),
             *(runner.run() for runner in self._runners),
             self._erase(),
+            disputes.run(),
             server.serve(sockets=[listener]),
             self._stop.wait(),
         ]
@@ -196,6 +207,7 @@ class OperatorNode:
             server.should_exit = True
             listener.close()
             await end_tasks(tasks)
+            await disputes.close()
 
     async def _erase(self) -> None:
         while True:
@@ -214,6 +226,17 @@ class OperatorNode:
 
     def _serves(self, model_name: str) -> bool:
         return not self._config.models or model_name in self._config.models
+
+    def _worker_with(self, model_id: bytes) -> WorkerClient | None:
+        """A worker that has a model loaded and answers."""
+        return next(
+            (
+                runner.client
+                for runner in self._runners
+                if runner.status is not None and runner.status.model_id == model_id
+            ),
+            None,
+        )
 
     async def _readiness(self, job_type: str, model_id: bytes) -> Refusal:
         if self._draining:

@@ -93,7 +93,7 @@ class Runner:
         now_ms: Callable[[], int],
         may_run: Callable[[WorkerStatus], bool] = lambda _: True,
     ) -> None:
-        self._client = client
+        self.client = client
         self._may_run = may_run
         self._store = store
         self._queue = queue
@@ -134,7 +134,7 @@ class Runner:
 
     async def _check_worker(self) -> bool:
         try:
-            self.status = self.last_status = await self._client.status()
+            self.status = self.last_status = await self.client.status()
         except AOSError as error:
             if not self.error:
                 log.warning("worker.unavailable", worker=self.consumer, code=error.code)
@@ -275,7 +275,7 @@ class Runner:
         if held.role == "executor":
             writer = ChunkWriter(self._store, self._identity, network, held, wake=self._wake)
             await writer.open()
-        async with aclosing(self._client.ask(question)) as lines:
+        async with aclosing(self.client.ask(question)) as lines:
             async for line in lines:
                 if isinstance(line, ResultLine):
                     if writer is not None:

@@ -23,6 +23,8 @@ from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 MAX_LINE_BYTES = 16 << 20
 MAX_STATUS_BYTES = 1 << 16
 STATUS_WITHIN_S = 5.0
+TRACE_WITHIN_S = 900.0
+MAX_TRACE_BYTES = 48 << 20
 ENCLAVE_WITHIN_S = 70.0
 SILENCE_S = 300.0
 """A worker that says nothing for so long is taken for dead."""
@@ -154,6 +156,33 @@ class WorkerClient:
             )
         except (ValueError, KeyError, TypeError, AttributeError, InvalidMessage) as error:
             raise InvalidMessage("worker.protocol", f"{self.url} gives no worker status") from error
+
+    async def trace(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What the worker says to a question of a dispute (docs/spec/09-http.md, "Worker"); it may compute for minutes.
+
+        Raises Unavailable ``worker.unavailable``, ``worker.died``; RuleViolation with the worker's own code; InvalidMessage
+        ``worker.protocol``.
+        """
+        data = bytearray()
+        try:
+            async with self._http.stream(
+                "POST", "/api/v1/trace", json=question, timeout=httpx.Timeout(5.0, read=TRACE_WITHIN_S)
+            ) as answer:
+                async for part in answer.aiter_raw():
+                    data += part
+                    if len(data) > MAX_TRACE_BYTES:
+                        raise InvalidMessage("worker.protocol", "the worker's trace is too large")
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
+            raise self._gone(error) from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise WorkerDied(f"{self.url} went away in its answer: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise self._refusal(answer, bytes(data))
+        try:
+            result: dict[str, Any] = json.loads(data)["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidMessage("worker.protocol", f"{self.url} gives no trace") from error
+        return result
 
     async def boot(self, order: dict[str, Any]) -> TeeBootEvidence:
         """Boot the worker's enclave. Raises Unavailable ``worker.unavailable``, ``worker.died``; RuleViolation with the

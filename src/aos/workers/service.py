@@ -1,6 +1,6 @@
 """A worker's HTTP surface (docs/spec/09-http.md, "Worker"), the same for opML and TEE.
 
-A bare ASGI application with seven routes: a worker starts often and answers one operator, and what a framework
+A bare ASGI application with eight routes: a worker starts often and answers one operator, and what a framework
 would add to its start it never uses. As many runs at a time as the ``Backend`` that answers has room for; a client
 that goes away cancels its run.
 """
@@ -34,6 +34,7 @@ from aos.workers.question import (
     read_document_order,
     read_question,
 )
+from aos.workers.tracer import MAX_TRACE_BODY, Tracer, read_trace_question
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,6 +43,7 @@ Send = Callable[[Message], Awaitable[None]]
 BODY_WITHIN_S = 30.0
 _ROUTES = (
     "/api/v1/question",
+    "/api/v1/trace",
     "/api/v1/boot",
     "/api/v1/document",
     "/api/v1/status",
@@ -59,6 +61,10 @@ class Backend(Protocol):
     def kind(self) -> Literal["opml", "tee"]: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def tracer(self) -> Tracer | None:
+        """What answers for its runs in disputes; None where the engine is not canonical."""
+
     @property
     def capacity(self) -> int:
         """Questions that it answers at a time."""
@@ -135,6 +141,8 @@ class WorkerApp:
         elif route == ("POST", "/api/v1/document"):
             wanted = read_document_order(await _json_body(headers, receive))
             await reply.json(200, {"code": 200, "result": encode(await self._enclave().document(wanted))})
+        elif route == ("POST", "/api/v1/trace"):
+            await self._trace(receive, reply)
         elif route == ("GET", "/api/v1/status"):
             await reply.json(200, {"code": 200, "result": self._status()})
         elif route == ("GET", "/health"):
@@ -165,6 +173,13 @@ class WorkerApp:
                 raise HttpRefusal(
                     403, "worker.foreign_host", "the Host header must name this machine's loopback"
                 )
+
+    async def _trace(self, receive: Receive, reply: Reply) -> None:
+        """One question of a dispute. It runs beside the questions: whoever waits for a move has a deadline."""
+        if self._backend.tracer is None:
+            raise RuleViolation("worker.not_canonical", "this worker's results cannot be disputed")
+        question = read_trace_question(await read_body(receive, MAX_TRACE_BODY))
+        await reply.json(200, {"code": 200, "result": await self._backend.tracer.answer(question)})
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -272,8 +287,8 @@ async def _json_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     return await read_body(receive)
 
 
-async def read_body(receive: Receive) -> bytes:
-    """A whole body of at most 4 MiB, within 30 s."""
+async def read_body(receive: Receive, most: int = MAX_BODY_BYTES) -> bytes:
+    """A whole body of at most ``most`` bytes, within 30 s."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
@@ -282,16 +297,16 @@ async def read_body(receive: Receive) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise InvalidMessage("http.body", "the client went away inside its request")
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
+                if len(body) > most:
+                    raise _too_large(most)
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
         raise HttpRefusal(408, "http.timeout", f"the body took longer than {BODY_WITHIN_S:g} s") from None
 
 
-def _too_large() -> HttpRefusal:
-    return HttpRefusal(413, "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+def _too_large(most: int = MAX_BODY_BYTES) -> HttpRefusal:
+    return HttpRefusal(413, "http.too_large", f"the body is larger than {most} bytes")
 
 
 class HttpRefusal(RuleViolation):

@@ -36,6 +36,7 @@ class TeeBackend:
     ask."""
 
     kind: Literal["tee"] = "tee"
+    tracer = None
     capacity = 1
 
     def __init__(self, host: EnclaveHost, *, binding: Binding | None) -> None:

@@ -1,4 +1,4 @@
-"""What was committed, agreed and re-executed: commit-1, agree-1, clock-1, local-1. Enclaves: ``checks/enclave.py``."""
+"""What was committed, agreed and re-executed: commit-1, agree-1, resolve-1, clock-1, local-1. Enclaves: ``checks/enclave.py``."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +10,7 @@ from aos.core.checks.drawn import seat
 from aos.core.checks.signed import countersign, operator_signature
 from aos.core.clock import DISPATCHER, VectorClock
 from aos.core.envelope import MAX_SKEW_MS
-from aos.core.statements import check_signed
+from aos.core.statements import check_signed, hash_of
 from aos.errors import AOSError, VerificationError
 
 OUT_OF_VOCABULARY = "engine.token"
@@ -77,7 +77,7 @@ def agree_1(case: Case) -> tuple[str, str]:
     """The other receipts are of this run, in proven seats, and of the same result."""
     core, peers = case.core, case.answer.peers
     outcome = case.answer.receipt.countersign.outcome
-    if outcome == "disputed":
+    if outcome == "disputed" and case.answer.resolution is None:
         raise refuse("agree.disputed", "the dispatcher's countersign says that results differ")
     committed = len(case.answer.commit.commit_set.statement.commits)
     if outcome == "agreed" and (core.tee != "" or committed < 2):
@@ -140,13 +140,59 @@ def agree_1(case: Case) -> tuple[str, str]:
             finish_reason=(peer.core.finish_reason, core.finish_reason),
             engine=(peer.core.engine, core.engine),
         )
-    if outcome != "agreed":
+    if outcome not in ("agreed", "disputed"):
         raise refuse("agree.outcome", f"the dispatcher's countersign says {outcome}")
     if proven < 2:
         raise Skip("the same result, but filled seats: only a whole draw proves that the rule gave them")
     case.agreeing = proven
     who = f"{proven} operators" if proven == committed else f"{proven} of {committed} operators that"
     return f"{who} committed the same state root", short(core.state_root)
+
+
+def resolve_1(case: Case) -> tuple[str, str]:
+    """Where results differed: the dispatcher's signed word that this one is left, naming every claim."""
+    signed, core = case.answer.resolution, case.core
+    if signed is None:
+        raise Skip("no dispute was resolved about this job")
+    check_signed(signed, address=core.dispatcher)
+    said = signed.statement
+    same(
+        "resolve.foreign",
+        "the resolution is of another job, attempt or result",
+        network=(said.network, core.network),
+        dispatcher=(said.dispatcher, core.dispatcher),
+        job_ref=(said.job_ref, core.job_ref),
+        attempt=(said.attempt, core.attempt),
+        state_root=(said.state_root, core.state_root),
+        outcome=(case.answer.receipt.countersign.outcome, "disputed"),
+    )
+    named = {claim.claim: claim for claim in said.claims}
+    for receipt in case.receipts:
+        claim = named.get(hash_of(receipt.core))
+        stated = (receipt.core.operator, receipt.core.state_root, "stands")
+        if claim is None or (claim.operator, claim.state_root, claim.standing) != stated:
+            raise refuse("resolve.claim", f"the resolution does not say that {receipt.core.operator} stands")
+    committed = {entry.node_id for entry in case.answer.commit.commit_set.statement.commits}
+    operators = [claim.operator for claim in said.claims]
+    if (
+        len(named) != len(said.claims)
+        or len(set(operators)) != len(operators)
+        or not set(operators) <= committed
+    ):
+        raise refuse("resolve.claims", "the resolution names claims that were not committed, or one twice")
+    lost = [claim for claim in said.claims if claim.standing != "stands"]
+    if any(claim.standing == "open" or claim.state_root == core.state_root for claim in lost) or any(
+        claim.standing == "convicted" and not claim.evidence for claim in lost
+    ):
+        raise refuse("resolve.standing", "a claim is open, or convicted without a transcript")
+    if any(claim.standing == "stands" and claim.state_root != core.state_root for claim in said.claims):
+        raise refuse("resolve.standing", "two results stand")
+    convicted = [claim.operator for claim in lost if claim.standing == "convicted"]
+    return (
+        f"{len(lost)} differing result{'s' if len(lost) != 1 else ''} lost, {len(convicted)} convicted; "
+        "aos referee judges the transcripts again",
+        " ".join(convicted),
+    )
 
 
 def clock_1(case: Case) -> str:

@@ -5,11 +5,10 @@ What a claimant serves is data, not a move: ``served_tree`` believes it where it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from aos.core.dispute.moves import Kind
 from aos.core.dispute.state_opening import StateTree
-from aos.core.dispute.state_tree import StateHeader
+from aos.core.dispute.state_tree import StateHeader, tokens_root
 from aos.core.merkle import HASH_BYTES
 from aos.errors import AOSError, VerificationError
 
@@ -66,24 +65,30 @@ def aim(
     """Where the claim first differs from one's own run of the same request; None where it does not.
 
     First what does not depend on the output, then the leaves by position and unit, then the rest of the header. The tokens
-    (prompt and output) find the position for a challenge of ``tokens``.
+    (prompt and output, those that the receipts hash) say where the runs part by a token: what follows it is computed right,
+    and wrong is only that the tail before it chose another.
     """
     theirs, ours = claim.header, own.header
     for kind, members in _BEFORE_OUTPUT:
         if any(getattr(theirs, name) != getattr(ours, name) for name in members):
             return _around(kind)
+    pairs = enumerate(zip(claimed_tokens, own_tokens, strict=False))
+    parting = next((at for at, (a, b) in pairs if a != b), None)
+    if claimed_tokens and tokens_root(claimed_tokens) != theirs.tokens_root:
+        return _around("tokens", max(0, (parting or 1) - 1))
     for position, (left, right) in enumerate(zip(claim.units, own.units, strict=False)):
+        if position == parting:
+            break
         for unit, (leaf, wanted) in enumerate(zip(left, right, strict=False)):
             if leaf != wanted:
                 return Aim(kind="unit", position=position, unit=unit, leaf=wanted)
+    if parting is not None:
+        return _around("tokens", max(0, parting - 1))
     if (theirs.finish_reason == "numeric_trap") != (ours.finish_reason == "numeric_trap"):
         return _around("trap")
     for kind, members in _AFTER_OUTPUT:
         if any(getattr(theirs, name) != getattr(ours, name) for name in members):
-            if kind != "tokens":
-                return _around(kind)
-            pairs = enumerate(zip_longest(claimed_tokens, own_tokens))
-            return _around(kind, max(0, next((at for at, (a, b) in pairs if a != b), 0) - 1))
+            return _around(kind)
     return None
 
 
