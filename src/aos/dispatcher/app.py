@@ -11,7 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core.clock import DISPATCHER, ClockState
-from aos.dispatcher import refusals, routes_aos, routes_openai, routes_seed
+from aos.dispatcher import refusals, routes_aos, routes_attestation, routes_openai, routes_seed
+from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
@@ -46,7 +47,10 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             runs = Runs(
                 pool, config, registry, clock, events, links, moved=metrics.moved, ended=in_flight.ended
             )
-            messages = Messages(pool, config, registry, clock, events, runs, told=metrics.message)
+            attestation = Attestation(pool, config, links, accepted=runs.wake_all)
+            messages = Messages(
+                pool, config, registry, clock, events, runs, told=metrics.message, attestation=attestation
+            )
 
             def connected(node_id: str) -> None:
                 runs.forget(node_id)
@@ -66,6 +70,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 in_flight=in_flight,
             )
             app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
+            app.state.attestation = attestation
             signing = asyncio.create_task(registry.keep_signing())
             webhooks = Webhooks(pool, config, told=metrics.webhook)
             await runs.start()
@@ -92,6 +97,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
     app.include_router(routes_seed.router)
     app.include_router(routes_openai.router)
     app.include_router(routes_aos.router)
+    app.include_router(routes_attestation.router)
     refusals.install(app, refused=metrics.refused)
     _describe(app)
     return app

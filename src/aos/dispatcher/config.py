@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aos.core.codec import decode
 from aos.core.keys import is_published, parse_key
 from aos.core.signing import address_of
-from aos.core.trust import TrustedTeeRoot
+from aos.core.tee import References, policy_digest
+from aos.core.trust import TeeMeasurement, TrustedTeeRoot, check_tee_references, tee_references
 from aos.core.vrf import ecvrf_public_key
 from aos.errors import AOSError, ConfigError
 
@@ -45,7 +46,8 @@ class _Settings(BaseModel):
     beacon_length: int = Field(65_536, ge=1, le=1 << 20)
     vrf_sort_precision: int = Field(6, ge=2, le=12)
     tee_roots: list[dict[str, str]] = Field(default_factory=list)
-    accept_tee: list[Literal["simulated"]] = Field(default_factory=list)
+    tee_measurements: list[dict[str, str]] = Field(default_factory=list)
+    accept_tee: list[Literal["simulated", "nitro"]] = Field(default_factory=list)
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     rerun_quota: int = Field(100, ge=0, le=100_000)
@@ -91,8 +93,10 @@ class DispatcherConfig:
     keys: DispatcherKeys
     beacon_length: int
     max_range: int
-    tee_roots: frozenset[bytes]
-    accept_tee: frozenset[str]
+    tee_references: dict[str, References]
+    """What is believed of each kind of enclave that is accepted."""
+    tee_policy: bytes
+    """The digest of ``tee_references`` (32 bytes)."""
     open_registration: bool
     deadlines: Deadlines
     rerun_quota: int
@@ -143,6 +147,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         raise ConfigError(
             "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
         )
+    references = _references(settings)
     if settings.webhook_loopback and not development:
         raise ConfigError(
             "config.value",
@@ -158,8 +163,8 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         keys=keys,
         beacon_length=settings.beacon_length,
         max_range=10**settings.vrf_sort_precision,
-        tee_roots=frozenset(_tee_root(root) for root in settings.tee_roots),
-        accept_tee=frozenset(settings.accept_tee),
+        tee_references=references,
+        tee_policy=policy_digest(references),
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
         rerun_quota=settings.rerun_quota,
@@ -192,8 +197,22 @@ def _key(value: str, name: str, directory: Path) -> bytes:
     return parse_key(text, name=name)
 
 
-def _tee_root(value: dict[str, Any]) -> bytes:
+def _references(settings: _Settings) -> dict[str, References]:
+    """What is believed of the accepted kinds. A kind without images, or images of a kind that is not accepted, is an
+    error: an empty set of expected measurements must never mean that any will do."""
     try:
-        return decode(TrustedTeeRoot, value, where="tee_roots").key
+        roots = tuple(decode(TrustedTeeRoot, root, where="tee_roots") for root in settings.tee_roots)
+        images = tuple(
+            decode(TeeMeasurement, item, where="tee_measurements") for item in settings.tee_measurements
+        )
+        check_tee_references(roots, images)
     except AOSError as error:
-        raise ConfigError("config.value", error.message, field="tee_roots") from None
+        raise ConfigError("config.value", error.message, field=error.field) from None
+    found = tee_references(roots, images)
+    if set(found) != set(settings.accept_tee):
+        raise ConfigError(
+            "config.value",
+            "tee_measurements must name images of exactly the kinds that accept_tee names",
+            field="tee_measurements",
+        )
+    return found

@@ -19,6 +19,7 @@ from aos.core.clock import ClockState
 from aos.core.statements import Snapshot, verify_signed
 from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 from aos.operator.assignments import Assignments
+from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
 from aos.operator.draws import Draws, Readiness
 from aos.operator.identity import Identity
@@ -75,6 +76,7 @@ class LinkClient:
         outbox: Outbox,
         board: Board,
         reconciler: Reconciler,
+        attesting: Attesting,
         readiness: Readiness,
         load: Load,
         metrics: Metrics,
@@ -87,6 +89,7 @@ class LinkClient:
         self._outbox = outbox
         self._board = board
         self._reconciler = reconciler
+        self._attesting = attesting
         self._readiness = readiness
         self._load = load
         self._metrics = metrics
@@ -195,12 +198,14 @@ class LinkClient:
             "dispatch_job": assignments.on_dispatch,
             "commit_set": assignments.on_commit_set,
             "cancel_job": assignments.on_cancel,
+            "tee_document": self._attesting.on_document,
         }
         tasks = [
             asyncio.create_task(link.run()),
             asyncio.create_task(self._outbox.run(link, network)),
             asyncio.create_task(self._beat(link)),
             asyncio.create_task(self._watch_registry(network)),
+            asyncio.create_task(self._attesting.run(link, network)),
         ]
         self._link = link
         self._opened_s = asyncio.get_running_loop().time()

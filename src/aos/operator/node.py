@@ -21,6 +21,7 @@ from aos.adapters.link import now_ms
 from aos.adapters.redis_queue import RedisQueue
 from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
+from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
@@ -57,6 +58,7 @@ class OperatorNode:
         self._store: Store
         self._link: LinkClient
         self._reconciler: Reconciler
+        self._attesting: Attesting
         self._runners: list[Runner]
 
     def stop(self) -> None:
@@ -130,6 +132,10 @@ class OperatorNode:
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
+        tee = self._config.node_type == "tee"
+        self._attesting = Attesting(
+            [client for client in clients if client.lane == 0] if tee else [], self._identity, now_ms=now_ms
+        )
         self._reconciler = Reconciler(
             store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
         )
@@ -143,6 +149,7 @@ class OperatorNode:
             outbox=outbox,
             board=board,
             reconciler=self._reconciler,
+            attesting=self._attesting,
             readiness=self._readiness,
             load=self._load,
             metrics=self.metrics,
@@ -159,6 +166,7 @@ class OperatorNode:
                 wake=outbox.wake,
                 metrics=self.metrics,
                 now_ms=now_ms,
+                may_run=self._attesting.accepted if tee else lambda _: True,
             )
             for client in clients
         ]
@@ -223,6 +231,8 @@ class OperatorNode:
             return "model"
         if all(runner.status is None for runner in known):
             return "capacity"
+        if job_type == "tee" and not self._attesting.holds(model_id):
+            return "capacity"
         if await self._store.count_unfinished() >= self._config.max_held_jobs:
             return "capacity"
         return ""
@@ -254,6 +264,8 @@ class OperatorNode:
             found.append("no worker is configured (net.workers)")
         elif all(runner.status is None for runner in self._runners):
             found += [f"worker {runner.consumer}: {runner.error}" for runner in self._runners]
+        if self._attesting.problem:
+            found.append(self._attesting.problem)
         return found
 
     async def status(self) -> dict[str, Any]:

@@ -159,6 +159,7 @@ CREATE TABLE seat (
     commit   text,
     ack      text,
     evidence text    NOT NULL DEFAULT '',
+    committed_at timestamptz,
     PRIMARY KEY (job_id, attempt, node_id),
     UNIQUE (job_id, attempt, seat),
     FOREIGN KEY (job_id, attempt) REFERENCES attempt
@@ -251,3 +252,14 @@ CREATE TABLE webhook (
     CHECK (state = 'waiting' OR event IS NOT NULL)
 );
 CREATE INDEX webhook_due ON webhook (next_at) WHERE state = 'due';
+
+-- Boot evidence of enclaves that was appraised and accepted, before anything of theirs was seated.
+CREATE TABLE tee_boot (
+    boot_hash   bytea       PRIMARY KEY CHECK (length(boot_hash) = 32),
+    node_id     text        NOT NULL REFERENCES operator,
+    model_id    bytea       NOT NULL,
+    evidence    text        NOT NULL,
+    not_after   bigint      NOT NULL,
+    accepted_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX tee_boot_node ON tee_boot (node_id, not_after);
