@@ -74,8 +74,8 @@ def lie(honest: UnitTrace, op: Op, rng: Random) -> tuple[LyingTrace, int]:
 
 @dataclass
 class Cost:
-    """Of one game; times in ms of processor time: the referee's for all moves and for the last, the claimant's and the challenger's for all of
-    theirs once they have their traces.
+    """Of one game; times in ms of processor time: the referee's for all moves and for the last, the claimant's and the challenger's
+    for all of theirs once they have their traces.
     """
 
     code: str = ""

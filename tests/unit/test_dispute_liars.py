@@ -11,7 +11,7 @@ import pytest
 from liar_games import JOBS, KINDS, aimed, dispute, play_case
 from liars import SHAPES, honest, sampled_otherwise, swapped_token
 
-CASES = int(os.environ.get("AOS_LIARS", "26"))
+CASES = int(os.environ.get("AOS_LIARS", "13"))
 """More by hand: AOS_LIARS=2000."""
 
 
