@@ -207,11 +207,11 @@ class LyingEngine(ReferenceEngine):
 class _Everything:
     """A ``Capture`` of a whole run, all units at once."""
 
-    def __init__(self, kept: Any, n_layers: int) -> None:
+    def __init__(self, kept: Any, n_layers: int, positions: int) -> None:
         self._residuals = {
             unit: kept.residuals(unit) for unit in range(n_layers + 1) if kept._residuals[unit]
         }
-        self._caches = [kept.cache(layer, 0, kept._context.length) for layer in range(n_layers)]
+        self._caches = [kept.cache(layer, 0, positions) for layer in range(n_layers)]
 
     def residuals(self, unit: int) -> F32:
         return self._residuals[unit]
@@ -281,7 +281,7 @@ class Claim:
     def capture(self) -> Any:
         units = range(self.n_layers + 1)
         kept = self.engine.capture(self.known.tokens[: self.header.n_positions], units)
-        return _Everything(kept, self.n_layers)
+        return _Everything(kept, self.n_layers, self.header.n_positions)
 
     def trace(self, position: int, unit: int, against: Unit | None = None) -> UnitTrace | AbsentUnit:
         """The trace that it shows."""
