@@ -8,7 +8,8 @@ are made by the worker that has the model, signed here, stored before they are s
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from aos.core.dispute.coarse import aim, served_tree
 from aos.core.dispute.court import Read
 from aos.core.dispute.moves import Answer, Move, Open, game_id, read_move, turn_of
 from aos.core.encoding import b64u_decode, b64u_encode, canonical_json, parse_json_strict
+from aos.core.hashes import tokens_hash
 from aos.core.manifest import Manifest
 from aos.core.statements import ReceiptCore, Signed, check_signed, hash_of, read_signed, sign
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
@@ -34,6 +36,17 @@ LOOK_EVERY_S = 15.0
 AGAIN_S = 2.0
 MAX_DOCUMENT_BYTES = 48 << 20
 MAX_KNOWN = 1_000
+
+
+@contextlib.contextmanager
+def _document() -> Iterator[None]:
+    """Whatever form the dispatcher's documents have, nothing but this product's errors comes out."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+        raise InvalidMessage(
+            "dispute.document", f"the dispatcher's document has another form: {type(error).__name__}"
+        ) from error
 
 
 class Disputes:
@@ -91,17 +104,19 @@ class Disputes:
             return True
         waiting = await self._get(network, "/v1/aos/disputes/waiting", b"")
         done = True
-        for each in waiting["serve"]:
-            done &= await self._try("serve", each["claim"], self._serve(network, each))
-        for each in waiting["challenge"]:
-            done &= await self._try("challenge", each["claim"], self._challenge(network, each))
-        for each in waiting["move"]:
-            done &= await self._try("move", each["game"], self._move(network, each))
+        with _document():
+            for each in waiting["serve"]:
+                done &= await self._try("serve", each["claim"], self._serve(network, each))
+            for each in waiting["challenge"]:
+                done &= await self._try("challenge", each["claim"], self._challenge(network, each))
+            for each in waiting["move"]:
+                done &= await self._try("move", each["game"], self._move(network, each))
         return done
 
     async def _try(self, what: str, name: str, work: Any) -> bool:
         try:
-            await work
+            with _document():
+                await work
         except AOSError as error:
             key = (what, name, error.code)
             if key not in self._refused and len(self._refused) < MAX_KNOWN:
@@ -172,6 +187,10 @@ class Disputes:
             for state_root, each in ((core.state_root, served), (root, own))
         ]
         assert held.result is not None  # noqa: S101  _own has looked
+        if tokens_hash(held.nonce, described["tokens"]) != core.tokens_hash:
+            raise VerificationError(
+                "dispute.served", "the dispatcher shows other tokens than the claim's receipt hashes"
+            )
         found = aim(
             trees[0],
             trees[1],
