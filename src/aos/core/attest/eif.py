@@ -6,7 +6,6 @@ section headers, metadata and signature are not measured, and neither are the bo
 the same registers can differ, which is why the file's SHA-256 and each section's SHA-384 are reported too.
 """
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from hashlib import sha256, sha384
 from typing import BinaryIO, Literal
 
 from aos.core.attest.eif_signature import MAX_SIGNATURE_BYTES, EifSigner, read_signature
+from aos.core.encoding import parse_json_strict
 from aos.errors import InvalidMessage
 
 MAGIC = b".eif"
@@ -274,8 +274,8 @@ def _cmdline(data: bytes) -> str:
 def _metadata(data: bytes) -> None:
     """Metadata are not measured and nothing here believes them; but a section that says JSON must be JSON."""
     try:
-        value = json.loads(data.decode())
-    except (ValueError, RecursionError):
+        value = parse_json_strict(data, max_bytes=len(data), allow_floats=True)
+    except InvalidMessage:
         raise _bad("metadata", "its metadata are no JSON", "metadata") from None
     if not isinstance(value, dict):
         raise _bad("metadata", "its metadata are no JSON object", "metadata")
