@@ -12,7 +12,12 @@ from aos.adapters.postgres import connect_pool, describe_schema, migrate
 from aos.dispatcher.setup import MIGRATIONS
 from aos.errors import ConfigError
 
-FILES = ["0001_dispatcher.sql", "0002_evidence_pending.sql", "0003_tokens_limits_webhooks.sql", "0006_explorer.sql"]
+FILES = [
+    "0001_dispatcher.sql",
+    "0002_evidence_pending.sql",
+    "0003_tokens_limits_webhooks.sql",
+    "0006_explorer.sql",
+]
 
 
 async def test_the_migrations_make_the_written_schema(new_database: Callable[..., str]) -> None:

@@ -44,7 +44,7 @@ def _mark() -> str:
 
 def short(value: str) -> str:
     """A hash or an address, shortened in the middle."""
-    return value if len(value) <= 16 else f"{value[:8]}…{value[-6:]}"
+    return value if len(value) <= 24 else f"{value[:8]}…{value[-6:]}"
 
 
 def when(value: datetime) -> str:

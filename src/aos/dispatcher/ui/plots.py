@@ -54,17 +54,14 @@ def share(counts: Sequence[tuple[str, int]], label: str) -> Markup:
     ).format(_WIDTH, label, Markup().join(parts))
 
 
-def against(selected: int, expected: int) -> Markup:
-    """Two thin bars, selected above expected, in thousandths of the draws answered."""
+def against(selected: int, expected: int, scale: int) -> Markup:
+    """Two thin bars, selected above expected, in thousandths of the draws answered; ``scale`` fills the rail."""
+    upper, lower = (1000 * value // max(1, scale) for value in (selected, expected))
     return Markup(
         '<svg class="plot against" viewBox="0 0 1000 26" preserveAspectRatio="none" role="img" aria-label="{}">'
         '<rect class="rail" x="0" y="4" width="1000" height="18"/>'
         '<rect class="one" x="0" y="4" width="{}" height="9"/><rect class="two" x="0" y="13" width="{}" height="9"/></svg>'
-    ).format(
-        f"selected {selected} per mille, expected {expected} per mille",
-        min(1000, selected),
-        min(1000, expected),
-    )
+    ).format(f"selected {selected} per mille, expected {expected} per mille", upper, lower)
 
 
 def _bar(x: float, base: float, wide: float, high: float, kind: str) -> Markup:

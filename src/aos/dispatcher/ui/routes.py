@@ -243,14 +243,19 @@ async def operators(request: Request) -> Response:
     tallies, draws = await explorer.kept("tallies", explorer.tallies)
     async with store.reading(explorer.pool) as db:
         rows = await store.operator_rows(db)
+    shown = [(row, tallies.get(row["node_id"], figures.Tally())) for row in rows]
+    max_range = explorer.registry.network.max_range
     return page(
         "operators.html",
         here="/ui/operators",
         network=explorer.config.network,
-        rows=[(row, tallies.get(row["node_id"], figures.Tally())) for row in rows],
+        rows=shown,
+        scale=max(
+            (max(t.selected_per_mille(), t.expected_per_mille(max_range)) for _, t in shown), default=0
+        ),
         draws=draws,
         connected=request.app.state.links.connected(),
-        max_range=explorer.registry.network.max_range,
+        max_range=max_range,
         plots=plots,
     )
 
