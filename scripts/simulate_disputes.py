@@ -1,8 +1,10 @@
 """Play SIMULATED disputes: .venv/bin/python scripts/simulate_disputes.py [--games 10000] [--jobs 1000] [--real 1000]
+[--liars 1000]
 
 Random lies, roles, orders, delays, stalls, contradictions, withheld and late moves, shams that lose on purpose, over a
 tiny model with real openings and real signatures (tests/dispute_toy.py); every such game is also written as a transcript
-and judged again. Then lies and sham challenges over the real trace of tiny models (tests/dispute_real.py). Ends with an
+and judged again. Then lies and sham challenges over the real trace of tiny models (tests/dispute_real.py), and whole runs
+of liars that compute everything after their lie honestly (tests/liar_games.py), judged again, too. Ends with an
 error at the first honest party that is convicted, loses or is left to the referee's clock, and at the first lie that goes
 through.
 """
@@ -18,6 +20,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from dispute_real import Job, lies_of  # noqa: E402
 from dispute_simulation import play_job, tally  # noqa: E402
+from liar_games import play_case  # noqa: E402
+from liars import SHAPES  # noqa: E402
 
 JOBS = [
     Job(model=model, temperature=temperature, top_k=top_k, repeat_penalty=penalty)
@@ -43,6 +47,9 @@ def main() -> None:
         "--real", type=int, default=1_000, help="places at which real runs are lied about and challenged"
     )
     parser.add_argument(
+        "--liars", type=int, default=1_000, help="runs that are lies from one place on, three games each"
+    )
+    parser.add_argument(
         "--first", type=int, default=0, help="number of the first game; the same number is the same game"
     )
     options = parser.parse_args()
@@ -63,6 +70,12 @@ def main() -> None:
         real.update(lies_of(job, range(first, options.first + (index + 1) * options.real // len(JOBS))))
     print(f"SIMULATED parties over the real trace of {len({job.model for job in JOBS})} tiny models:")
     for name, count in sorted(real.items()):
+        print(f"  {count:6} {name}")
+    liars: Counter[str] = Counter()
+    for number in range(options.first, options.first + options.liars):
+        liars.update(play_case(number))
+    print(f"SIMULATED liars over the real trace of {len(SHAPES)} tiny models, more than 256 positions each:")
+    for name, count in sorted(liars.items()):
         print(f"  {count:6} {name}")
     print(f"0 honest parties convicted or lost, 0 lies accepted; {time.perf_counter() - began:.0f} s")
 

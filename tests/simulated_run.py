@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from functools import cache
+from hashlib import sha256, sha384
 from typing import Any
 
 from nacl.signing import SigningKey
 
+from aos.adapters.nsm import Nsm
+from aos.adapters.simulated_nsm import SimulatedNsm, SimulatedPlatform
 from aos.core import draw, hashes
 from aos.core.answer import Answer, CommitPart, Opening, Receipt, draw_part
 from aos.core.beacon import beacon_anchor, beacon_at
@@ -44,8 +47,22 @@ from aos.core.statements import (
     hash_of,
     sign,
 )
-from aos.core.tee import SimulatedDocument, TeeAnswer, TeeBoot, TeeEvidence, sign_enclave
-from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, TrustedTeeRoot
+from aos.core.tee import (
+    TeeAnswer,
+    TeeBoot,
+    TeeEvidence,
+    policy_digest,
+    public_key_info,
+    sign_enclave,
+)
+from aos.core.trust import (
+    TeeMeasurement,
+    Trust,
+    TrustedBeacon,
+    TrustedDispatcher,
+    TrustedTeeRoot,
+    tee_references,
+)
 from aos.core.vrf import ecvrf_public_key
 
 GENESIS = 1_700_000_000_000
@@ -57,6 +74,7 @@ TEXT = "AI is software that does what we call thinking when people do it.\n"
 TOKENS = tuple(range(40, 57))
 PROMPT_TOKENS = (1, 77, 300, 12, 9)
 STATE_ROOT = sha256(b"state root").digest()
+PCRS = {index: sha384(f"register {index}".encode()).digest() for index in range(3)}
 
 Edit = Mapping[str, Callable[[Any], Any]]
 
@@ -64,6 +82,35 @@ Edit = Mapping[str, Callable[[Any], Any]]
 def secret(name: str) -> bytes:
     """32 bytes that only the party of this name would know."""
     return sha256(b"simulated run: " + name.encode()).digest()
+
+
+@cache
+def platform_of(name: str) -> SimulatedPlatform:
+    """The SIMULATED platform of the network ``name``."""
+    return SimulatedPlatform(secret(f"{name} simulated platform"))
+
+
+def measured(pcrs: Mapping[int, bytes] = PCRS) -> TeeMeasurement:
+    """A trust file's reference value for an image with these registers."""
+    return TeeMeasurement(tee="simulated", pcr0=pcrs[0].hex(), pcr1=pcrs[1].hex(), pcr2=pcrs[2].hex())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Documented:
+    """What the SIMULATED security module is asked to sign, and when."""
+
+    user_data: bytes | None
+    nonce: bytes | None
+    public_key: bytes | None
+    time: int
+    pcrs: Mapping[int, bytes]
+    platform: SimulatedPlatform
+
+    def sign(self) -> bytes:
+        module = SimulatedNsm(
+            self.platform, pcrs=self.pcrs, clock=lambda: self.time, enclave="51a1a7ed00000001"
+        )
+        return Nsm(module).attest(user_data=self.user_data, nonce=self.nonce, public_key=self.public_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +188,12 @@ class Network:
         return address_of(self.key)
 
     @property
-    def platform(self) -> SigningKey:
-        return SigningKey(secret(f"{self.name} simulated platform"))
+    def platform(self) -> SimulatedPlatform:
+        return platform_of(self.name)
+
+    @property
+    def tee_roots(self) -> tuple[TrustedTeeRoot, ...]:
+        return (TrustedTeeRoot(tee="simulated", root=self.platform.root),)
 
     def by_id(self, node_id: str) -> Operator:
         return next(operator for operator in self.operators if operator.node_id == node_id)
@@ -183,7 +234,8 @@ class Network:
             epoch_ms=EPOCH_MS,
             beacon=TrustedBeacon(anchor=beacon_anchor(secret("beacon"), CHAIN), length=CHAIN),
             registry_roots=(self.root,),
-            tee_roots=(TrustedTeeRoot(tee="simulated", key=bytes(self.platform.verify_key)),),
+            tee_roots=self.tee_roots,
+            tee_measurements=(measured(),),
             policy=policy,
         )
 
@@ -558,24 +610,26 @@ class _Run:
                 network=network.name,
                 tee="simulated",
                 operator=operator.node_id,
+                vrf_key=ecvrf_public_key(operator.vrf_seed),
                 enclave_key=bytes(key.verify_key),
-                measurement=sha256(b"measurement").digest(),
                 engine="simulated-engine/1",
+                engine_digest=sha256(b"engine").digest(),
                 model_id=network.model_id,
+                policy=policy_digest(tee_references(network.tee_roots, (measured(),))),
                 nonce=secret(f"{operator.name} boot nonce"),
                 booted_at=booted_at,
-                not_after=booted_at + 86_400_000,
+                not_after=booted_at + 3_600_000,
             ),
         )
         document = made(
             "document",
-            SimulatedDocument(
-                label="SIMULATED, NO HARDWARE",
-                measurement=boot.measurement,
-                public_key=boot.enclave_key,
+            Documented(
                 user_data=hash_of(boot),
                 nonce=boot.nonce,
+                public_key=public_key_info(boot.enclave_key),
                 time=booted_at,
+                pcrs=PCRS,
+                platform=network.platform,
             ),
         )
         statement = made(
@@ -604,8 +658,7 @@ class _Run:
         return TeeEvidence(
             boot=boot,
             boot_signature=sign_enclave(key, boot),
-            document=document,
-            document_signature=sign_enclave(network.platform, document),
+            document=document.sign(),
             answer=statement,
             answer_signature=sign_enclave(key, statement),
         )

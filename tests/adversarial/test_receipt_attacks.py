@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 from simulated_run import (
+    EPOCH_MS,
+    GENESIS,
     MODEL,
+    PCRS,
     PROMPT_TOKENS,
     STATE_ROOT,
     TEXT,
@@ -34,6 +37,7 @@ from aos.core.report import Check, Report
 from aos.core.signing import CURVE_ORDER
 from aos.core.sortition import seat_order
 from aos.core.statements import CommitSetEntry, DrawCall, DrawRecord, sign
+from aos.core.tee import public_key_info
 from aos.core.trust import Policy, Trust, TrustedTeeRoot, load_policy
 from aos.errors import InvalidMessage
 
@@ -280,12 +284,41 @@ def evidence_for_an_opml_answer() -> Answer:
     return replace(NETWORK.run(min_operators=1), evidence=NETWORK.run(job_type="tee").evidence)
 
 
+def document(**changes: Any) -> Callable[[], Answer]:
+    """The trusted SIMULATED platform signs something else than the boot that the file shows."""
+    return run(job_type="tee", edit={"document": lambda asked: replace(asked, **changes)})
+
+
+def zero_signature() -> Answer:
+    answer = NETWORK.run(job_type="tee")
+    assert answer.evidence is not None
+    unsigned = answer.evidence.document[:-96] + bytes(96)
+    return replace(answer, evidence=replace(answer.evidence, document=unsigned))
+
+
+def answer_of_another_boot() -> Answer:
+    """A genuine document and boot of enclave A, and the answer statement of a boot B: the key and all else are the same."""
+    answer = NETWORK.run(job_type="tee")
+    other = NETWORK.run(
+        job_type="tee", edit={"boot": lambda boot: replace(boot, nonce=secret("a second challenge"))}
+    )
+    assert answer.evidence is not None
+    assert other.evidence is not None
+    evidence = replace(
+        other.evidence,
+        boot=answer.evidence.boot,
+        boot_signature=answer.evidence.boot_signature,
+        document=answer.evidence.document,
+    )
+    return replace(other, evidence=evidence)
+
+
 def no_evidence() -> Answer:
     return replace(NETWORK.run(job_type="tee"), evidence=None)
 
 
 def other_platform() -> Trust:
-    return replace(NETWORK.trust(), tee_roots=(TrustedTeeRoot(tee="simulated", key=secret("no root")),))
+    return replace(NETWORK.trust(), tee_roots=(TrustedTeeRoot(tee="simulated", root=secret("no root")),))
 
 
 def colluding() -> Answer:
@@ -695,17 +728,79 @@ ATTACKS = [
     ),
     Attack(
         name="evidence under an unknown root",
-        check="tee-1",
-        code="tee.wrong_root",
+        check="tee-2",
+        code="attest.root",
         answer=run(job_type="tee"),
         trust=other_platform,
     ),
     Attack(
         name="simulated evidence under the default policy",
-        check="tee-1",
+        check="tee-2",
         code="tee.policy",
         answer=run(job_type="tee"),
         policy="default",
+    ),
+    Attack(
+        name="an image that nobody has named",
+        check="tee-3",
+        code="tee.measurement",
+        answer=document(pcrs=PCRS | {2: PCRS[1]}),
+    ),
+    Attack(
+        name="a debug enclave",
+        check="tee-2",
+        code="attest.debug",
+        answer=document(pcrs=dict.fromkeys(range(3), bytes(48))),
+    ),
+    Attack(
+        name="the document of another boot",
+        check="tee-2",
+        code="tee.boot_not_bound",
+        answer=document(user_data=secret("another boot")),
+    ),
+    Attack(
+        name="the document of another enclave's key",
+        check="tee-2",
+        code="tee.boot_not_bound",
+        answer=document(public_key=public_key_info(secret("another enclave"))),
+    ),
+    Attack(
+        name="a document over another challenge",
+        check="tee-2",
+        code="attest.nonce",
+        answer=document(nonce=secret("yesterday's challenge")),
+    ),
+    Attack(
+        name="a document from after the answer was received",
+        check="tee-2",
+        code="attest.future",
+        answer=document(time=GENESIS + 10 * EPOCH_MS),
+    ),
+    Attack(
+        name="a document from long before its boot",
+        check="tee-2",
+        code="tee.clock",
+        answer=document(time=GENESIS - 2 * 3_600_000),
+    ),
+    Attack(
+        name="a document of QEMU's, signed by nobody",
+        check="tee-2",
+        code="attest.signature",
+        answer=zero_signature,
+    ),
+    Attack(
+        name="a boot that lasts for a day",
+        check="tee-1",
+        code="tee.lifetime",
+        answer=run(
+            job_type="tee", edit={"boot": lambda boot: replace(boot, not_after=boot.not_after + 86_400_000)}
+        ),
+    ),
+    Attack(
+        name="an answer of one boot under the evidence of another",
+        check="tee-1",
+        code="tee.answer_not_bound",
+        answer=answer_of_another_boot,
     ),
     Attack(
         name="everybody signs the same wrong result",

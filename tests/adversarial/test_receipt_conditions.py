@@ -32,7 +32,7 @@ from test_receipt_attacks import (
 )
 
 from aos.core.answer import Answer, Receipt, seated_only, write_answer
-from aos.core.checks import drawn, job, result, signed
+from aos.core.checks import drawn, enclave, job, result, signed
 from aos.core.receipt import Replayed, verify_answer
 from aos.core.report import Check
 from aos.core.statements import sign
@@ -40,7 +40,7 @@ from aos.core.trust import load_policy
 
 ELSEWHERE = Network(name="elsewhere")
 OTHER = secret("another hash")
-CHECK_MODULES = (signed, job, drawn, result)
+CHECK_MODULES = (signed, job, drawn, result, enclave)
 
 
 def tee(**edit: Callable[[Any], Any]) -> Callable[[], Answer]:
@@ -313,6 +313,7 @@ def lies() -> Iterator[Attack]:
     # enclaves
     yield lie("network", "tee-1", "tee.not_bound", tee(boot=put(network="other")))
     yield lie("tee", "tee-1", "tee.not_bound", tee(core=put(tee="nitro")))
+    yield lie("vrf_key", "tee-1", "tee.not_bound", tee(boot=put(vrf_key=OTHER)))
     yield lie("answer_statement", "tee-1", "tee.not_bound", tee(core=put(answer_statement=OTHER)))
     for member, value in (
         ("operator", ELSEWHERE.dispatcher),

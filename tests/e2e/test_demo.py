@@ -116,7 +116,7 @@ def test_it_shows_the_whole_story(shown: Shown) -> None:
         if len(sets) > 1
         else f"of one instruction set only ({sets[0]})",
         '── tee: "What is AI?" · temperature 1.0, top_p 0.5 · one TEE operator, SIMULATED enclave',
-        "PASS tee-1       SIMULATED enclave",
+        "PASS tee-2       SIMULATED, NO HARDWARE",
         'VERIFIED at level "simulated"',
         "── tampered: one word of the opml answer changed",
         "FAIL io-2        the response hash is not that of the saved text [io.response_hash]",

@@ -1,14 +1,23 @@
 """The demo's network as real processes: answers, receipts, refusals. What is killed: ``test_kills.py``."""
 
 import json
+import os
+import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
+from nacl.signing import VerifyKey
 from peers.running_network import PARAMS, follow, judge, rows_of, submit, wait_until
 
 from aos.client import Client, Submission
+from aos.core.answer import read_answer
+from aos.core.codec import encode
+from aos.core.encoding import b64u_decode, b64u_encode
 from aos.core.receipt import verify_answer
+from aos.core.statements import hash_of
+from aos.core.tee import verify_answer_document
 from aos.core.trust import load_policy, read_trust
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 from aos.local.network import LocalNetwork, RunningNetwork
@@ -44,7 +53,7 @@ def test_a_tee_answer_is_simulated_and_says_so(network: RunningNetwork) -> None:
     trust = read_trust(network.trust_path.read_bytes())
     strict = verify_answer(answer, trust=trust, policy=load_policy("default"))
     assert strict.exit_code == 10
-    assert next(check for check in strict.checks if check.status == "FAIL").id == "tee-1"
+    assert next(check for check in strict.checks if check.status == "FAIL").id == "tee-2"
 
 
 def test_the_rows_have_the_guide_shape(network: RunningNetwork) -> None:
@@ -161,3 +170,87 @@ def test_the_answer_file_holds_neither_job_id_nor_token(network: RunningNetwork,
         k: v for k, v in json.loads(answer).items() if k not in ("text", "tokens", "request", "evidence")
     }
     assert len(json.dumps(bundle, separators=(",", ":"))) <= 16 * 1024
+
+
+def test_a_requester_believes_the_enclave_before_it_sends_a_prompt(network: RunningNetwork) -> None:
+    trust = read_trust(network.trust_path.read_bytes())
+    asked = Submission(
+        prompt="What is AI?",
+        model=network.model_name,
+        job_type="tee",
+        params={"temperature": 0, "max_tokens": 8},
+        attested=True,
+    )
+    with Client(
+        network.url,
+        project=network.project,
+        token=network.token,
+        dispatcher=network.dispatcher,
+        trust=trust,
+        policy=load_policy("dev"),
+    ) as client:
+        (enclave,) = client.attest(network.model_name)
+        assert enclave.claims.simulated
+        accepted = client.submit(asked)
+    assert follow(network, accepted.job_id) == "verified"
+    with network.client() as client:
+        answer = read_answer(client.answer(accepted.job_id))
+    assert answer.evidence is not None
+    assert answer.evidence.boot == enclave.boot
+    strict = Client(
+        network.url,
+        project=network.project,
+        token=network.token,
+        dispatcher=network.dispatcher,
+        trust=trust,
+        policy=load_policy("production"),
+    )
+    with strict, pytest.raises(VerificationError, match="does not accept a TEE of kind simulated"):
+        strict.submit(asked)
+    # What the enclave signed, and its evidence, over HTTP.
+    signed = httpx.get(f"{network.url}/v1/signature/{accepted.job_id}").json()
+    key = VerifyKey(bytes.fromhex(signed["signing_address"]))
+    key.verify(signed["text"].encode(), bytes.fromhex(signed["signature"]))
+    assert bytes.fromhex(signed["signing_address"]) == answer.evidence.boot.enclave_key
+    nonce = os.urandom(32)
+    stored = httpx.get(
+        f"{network.url}/v1/aos/attestations/{accepted.job_id}", params={"nonce": nonce.hex()}
+    ).json()
+    assert stored["evidence"] == encode(answer.evidence)
+    verify_answer_document(
+        b64u_decode(stored["answer_document"]),
+        evidence=answer.evidence,
+        references=trust.references("simulated"),
+        at_ms=time.time_ns() // 1_000_000,
+        nonce=nonce,
+    )
+    boot = b64u_encode(hash_of(answer.evidence.boot))
+    kept = httpx.get(f"{network.url}/v1/aos/attestations/{boot}").json()["evidence"]
+    assert kept == encode(answer.evidence.boot_evidence)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/attestation/report?model=none.gguf&nonce=" + "0" * 64, 404, "model.unknown"),
+        ("/v1/attestation/report?model=aos-demo.Q8_0.gguf&nonce=AB", 400, "field.range"),
+        ("/v1/attestation/report?model=aos-demo.Q8_0.gguf", 400, "field.range"),
+        ("/v1/signature/" + "0" * 64, 404, "job.unknown"),
+        ("/v1/signature/x", 404, "job.unknown"),
+        ("/v1/aos/attestations/" + "A" * 43, 404, "attestation.unknown"),
+        ("/v1/aos/attestations/x", 404, "attestation.unknown"),
+        ("/v1/aos/attestations/" + "A" * 43 + "?nonce=" + "0" * 64, 409, "attestation.boot_nonce"),
+    ],
+)
+def test_evidence_that_is_not_there_is_named_as_that(
+    path: str, status: int, code: str, network: RunningNetwork
+) -> None:
+    answer = httpx.get(network.url + path)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:aos:error:{code}")
+
+
+def test_an_opml_answer_has_no_signature_of_an_enclave(network: RunningNetwork) -> None:
+    accepted = submit(network, "What is AI?")
+    follow(network, accepted.job_id)
+    answer = httpx.get(f"{network.url}/v1/signature/{accepted.job_id}")
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:aos:error:attestation.no_answer")

@@ -16,6 +16,8 @@ FILES = [
     "0001_dispatcher.sql",
     "0002_evidence_pending.sql",
     "0003_tokens_limits_webhooks.sql",
+    "0004_tee_boot.sql",
+    "0005_disputes.sql",
     "0006_explorer.sql",
 ]
 

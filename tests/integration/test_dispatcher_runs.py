@@ -226,14 +226,6 @@ async def test_an_enclave_statement_of_another_answer_is_refused(open_case: Open
     assert await case.dispatcher.jobs.result_rows(job, token=None) == []
 
 
-async def test_an_enclave_is_refused_where_the_dispatcher_accepts_none(open_case: Open) -> None:
-    operator = OperatorPeer("tee-0", job_type="tee")
-    case = await open_case(operator, accept_tee=[], deadlines={"reveal_ms": 1_000})
-    job = (await case.submit(case.job(job_type="tee"))).job_id
-    await case.until("SELECT attempt >= 2 FROM run WHERE job_id = $1", job)
-    assert ("job_result", "reveal.tee") in operator.refusals
-
-
 async def test_a_claim_with_another_key_is_refused_and_its_operator_unanswered(open_case: Open) -> None:
     operators = opml(2)
     case = await open_case(*operators, deadlines={"draw_ms": 300})

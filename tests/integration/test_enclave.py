@@ -15,19 +15,30 @@ from typing import Any, TypeVar
 
 import pytest
 
+from aos.adapters.enclave_image import engine_digest, simulated_pcrs
 from aos.adapters.frames import FrameStream
 from aos.adapters.processes import Process
-from aos.adapters.simulated_tee import create_simulated_platform
+from aos.adapters.simulated_nsm import create_simulated_platform
+from aos.core.attest.result import Claims, simulated_anchor
 from aos.core.codec import encode
 from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.statements import Params, Request, RequestJob, hash_of
-from aos.core.tee import read_evidence, verify_simulated
-from aos.errors import ConfigError, Unavailable
-from aos.workers.enclave.measurement import measurement
+from aos.core.tee import (
+    References,
+    TeeAnswer,
+    TeeBootEvidence,
+    read_evidence,
+    verify_answer_document,
+    verify_boot,
+    verify_evidence,
+)
+from aos.errors import ConfigError, Unavailable, VerificationError
 from aos.workers.enclave.messages import (
     MAX_FRAME_BYTES,
     Answered,
     Ask,
+    Attest,
+    Attested,
     Boot,
     Booted,
     Cancel,
@@ -48,6 +59,8 @@ MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
 NETWORK = "aos-test"
 OPERATOR = "0x" + "11" * 20
 NONCE = sha256(b"nonce").digest()
+VRF_KEY = sha256(b"draw key").digest()
+POLICY = sha256(b"policy").digest()
 PATIENCE_S = 120.0
 M = TypeVar("M")
 
@@ -100,7 +113,11 @@ class Enclave:
 
     def __init__(self, directory: Path, *, engine: str = "reference") -> None:
         self.path = str(directory / "e.sock")
-        self.root = create_simulated_platform(directory / "p.key")
+        root = create_simulated_platform(directory / "p.key")
+        pcrs = simulated_pcrs()
+        self.references = References(
+            anchors=(simulated_anchor(root),), images=frozenset({(pcrs[0], pcrs[1], pcrs[2])})
+        )
         argv = [sys.executable, "-m", "aos.workers.enclave", "--socket", self.path]
         argv += ["--platform-key", str(directory / "p.key"), "--engine", engine]
         self.process = Process(
@@ -160,7 +177,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enclave]:
 
 
 def boot(number: int = 2, **changes: Any) -> Boot:
-    members = {"network": NETWORK, "operator": OPERATOR, "nonce": NONCE, "lifetime_ms": 3_600_000}
+    members = {
+        "network": NETWORK,
+        "operator": OPERATOR,
+        "vrf_key": VRF_KEY,
+        "policy": POLICY,
+        "nonce": NONCE,
+        "lifetime_ms": 3_600_000,
+    }
     return Boot(id=number, **{**members, **changes})
 
 
@@ -204,6 +228,21 @@ async def booted(enclave: Enclave, host: Host) -> tuple[bytes, Booted]:
     return reply.boot.model_id, reply
 
 
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def judge_boot(enclave: Enclave, reply: Booted | Attested, *, nonce: bytes | None = None) -> Claims:
+    evidence = TeeBootEvidence(boot=reply.boot, boot_signature=reply.boot_signature, document=reply.document)
+    return verify_boot(
+        evidence, references=enclave.references, at_ms=now_ms(), nonce=nonce, max_age_ms=300_000
+    )
+
+
+def judge_answer(enclave: Enclave, reply: Answered) -> TeeAnswer:
+    return verify_evidence(read_evidence(reply.evidence), references=enclave.references, at_ms=now_ms())
+
+
 def wait_for_end(process: Process) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None:
@@ -238,7 +277,7 @@ async def test_a_frame_out_of_bounds_ends_the_connection_and_never_the_process(
         assert await host.ended()
     assert empty.process.poll() is None
     async with empty.host() as host:
-        assert not (await host.tell(Status(id=5), State)).loaded
+        assert (await host.tell(Status(id=5), State)).loaded is None
 
 
 async def test_the_largest_frame_is_read_before_its_content_is_judged(empty: Enclave) -> None:
@@ -261,7 +300,7 @@ STATUS = encode(Status(id=7))
         (b'{"id":7, "type":"aos.enclave.status","v":1}', "encoding.not_canonical", 0),
         (b'{"id":7,"id":8,"type":"aos.enclave.status","v":1}', "encoding.duplicate_key", 0),
         (b"[]", "enclave.unknown_message", 0),
-        (canonical_json(STATUS | {"type": "aos.enclave.attest"}), "enclave.unknown_message", 7),
+        (canonical_json(STATUS | {"type": "aos.enclave.swear"}), "enclave.unknown_message", 7),
         (canonical_json(STATUS | {"type": "aos.enclave.state"}), "enclave.unknown_message", 7),
         (canonical_json(STATUS | {"v": 2}), "statement.version", 7),
         (canonical_json(STATUS | {"more": 1}), "field.unknown", 7),
@@ -305,7 +344,7 @@ async def test_nothing_is_stated_before_there_is_something_to_state(empty: Encla
         assert (await host.tell(boot(), Failed)).code == "enclave.not_loaded"
         assert (await host.tell(ask(bytes(32)), Failed)).code == "enclave.not_booted"
         state = await host.tell(Status(id=5), State)
-        assert (state.loaded, state.busy, state.boot, state.sequence) == (False, False, b"", 0)
+        assert (state.loaded, state.busy, state.boot, state.sequence) == (None, False, b"", 0)
 
 
 async def test_a_broken_model_is_refused_and_another_may_follow(empty: Enclave) -> None:
@@ -315,7 +354,7 @@ async def test_a_broken_model_is_refused_and_another_may_follow(empty: Enclave) 
             assert isinstance(reply, Failed)
             assert reply.id == 11
             assert reply.code.startswith("gguf.")
-        assert not (await host.tell(Status(id=5), State)).loaded
+        assert (await host.tell(Status(id=5), State)).loaded is None
     assert empty.process.poll() is None
 
 
@@ -334,7 +373,7 @@ async def test_a_host_that_goes_while_it_loads_leaves_an_empty_enclave(empty: En
         await host.send(Load(id=13, size=1 << 20))
         await host.stream.write(b"the beginning")
     async with empty.host() as host:
-        assert not (await host.tell(Status(id=5), State)).loaded
+        assert (await host.tell(Status(id=5), State)).loaded is None
 
 
 async def test_a_model_is_loaded_once(loaded: Enclave) -> None:
@@ -352,11 +391,58 @@ async def test_a_boot_statement_binds_key_operator_network_model_and_nonce(loade
         state = await host.tell(Status(id=22), State)
     statement = reply.boot
     assert (statement.network, statement.operator) == ("aos-two", "0x" + "44" * 20)
-    assert statement.nonce == reply.document.nonce == NONCE
+    assert (statement.vrf_key, statement.policy, statement.nonce) == (VRF_KEY, POLICY, NONCE)
     assert statement.not_after - statement.booted_at == 3_600_000
-    assert statement.measurement == reply.document.measurement == measurement(statement.engine)
-    assert reply.document.user_data == hash_of(statement) == state.boot
+    assert statement.engine_digest == engine_digest(statement.engine)
+    claims = judge_boot(loaded, reply)
+    assert (claims.nonce, claims.report_data) == (NONCE, hash_of(statement))
+    assert hash_of(statement) == state.boot
     assert state.sequence == 0
+    assert state.loaded is not None
+    assert (state.loaded.model_id, state.loaded.engine) == (statement.model_id, statement.engine)
+
+
+async def test_a_document_of_now_is_for_the_boot_or_for_one_of_its_answers(loaded: Enclave) -> None:
+    mine = sha256(b"a requester's nonce").digest()
+    async with loaded.host() as host:
+        model_id, first = await booted(loaded, host)
+        fresh = await host.tell(Attest(id=60, answer=b"", nonce=mine), Attested)
+        _, answered = await host.run(ask(model_id))
+        assert isinstance(answered, Answered)
+        evidence = read_evidence(answered.evidence)
+        of_answer = Attest(id=61, answer=hash_of(evidence.answer), nonce=mine)
+        document = (await host.tell(of_answer, Attested)).document
+        refused = await host.tell(Attest(id=62, answer=sha256(b"none").digest(), nonce=mine), Failed)
+        assert refused.code == "enclave.unknown_answer"
+        await booted(loaded, host)
+        assert (await host.tell(of_answer, Failed)).code == "enclave.unknown_answer"
+    assert fresh.boot == first.boot
+    judge_boot(loaded, fresh, nonce=mine)
+    with pytest.raises(VerificationError, match=r"attest\.nonce"):
+        judge_boot(loaded, fresh)
+    claims = verify_answer_document(
+        document, evidence=evidence, references=loaded.references, at_ms=now_ms(), nonce=mine
+    )
+    assert claims.report_data == hash_of(evidence.answer)
+
+
+async def test_a_document_is_given_while_a_run_is_under_way(loaded: Enclave) -> None:
+    async with loaded.host() as host:
+        model_id, _ = await booted(loaded, host)
+        await host.send(ask(model_id, endless=True))
+        assert isinstance(await host.reply(), Token)
+        await host.send(Attest(id=63, answer=b"", nonce=NONCE))
+        while isinstance(reply := await host.reply(), Token):
+            pass
+        assert isinstance(reply, Attested)
+        await host.send(Cancel(id=3))
+        while isinstance(await host.reply(), Token):
+            pass
+
+
+async def test_nothing_is_attested_to_before_there_is_a_boot(empty: Enclave) -> None:
+    async with empty.host() as host:
+        assert (await host.tell(Attest(id=64, answer=b"", nonce=NONCE), Failed)).code == "enclave.not_booted"
 
 
 async def test_a_boot_ends_the_one_before(loaded: Enclave) -> None:
@@ -368,7 +454,7 @@ async def test_a_boot_ends_the_one_before(loaded: Enclave) -> None:
         assert second.boot.enclave_key != first.boot.enclave_key
         _, answered = await host.run(ask(model_id, 4))
         assert isinstance(answered, Answered)
-        statement = verify_simulated(read_evidence(answered.evidence), roots=frozenset({loaded.root}))
+        statement = judge_answer(loaded, answered)
         assert (statement.boot, statement.sequence) == (hash_of(second.boot), 1)
 
 
@@ -378,7 +464,8 @@ async def test_model_boot_and_sequence_stay_when_the_host_comes_back(loaded: Enc
         await host.run(ask(model_id))
     async with loaded.host() as host:
         state = await host.tell(Status(id=5), State)
-        assert (state.loaded, state.boot, state.sequence) == (True, hash_of(reply.boot), 1)
+        assert state.loaded is not None
+        assert (state.boot, state.sequence) == (hash_of(reply.boot), 1)
 
 
 @pytest.mark.parametrize(
@@ -539,11 +626,17 @@ async def test_shutdown_ends_the_process_well(tmp_path: Path) -> None:
     assert all(line.startswith("[SIMULATED enclave ") for line in log.splitlines()), log
 
 
-async def test_without_its_platform_it_does_not_start(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "aos.workers.enclave", "--socket", str(tmp_path / "s")]
-    argv += ["--platform-key", str(tmp_path / "none.key")]
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--platform-key", "none.key"], "platform.unreadable"), ([], "nsm.missing")],
+    ids=["a platform that is not there", "neither device nor platform"],
+)
+async def test_without_its_platform_it_does_not_start(
+    arguments: list[str], code: str, tmp_path: Path
+) -> None:
+    argv = [sys.executable, "-m", "aos.workers.enclave", "--socket", str(tmp_path / "s"), *arguments]
     process = Process("enclave", argv, log_path=tmp_path / "log")
     process.start()
     await asyncio.to_thread(wait_for_end, process)
     assert process.poll() == ConfigError.exit_code
-    assert "platform.unreadable" in process.log_tail()
+    assert code in process.log_tail()

@@ -23,17 +23,27 @@ from typing import Any
 import httpx
 import pytest
 
+from aos.adapters.enclave_image import engine_digest, simulated_pcrs
 from aos.adapters.processes import Process, log_contains
-from aos.adapters.simulated_tee import create_simulated_platform
+from aos.adapters.simulated_nsm import create_simulated_platform
 from aos.core import hashes
-from aos.core.codec import encode
+from aos.core.attest.result import simulated_anchor
+from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, canonical_json
 from aos.core.statements import Params, Request, RequestJob, hash_of
-from aos.core.tee import TeeEvidence, read_evidence, verify_simulated
+from aos.core.tee import (
+    References,
+    TeeBootEvidence,
+    TeeEvidence,
+    read_evidence,
+    verify_answer_document,
+    verify_boot,
+    verify_evidence,
+)
 from aos.engine import load_engine
 from aos.errors import ConfigError
 from aos.ports import Engine, SamplingParams
-from aos.workers.enclave_host import EnclaveHost
+from aos.workers.enclave_host import EnclaveHost, SimulatedEnclave
 from aos.workers.question import MAX_BODY_BYTES
 
 MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
@@ -43,6 +53,8 @@ OPERATOR = "0x" + "11" * 20
 OTHER_OPERATOR = "0x" + "22" * 20
 NONCE = sha256(b"nonce").digest()
 JOB_REF = sha256(b"job").digest()
+VRF_KEY = sha256(b"draw key").digest()
+POLICY = sha256(b"policy").digest()
 PATIENCE_S = 120.0
 
 GREEDY = Params(
@@ -65,7 +77,7 @@ class Worker:
 
     process: Process
     url: str
-    root: bytes = b""
+    references: References | None = None
 
     def get(self, path: str, token: str | None = TOKEN) -> httpx.Response:
         return httpx.get(self.url + path, headers=bearer(token), timeout=PATIENCE_S)
@@ -83,6 +95,23 @@ class Worker:
 
     def post(self, body: Any, token: str | None = TOKEN) -> httpx.Response:
         return httpx.post(self.url + "/api/v1/question", json=body, headers=bearer(token), timeout=PATIENCE_S)
+
+    def boot(self, **changes: Any) -> TeeBootEvidence:
+        """Boot the worker's enclave, as its operator does under a challenge."""
+        order = {
+            "network": NETWORK,
+            "operator": OPERATOR,
+            "vrf_key": b64u_encode(VRF_KEY),
+            "policy": b64u_encode(POLICY),
+            "nonce": b64u_encode(os.urandom(32)),
+        }
+        answer = self.send("boot", order | changes)
+        assert answer.status_code == 200, answer.text
+        return decode(TeeBootEvidence, answer.json()["result"])
+
+    def send(self, route: str, body: Any) -> httpx.Response:
+        url = f"{self.url}/api/v1/{route}"
+        return httpx.post(url, json=body, headers=bearer(TOKEN), timeout=PATIENCE_S)
 
     def ask(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Every event of a question that is taken."""
@@ -139,13 +168,18 @@ def url_of(process: Process) -> str:
     return str(json.loads(lines[0])["address"])
 
 
-def start_tee(directory: Path) -> Worker:
+def start_tee(directory: Path, *arguments: str) -> Worker:
     key = directory / "platform.key"
-    root = create_simulated_platform(key)
+    anchor, pcrs = simulated_anchor(create_simulated_platform(key)), simulated_pcrs()
     process = started(
-        directory, "tee", "--operator", OPERATOR, "--network", NETWORK, "--platform-key", str(key)
+        directory,
+        "tee",
+        *("--operator", OPERATOR, "--network", NETWORK, "--platform-key", str(key), *arguments),
     )
-    return Worker(process, url_of(process), root)
+    references = References(anchors=(anchor,), images=frozenset({(pcrs[0], pcrs[1], pcrs[2])}))
+    worker = Worker(process, url_of(process), references)
+    worker.boot()
+    return worker
 
 
 @pytest.fixture(scope="module")
@@ -517,8 +551,7 @@ def test_a_checker_replays_the_claimed_tokens(opml: Worker, engine: Engine) -> N
     assert replayed == claimed, "a replay is the whole run and streams nothing"
     lie = [*claimed["tokens"][:3], claimed["tokens"][3] ^ 1, *claimed["tokens"][4:]]
     (replayed,) = opml.ask(question(asked, role="checker", tokens=lie))
-    assert replayed["tokens"] == claimed["tokens"][:4], "up to and including the first difference"
-    assert replayed["state_root"] != claimed["state_root"]
+    assert replayed == claimed, "where the claim differs, the checker's own whole run"
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(opml: Worker, engine: Engine) -> None:
@@ -597,7 +630,8 @@ def test_an_address_that_others_reach_needs_a_token(tmp_path: Path) -> None:
 
 def evidence_of(result: dict[str, Any], worker: Worker) -> TeeEvidence:
     evidence = read_evidence(result["evidence"])
-    verify_simulated(evidence, roots=frozenset({worker.root}))
+    assert worker.references is not None
+    verify_evidence(evidence, references=worker.references, at_ms=time.time_ns() // 1_000_000)
     return evidence
 
 
@@ -607,8 +641,8 @@ def test_the_status_of_a_tee_worker_says_that_it_is_simulated(tee: Worker) -> No
     enclave = status["enclave"]
     assert alive(enclave["pid"])
     assert enclave["pid"] != tee.process.pid
-    assert enclave["operator"] == OPERATOR, "it has booted for the operator that it was started for"
-    assert len(bytes.fromhex(enclave["measurement"])) == 32
+    assert enclave["operator"] == OPERATOR
+    assert bytes.fromhex(enclave["engine_digest"]) == engine_digest(status["engine"])
 
 
 def test_a_tee_answer_carries_evidence_for_exactly_this_question(tee: Worker, engine: Engine) -> None:
@@ -619,7 +653,6 @@ def test_a_tee_answer_carries_evidence_for_exactly_this_question(tee: Worker, en
     assert evidence.boot.network == NETWORK
     assert statement.operator == evidence.boot.operator == OPERATOR
     assert hash_of(evidence.boot).hex() == tee.status()["enclave"]["boot"]
-    assert evidence.boot.measurement.hex() == tee.status()["enclave"]["measurement"]
     assert (statement.job_ref, statement.attempt, statement.sampling_seed) == (JOB_REF, 1, "77")
     assert statement.request_hash == hashes.request_hash(NONCE, canonical_json(encode(asked)))
     assert statement.response_hash == hashes.response_hash(NONCE, result["text"])
@@ -628,9 +661,10 @@ def test_a_tee_answer_carries_evidence_for_exactly_this_question(tee: Worker, en
     assert statement.prompt_tokens_hash == b64u_decode(result["prompt_tokens_hash"])
     assert (statement.n_out, statement.finish_reason) == (len(result["tokens"]), "length")
     assert statement.engine == result["engine"]
-    assert result["engine"].startswith("llama.cpp/")
+    assert result["engine"] == engine.profile, (
+        "the canonical engine unless told otherwise: it can be replayed"
+    )
     assert statement.model_id == engine.model_id
-    assert result["state_root"] == ""
 
 
 def test_answers_are_numbered_and_a_cancelled_run_uses_no_number(tee: Worker, engine: Engine) -> None:
@@ -696,10 +730,15 @@ def test_an_enclave_that_is_killed_in_a_run_ends_it_by_name_and_the_next_one_boo
     assert tee.process.poll() is None
     assert tee.runs("failed") == failed + 1
     wait_for(lambda: ready_again(tee, status["pid"]), "another enclave runs")
+    refused = tee.post(asked)
+    assert (refused.status_code, refused.json()["error"]) == (503, "enclave.not_booted")
+    assert tee.status()["enclave"]["boot"] is None
+    tee.boot()
     after = evidence_of(tee.ask(asked)[-1], tee)
     assert tee.status()["enclave"]["starts"] == status["starts"] + 1
     assert after.boot.enclave_key != before.boot.enclave_key
-    assert after.boot.measurement == before.boot.measurement
+    assert after.boot.nonce != before.boot.nonce
+    assert after.boot.engine_digest == before.boot.engine_digest
     assert (after.answer.sequence, after.answer.previous) == (1, b"")
 
 
@@ -717,10 +756,88 @@ def test_while_no_enclave_runs_a_question_is_told_to_come_back(tee: Worker, engi
         seen.append(answer.json()["error"])
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
+        if seen[-1] == "enclave.not_booted":
+            tee.boot()
         return False
 
     wait_for(answered, "the next enclave answers")
-    assert set(seen) <= {"enclave.starting", "enclave.died"}
+    assert set(seen) <= {"enclave.starting", "enclave.died", "enclave.not_booted"}
+    assert "enclave.not_booted" in seen
+
+
+def test_a_document_of_now_vouches_for_the_boot_and_another_for_an_answer(
+    tee: Worker, engine: Engine
+) -> None:
+    assert tee.references is not None
+    tee.boot()
+    evidence = evidence_of(tee.ask(question(request_of("tee", engine)))[-1], tee)
+    nonce, now = os.urandom(32), time.time_ns() // 1_000_000
+    order = {"answer": "", "nonce": b64u_encode(nonce)}
+    fresh = decode(TeeBootEvidence, tee.send("document", order).json()["result"])
+    assert fresh.boot == evidence.boot
+    verify_boot(fresh, references=tee.references, at_ms=now, nonce=nonce, max_age_ms=300_000)
+    order["answer"] = b64u_encode(hash_of(evidence.answer))
+    of_answer = decode(TeeBootEvidence, tee.send("document", order).json()["result"])
+    verify_answer_document(
+        of_answer.document, evidence=evidence, references=tee.references, at_ms=now, nonce=nonce
+    )
+    unknown = tee.send("document", order | {"answer": b64u_encode(bytes(32))})
+    assert (unknown.status_code, unknown.json()["error"]) == (409, "enclave.unknown_answer")
+
+
+def test_an_enclave_boots_for_its_operator_only_and_not_in_a_run(tee: Worker, engine: Engine) -> None:
+    order = {
+        "network": NETWORK,
+        "operator": OTHER_OPERATOR,
+        "vrf_key": b64u_encode(VRF_KEY),
+        "policy": b64u_encode(POLICY),
+        "nonce": b64u_encode(bytes(32)),
+    }
+    refused = tee.send("boot", order)
+    assert (refused.status_code, refused.json()["error"]) == (409, "worker.other_operator")
+    refused = tee.send("boot", order | {"operator": OPERATOR, "nonce": ""})
+    assert (refused.status_code, refused.json()["field"]) == (400, "nonce")
+    with tee.stream(question(request_of("tee", engine, ENDLESS))) as answer:
+        lines = answer.iter_lines()  # kept: the response closes with it
+        next(lines)
+        refused = tee.send("boot", order | {"operator": OPERATOR})
+        assert (refused.status_code, refused.json()["error"]) == (409, "enclave.busy")
+    wait_for(lambda: tee.status()["busy"] == 0, "the run ends when its client goes")
+
+
+def test_a_worker_without_an_enclave_attests_to_nothing(opml: Worker) -> None:
+    for route, body in (("boot", {}), ("document", {"answer": "", "nonce": b64u_encode(bytes(32))})):
+        answer = opml.send(route, body)
+        assert (answer.status_code, answer.json()["error"]) in (
+            (409, "worker.no_enclave"),
+            (400, "field.missing"),
+        )
+        assert opml.get(f"/api/v1/{route}").status_code == 405
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--platform-key", "p.key", "--vsock", "16:5000"), ("--vsock", "3:5000"), ("--vsock", "16")],
+    ids=["neither", "both", "the parent's own CID", "no port"],
+)
+def test_a_tee_worker_is_told_which_enclave_it_has(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "aos.workers.tee_main", "--model", str(MODEL), *arguments]
+    process = Process("tee", [*argv, "--listen", "127.0.0.1:0"], log_path=tmp_path / "log")
+    process.start()
+    wait_for(lambda: process.poll() is not None, "it refuses to start")
+    assert process.poll() == ConfigError.exit_code
+    assert "worker.enclave" in process.log_tail()
+
+
+def test_llama_cpp_answers_in_an_enclave_by_choice(tmp_path: Path, engine: Engine) -> None:
+    worker = start_tee(tmp_path, "--engine", "llama.cpp")
+    try:
+        result = worker.ask(question(request_of("tee", engine)))[-1]
+        evidence_of(result, worker)
+        assert result["engine"].startswith("llama.cpp/")
+        assert result["state_root"] == ""
+    finally:
+        worker.process.stop()
 
 
 def inodes(pid: int) -> set[str]:
@@ -744,7 +861,9 @@ def test_until_the_host_is_connected_its_directory_is_its_own(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     create_simulated_platform(tmp_path / "platform.key")
-    host = EnclaveHost(model=MODEL, engine="reference", platform_key=tmp_path / "platform.key")
+    host = EnclaveHost(
+        model=MODEL, engine="reference", enclave=SimulatedEnclave(platform_key=tmp_path / "platform.key")
+    )
     modes: set[tuple[str, int]] = set()
 
     def look() -> list[Path]:
@@ -821,7 +940,9 @@ def test_a_directory_that_the_worker_is_started_in_brings_nothing_into_the_encla
     (tmp_path / "aos" / "__init__.py").write_text("raise SystemExit('the wrong code')")
     create_simulated_platform(tmp_path / "platform.key")
     monkeypatch.chdir(tmp_path)
-    host = EnclaveHost(model=MODEL, engine="reference", platform_key=tmp_path / "platform.key")
+    host = EnclaveHost(
+        model=MODEL, engine="reference", enclave=SimulatedEnclave(platform_key=tmp_path / "platform.key")
+    )
 
     async def run() -> None:
         await asyncio.wait_for(host.start(), PATIENCE_S)

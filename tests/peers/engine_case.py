@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
-from peers.hub_peer import MODEL, MODEL_ID, PLATFORM, HubPeer, OperatorPeer, now_ms
+from peers.hub_peer import MODEL, MODEL_ID, PCRS, PLATFORM, HubPeer, OperatorPeer, now_ms
 
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool
@@ -22,8 +23,17 @@ from aos.core.receipt import verify_answer
 from aos.core.report import Report
 from aos.core.signing import address_of
 from aos.core.statements import JobType, Params, Tag
-from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, TrustedTeeRoot, load_policy
+from aos.core.tee import TeeBootEvidence
+from aos.core.trust import (
+    TeeMeasurement,
+    Trust,
+    TrustedBeacon,
+    TrustedDispatcher,
+    TrustedTeeRoot,
+    load_policy,
+)
 from aos.core.vrf import ecvrf_public_key
+from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs, Submitted
@@ -36,6 +46,10 @@ from aos.dispatcher.submission import NewJob
 
 NETWORK = "aos-local-engine"
 EPOCH_MS = 3_600_000
+TEE_ROOTS = (TrustedTeeRoot(tee="simulated", root=PLATFORM.root),)
+TEE_MEASUREMENTS = (
+    TeeMeasurement(tee="simulated", pcr0=PCRS[0].hex(), pcr1=PCRS[1].hex(), pcr2=PCRS[2].hex()),
+)
 ENDS = ("agreed", "disputed", "single", "failed", "cancelled", "expired")
 
 
@@ -58,7 +72,8 @@ def write_config(directory: Path, pg_url: str, **changes: Any) -> Path:
         "vrf_key": "file:vrf.key",
         "beacon_seed_file": "beacon.seed",
         "beacon_length": 64,
-        "tee_roots": [{"tee": "simulated", "key": encode(bytes(PLATFORM.verify_key))}],
+        "tee_roots": [encode(root) for root in TEE_ROOTS],
+        "tee_measurements": [encode(image) for image in TEE_MEASUREMENTS],
         "accept_tee": ["simulated"],
     }
     path = directory / "dispatcher.yaml"
@@ -73,8 +88,16 @@ class Dispatcher:
         self.pool, self.registry, self.clock, self._case = pool, registry, clock, case
         self.events, self.metrics = Events(pool), Metrics()
         self.runs = Runs(pool, case.config, registry, clock, self.events, case.hub, moved=self.metrics.moved)
+        self.attestation = Attestation(pool, case.config, case.hub, accepted=self.runs.wake_all)
         self.messages = Messages(
-            pool, case.config, registry, clock, self.events, self.runs, told=self.metrics.message
+            pool,
+            case.config,
+            registry,
+            clock,
+            self.events,
+            self.runs,
+            told=self.metrics.message,
+            attestation=self.attestation,
         )
         self.jobs = Jobs(
             pool,
@@ -147,7 +170,28 @@ class EngineCase:
         case = cls(write_config(directory, pg_url, **changes), operators)
         await case.found()
         case.dispatcher = await Dispatcher.start(case)
+        for operator in operators:
+            if operator.job_type == "tee" and case.config.tee_references:
+                await case.boot(operator)
         return case
+
+    async def boot(
+        self,
+        operator: OperatorPeer,
+        /,
+        *,
+        edit: Callable[[TeeBootEvidence], TeeBootEvidence] | None = None,
+        **changes: Any,
+    ) -> bytes:
+        """Have the operator's enclave boot under a challenge; the boot statement's hash. ``changes`` are of the statement
+        before it is signed, ``edit`` of the evidence afterwards."""
+        handle = self.dispatcher.messages.handle
+        challenge = await handle(operator.node_id, "tee_challenge", {})
+        evidence = operator.boot(challenge, **({"network": NETWORK} | changes))
+        if edit is not None:
+            evidence = edit(evidence)
+        accepted = await handle(operator.node_id, "tee_boot", encode(evidence))
+        return b64u_decode(accepted["boot"])
 
     async def found(self) -> None:
         dispatcher = address_of(secret("signer.key"))
@@ -249,7 +293,8 @@ class EngineCase:
             epoch_ms=EPOCH_MS,
             beacon=TrustedBeacon(anchor=b64u_decode(beacon["anchor"]), length=beacon["length"]),
             registry_roots=(self.founded.registry_root,),
-            tee_roots=(TrustedTeeRoot(tee="simulated", key=bytes(PLATFORM.verify_key)),),
+            tee_roots=TEE_ROOTS,
+            tee_measurements=TEE_MEASUREMENTS,
             policy="dev",
         )
 

@@ -10,12 +10,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import sha256, sha384
 from typing import Any
 
 from nacl.signing import SigningKey
 
 from aos.adapters.causal_clock import CausalClock
+from aos.adapters.nsm import Nsm
+from aos.adapters.simulated_nsm import SimulatedNsm, SimulatedPlatform
 from aos.core import draw, hashes
 from aos.core.clock import MessageFacts, VectorClock
 from aos.core.codec import decode, encode
@@ -40,7 +42,7 @@ from aos.core.statements import (
     sign,
     verify_signed,
 )
-from aos.core.tee import SimulatedDocument, TeeAnswer, TeeBoot, TeeEvidence, sign_enclave
+from aos.core.tee import TeeAnswer, TeeBoot, TeeBootEvidence, TeeEvidence, public_key_info, sign_enclave
 from aos.core.vrf import ecvrf_proof_to_hash, ecvrf_public_key, prove_possession
 from aos.errors import RuleViolation, Unavailable
 
@@ -57,7 +59,8 @@ def secret(name: str) -> bytes:
     return sha256(b"hub peer: " + name.encode()).digest()
 
 
-PLATFORM = SigningKey(secret("simulated platform"))
+PLATFORM = SimulatedPlatform(secret("simulated platform"))
+PCRS = {index: sha384(f"register {index}".encode()).digest() for index in range(3)}
 
 
 def now_ms() -> int:
@@ -105,6 +108,8 @@ class OperatorPeer:
         self.received: list[tuple[str, dict[str, Any]]] = []
         self.refusals: list[tuple[str, str]] = []
         self.clock = VectorClock()
+        self.booted: TeeBootEvidence | None = None
+        self.module: Nsm | None = None
         self._made: dict[tuple[str, Key], Any] = {}
         self._runs: dict[Key, dict[str, Any]] = {}
 
@@ -292,33 +297,70 @@ class OperatorPeer:
             finished_at=request.issued_at + 1_000,
         )
 
+    def boot(
+        self,
+        challenge: dict[str, Any],
+        *,
+        network: str,
+        platform: SimulatedPlatform = PLATFORM,
+        pcrs: dict[int, bytes] | None = None,
+        clock: Callable[[], int] | None = None,
+        **changes: Any,
+    ) -> TeeBootEvidence:
+        """What this operator's SIMULATED enclave states under a challenge of the dispatcher's; ``changes`` are of its
+        statement, before it is signed."""
+        enclave, now = SigningKey(secret(f"{self.name} enclave")), now_ms()
+        boot = TeeBoot(
+            network=network,
+            tee="simulated",
+            operator=self.node_id,
+            vrf_key=ecvrf_public_key(self.vrf_seed),
+            enclave_key=bytes(enclave.verify_key),
+            engine="peer-engine/1",
+            engine_digest=sha256(b"peer engine").digest(),
+            model_id=self.model_id,
+            policy=b64u_decode(challenge["policy"]),
+            nonce=b64u_decode(challenge["nonce"]),
+            booted_at=now,
+            not_after=now + 3_600_000,
+        )
+        boot = replace(boot, **changes)
+        self.module = Nsm(
+            SimulatedNsm(platform, pcrs=pcrs or PCRS, clock=clock or now_ms, enclave="51a1a7ed00000002")
+        )
+        self.booted = TeeBootEvidence(
+            boot=boot,
+            boot_signature=sign_enclave(enclave, boot),
+            document=self.module.attest(
+                user_data=hash_of(boot),
+                nonce=boot.nonce,
+                public_key=public_key_info(boot.enclave_key),
+            ),
+        )
+        return self.booted
+
+    def document(self, body: dict[str, Any]) -> TeeBootEvidence:
+        """A document of now for the boot, or for the answer that the dispatcher names."""
+        if self.booted is None or self.module is None:
+            raise RuleViolation("enclave.not_booted", "there is no boot statement")
+        answer = b64u_decode(body["answer"])
+        document = self.module.attest(
+            user_data=answer or hash_of(self.booted.boot),
+            nonce=b64u_decode(body["nonce"]),
+            public_key=public_key_info(self.booted.boot.enclave_key),
+        )
+        return replace(self.booted, document=document)
+
     def evidence(self, key: Key) -> TeeEvidence | None:
         """What this operator's SIMULATED enclave signs for the run; None for opML."""
         if self.job_type != "tee":
             return None
         run, request, result = self._runs[key], self._request(key), self.result
         nonce, enclave = b64u_decode(run["nonce"]), SigningKey(secret(f"{self.name} enclave"))
-        measurement, booted_at = sha256(b"measurement").digest(), request.issued_at - 60_000
-        boot = TeeBoot(
-            network=request.network,
-            tee="simulated",
-            operator=self.node_id,
-            enclave_key=bytes(enclave.verify_key),
-            measurement=measurement,
-            engine="peer-engine/1",
-            model_id=request.job.model_id,
-            nonce=secret("boot nonce"),
-            booted_at=booted_at,
-            not_after=booted_at + 86_400_000,
-        )
-        document = SimulatedDocument(
-            label="SIMULATED, NO HARDWARE",
-            measurement=measurement,
-            public_key=bytes(enclave.verify_key),
-            user_data=hash_of(boot),
-            nonce=secret("boot nonce"),
-            time=booted_at,
-        )
+        booted = self.booted
+        if booted is None:
+            return None
+        boot = booted.boot
         answer = TeeAnswer(
             boot=hash_of(boot),
             operator=self.node_id,
@@ -337,14 +379,13 @@ class OperatorPeer:
             n_prompt=len(PROMPT_TOKENS),
             n_out=len(result.tokens),
             finish_reason=result.finish_reason,
-            time=request.issued_at,
+            time=max(request.issued_at, boot.booted_at),
         )
         answer = self.edit["TeeAnswer"](answer) if "TeeAnswer" in self.edit else answer
         return TeeEvidence(
             boot=boot,
-            boot_signature=sign_enclave(enclave, boot),
-            document=document,
-            document_signature=sign_enclave(PLATFORM, document),
+            boot_signature=booted.boot_signature,
+            document=booted.document,
             answer=answer,
             answer_signature=sign_enclave(enclave, answer),
         )
@@ -420,6 +461,8 @@ class HubPeer:
         # What the operator learns of the dispatcher's clock with the message.
         learned = (await self._clock.tick())[1]
         operator.clock = operator.clock.merge(VectorClock({1: learned}))
+        if method == "tee_document":
+            return encode(operator.document(body))  # type: ignore[no-any-return]
         self._react(operator, method, body)
         if lost:
             await asyncio.Event().wait()

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from simulated_run import Network, params
+from simulated_run import Network, params, secret
 from typer.testing import CliRunner
 
 from aos.attack import runner
@@ -153,8 +153,11 @@ def answers() -> dict[str, Answer]:
 
 def simulated(tmp_path: Path) -> Live:
     """The rows' view of a run that was made here: no process, no guests, no HTTP."""
-    key = NETWORK.platform
-    (tmp_path / "simulated-platform.key").write_text(json.dumps({"seed": bytes(key).hex()}))
+    platform = tmp_path / "simulated-platform.key"
+    seed = secret(f"{NETWORK.name} simulated platform")
+    root = NETWORK.platform.root.hex()
+    platform.write_text(json.dumps({"label": "SIMULATED, NO HARDWARE", "root": root, "seed": seed.hex()}))
+    platform.chmod(0o600)
     live = Live(
         state=tmp_path,
         url="http://127.0.0.1:9",
@@ -193,10 +196,10 @@ OFFLINE = {
     33: ("draw-1 seed-1",),
     43: ("params-1", "tee-1"),
     46: ("accept-1",),
-    59: ("tee-1",),
-    60: ("tee-1",),
-    61: ("tee-1",),
-    64: ("tee-1",),
+    59: ("tee-2",),
+    60: ("tee-1", "tee-2"),
+    61: ("tee-1", "tee-2", "tee-3"),
+    64: ("tee-2",),
 }
 """Rows that ask nothing of a network but its answer files, each with checks that stand in their way (together, where two do)."""
 

@@ -112,7 +112,7 @@ GROUPS = ["", "attest", "job", "keys", "model", "operator", "dispatcher", "regis
 def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new"
     named += "|project new|project token|config show"
-    named += "|attest verify|referee|attack"
+    named += "|attest verify|tee pcrs|tee measure|tee challenge|tee report|referee|attack|audit|challenge|dispute list|dispute show"
     named += (
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )
@@ -250,6 +250,8 @@ WRONG = [
     Wrong("referee text --wrong", 2, "cli.usage"),
     Wrong("replay absent.aos --model truncated.gguf", 12, "file.unreadable"),
     Wrong("replay . --model truncated.gguf", 12, "file.unreadable"),
+    Wrong("audit absent.aos --model truncated.gguf --layers 1", 12, "file.unreadable"),
+    Wrong("audit absent.aos --model truncated.gguf --layers 1 --make x", 2, "cli.usage"),
     Wrong("attest verify absent.cbor --policy policy.json", 12, "file.unreadable"),
     Wrong("attest verify text --policy absent.json", 30, "attest.policy_unreadable"),
     Wrong("attest verify text --policy text", 30, "attest.policy_invalid"),
@@ -321,6 +323,7 @@ def wrong_things(tmp_path: Path) -> None:
         "beacon": {"anchor": key, "length": 1},
         "registry_roots": [],
         "tee_roots": [],
+        "tee_measurements": [],
         "policy": "dev",
     }
     (tmp_path / "trust.json").write_text(json.dumps(trust))

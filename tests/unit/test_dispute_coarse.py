@@ -10,6 +10,7 @@ from dispute_real import Job, Liar, RealRun, false_trap, first_difference, hidde
 
 from aos.core.dispute.coarse import aim, served_tree
 from aos.core.dispute.state_opening import StateTree
+from aos.core.dispute.state_tree import tokens_root
 from aos.errors import VerificationError
 
 LAYERS = 2
@@ -143,3 +144,24 @@ def test_a_token_is_challenged_at_the_tail_that_chose_it() -> None:
     assert found is not None
     assert (found.kind, found.position) == ("tokens", len(tokens) - 2)
     assert found.position == TREE.header.n_positions - 1
+
+
+def test_tokens_that_the_run_did_not_choose_come_before_the_units_that_read_them() -> None:
+    tokens = list(RUN.known.tokens)
+    at = TREE.header.n_prompt + 1
+    claimed = [*tokens[:at], tokens[at] + 1, *tokens[at + 1 :]]
+    units = [list(each) for each in TREE.units]
+    units[at][0] = bytes(32)
+    header = replace(TREE.header, tokens_root=tokens_root(claimed))
+    found = aim(StateTree(header, units), TREE, claimed_tokens=claimed, own_tokens=tokens)
+    assert found is not None
+    assert (found.kind, found.position) == ("tokens", at - 1)
+    # The tail before chose it: then that is what is wrong.
+    units[at - 1][-1] = bytes(32)
+    found = aim(StateTree(header, units), TREE, claimed_tokens=claimed, own_tokens=tokens)
+    assert found is not None
+    assert (found.kind, found.position, found.unit) == ("unit", at - 1, LAYERS + 1)
+    # It is disclosed otherwise, wherever the leaves differ.
+    found = aim(StateTree(header, units), TREE, claimed_tokens=tokens, own_tokens=tokens)
+    assert found is not None
+    assert found.kind == "tokens"

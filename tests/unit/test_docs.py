@@ -304,7 +304,7 @@ def test_a_reference_to_what_is_not_there_is_found(text: str, wrong: list[str]) 
     assert broken_references(text) == wrong
 
 
-STATEMENTS_OF_AN_ENCLAVE = (tee.TeeBoot, tee.SimulatedDocument, tee.TeeAnswer, tee.TeeEvidence)
+STATEMENTS_OF_AN_ENCLAVE = (tee.TeeBoot, tee.TeeAnswer, tee.TeeBootEvidence, tee.TeeEvidence)
 
 
 def test_the_tee_page_lists_every_statement_and_message_member_by_member() -> None:
@@ -319,7 +319,9 @@ def test_the_tee_page_lists_every_statement_and_message_member_by_member() -> No
         )
     }
     text = (ROOT / "docs/spec/10-tee.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`aos\.[a-z_.]+` \d+|TeeEvidence) \|[^|]*\| (.*?) \|", text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`aos\.[a-z_.]+` \d+|Tee(?:Boot)?Evidence) \|[^|]*\| (.*?) \|", text, re.MULTILINE
+    )
     written = {name: re.findall(r"(?:^|; )`(\w+)`", members) for name, members in rows}
     assert written == declared
 
@@ -328,7 +330,7 @@ def test_the_tee_pages_numbers_are_those_of_the_code() -> None:
     text = (ROOT / "docs/spec/10-tee.md").read_text(encoding="utf-8")
     assert f"1 … {frames.MAX_FRAME_BYTES:,}" in text
     assert messages.MAX_FRAME_BYTES == frames.MAX_FRAME_BYTES
-    assert f"`lifetime_ms` 1 … {messages.MAX_LIFETIME_MS:,}" in text
+    assert f"`lifetime_ms` 1 … {tee.MAX_LIFETIME_MS:,}" in text
     assert messages.MAX_MODEL_BYTES == 2**40
     assert "`size` 1 … 2^40" in text
     assert (enclave_host.LISTENS_WITHIN_S, enclave_host.LOADS_WITHIN_S) == (60, 30 * 60)
@@ -475,15 +477,22 @@ def test_the_policy_table_is_the_policies(name: str) -> None:
     required = {
         "dev": ", ".join(f"`{check}`" for check in policies["dev"].required),
         "default": "the same, `registry-1`, `draw-1`",
-        "production": "the same as `default`, and one of `agree-1`, `tee-1`",
+        "production": "the same as `default`, and one of `agree-1`, `tee-3`",
     }
     for policy, words in required.items():
         kinds = ", ".join(f"`{kind}`" for kind in policies[policy].accept_tee)
         assert f"\n| `{policy}` | {words} | {kinds} |\n" in text
     dev, default, production = (set(policy.required) for policy in policies.values())
     assert dev | {"registry-1", "draw-1"} == default
-    assert default | {"agree-1|tee-1"} == production
-    assert default == {check for check, _ in CHECKS} - {"agree-1", "tee-1", "local-1"}
+    assert default | {"agree-1|tee-3"} == production
+    assert default == {check for check, _ in CHECKS} - {
+        "agree-1",
+        "resolve-1",
+        "tee-1",
+        "tee-2",
+        "tee-3",
+        "local-1",
+    }
     assert f"more than {MAX_FULL_DRAW} operators" in text
     rows = re.findall(r"^\| `([a-z]+-\d)` \|", text, re.MULTILINE)
     assert rows == [check for check, _ in CHECKS]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aos.adapters import frames
 from aos.adapters.frames import FrameStream
 from aos.errors import AOSError, InvalidMessage, Unavailable
 
@@ -167,3 +168,60 @@ async def test_two_ends_over_a_socket_file(tmp_path: Path) -> None:
         await stream.write(b"abc")
         assert await stream.read() == b"cba"
         await stream.close()
+
+
+# --- vsock
+
+
+async def test_frames_go_over_vsock_as_over_any_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's part is played by a socket of another family: this machine has no enclave to reach."""
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(frames, "_vsock", lambda: _Dialled(ours))
+    stream = await FrameStream.connect_vsock(16, 5000)
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    peer = FrameStream(reader, writer)
+    await stream.write(b"to the enclave")
+    assert await peer.read() == b"to the enclave"
+    await peer.write(b"to the host")
+    assert await stream.read() == b"to the host"
+    await stream.close()
+    await peer.close()
+
+
+class _Dialled(socket.socket):
+    """A connected socket that remembers whom it was told to dial."""
+
+    def __init__(self, other: socket.socket) -> None:
+        super().__init__(fileno=other.detach())
+
+    def connect(self, address: object) -> None:
+        assert address == (16, 5000)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_VSOCK"), reason="this system has no vsock")
+async def test_nobody_at_a_vsock_port_is_named_as_that() -> None:
+    with pytest.raises(Unavailable) as caught:
+        await FrameStream.connect_vsock(2**31, 5000, timeout_s=0.2)
+    assert caught.value.code == "frame.no_peer"
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_VSOCK"), reason="this system has no vsock")
+def test_a_vsock_port_can_be_listened_on_or_the_refusal_is_named() -> None:
+    try:
+        listener = frames.vsock_listener(50_311)
+    except Unavailable as error:
+        assert error.code == "frame.no_vsock"  # noqa: PT017  a container without the device
+        return
+    assert listener.family == socket.AF_VSOCK
+    assert listener.getsockname()[1] == 50_311
+    with pytest.raises(Unavailable) as caught:
+        frames.vsock_listener(50_311)
+    assert caught.value.code == "frame.no_vsock"
+    listener.close()
+
+
+def test_a_system_without_vsock_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
+    with pytest.raises(Unavailable) as caught:
+        frames.vsock_listener(5000)
+    assert caught.value.code == "frame.no_vsock"

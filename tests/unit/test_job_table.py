@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from aos.core.job import (
+    COLLECTED,
     STATES,
     STATUS,
     TERMINAL,
@@ -60,11 +61,12 @@ def test_what_the_table_does_not_have_is_refused(state: RunState, event: RunEven
 
 
 def test_terminal_states_are_the_ends_that_the_specification_names() -> None:
-    assert {"agreed", "disputed", "single", "failed", "cancelled", "expired"} == TERMINAL
+    assert {"agreed", "resolved", "single", "failed", "cancelled", "expired"} == TERMINAL
+    assert TERMINAL | {"disputed"} == COLLECTED
 
 
 def test_every_open_state_expires_and_reaches_an_end() -> None:
-    for state in set(STATES) - TERMINAL:
+    for state in set(STATES) - COLLECTED:
         assert next_state(state, "expire") == "expired"
         reached, todo = {state}, [state]
         while todo:

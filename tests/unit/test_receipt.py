@@ -19,7 +19,7 @@ from aos.core.answer import (
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json
 from aos.core.receipt import CHECKS, Replayed, verify_answer
-from aos.core.report import Report
+from aos.core.report import Check, Report
 from aos.core.statements import Request
 from aos.core.trust import load_policy, read_trust
 from aos.errors import ConfigError
@@ -40,23 +40,59 @@ def test_three_agreeing_operators_are_redundant_3() -> None:
     assert (report.verdict, report.exit_code) == ("VERIFIED", 0)
     assert report.levels == ("signed", "redundant:3")
     assert [check.id for check in report.checks] == [name for name, _ in CHECKS]
-    assert [c.id for c in report.checks if c.status == "SKIP"] == ["tee-1", "local-1"]
+    assert [c.id for c in report.checks if c.status == "SKIP"] == [
+        "resolve-1",
+        "tee-1",
+        "tee-2",
+        "tee-3",
+        "local-1",
+    ]
     assert report.headline == (
-        'VERIFIED at level "redundant:3": 16 checks passed, 2 skipped (optional under policy "dev")'
+        'VERIFIED at level "redundant:3": 16 checks passed, 5 skipped (optional under policy "dev")'
     )
 
 
 def test_a_simulated_enclave_is_simulated_and_never_attested() -> None:
     report = judged(NETWORK.run(job_type="tee"))
     assert (report.verdict, report.levels) == ("VERIFIED", ("signed", "simulated"))
-    assert "SIMULATED" in next(check.text for check in report.checks if check.id == "tee-1")
+    assert "SIMULATED" in next(check.text for check in report.checks if check.id == "tee-2")
 
 
 @pytest.mark.parametrize("policy", ["default", "production"])
 def test_a_simulated_enclave_fails_where_the_policy_does_not_name_it(policy: str) -> None:
     report = judged(NETWORK.run(job_type="tee"), policy=policy)
     assert (report.verdict, report.exit_code, report.levels) == ("NOT VERIFIED", 10, ())
-    assert next(check.code for check in report.checks if check.id == "tee-1") == "tee.policy"
+    assert next(check.code for check in report.checks if check.id == "tee-2") == "tee.policy"
+
+
+def test_an_enclaves_answer_of_the_canonical_engine_can_be_replayed() -> None:
+    """Attested and wrong is possible; where the engine repeats its bits, whoever has the model sees it."""
+
+    def named(engine: str) -> Answer:
+        edit = {
+            name: (lambda statement: replace(statement, engine=engine))
+            for name in ("boot", "enclave_answer", "core")
+        }
+        return NETWORK.run(job_type="tee", edit=edit)
+
+    def replayed(answer: Answer, tokens: tuple[int, ...] = TOKENS) -> Check:
+        def replay(_answer: Answer, _request: object) -> Replayed:
+            return Replayed(
+                prompt_tokens=PROMPT_TOKENS,
+                tokens=tokens,
+                text=TEXT,
+                finish_reason="stop",
+                state_root=STATE_ROOT,
+            )
+
+        report = verify_answer(
+            write_answer(answer), trust=NETWORK.trust(), policy=load_policy("dev"), replay=replay
+        )
+        return next(check for check in report.checks if check.id == "local-1")
+
+    canonical, other = named("aos-canonical/1"), named("llama.cpp/b1")
+    assert (replayed(canonical).status, replayed(canonical, TOKENS[1:]).code) == ("PASS", "local.tokens")
+    assert (replayed(other).status, replayed(other, TOKENS[1:]).status) == ("SKIP", "SKIP")
 
 
 def test_an_answer_of_one_operator_is_signed_and_no_more() -> None:
@@ -110,7 +146,7 @@ def test_a_registry_root_that_the_trust_file_does_not_name_is_skipped_and_never_
 def test_production_wants_agreement_or_an_enclave() -> None:
     assert judged(NETWORK.run(), policy="production").verdict == "VERIFIED"
     alone = judged(NETWORK.run(min_operators=1), policy="production")
-    assert (alone.verdict, alone.missing) == ("PARTIAL", ("agree-1|tee-1",))
+    assert (alone.verdict, alone.missing) == ("PARTIAL", ("agree-1|tee-3",))
 
 
 def test_a_shortened_draw_shows_the_seats_and_skips_completeness() -> None:

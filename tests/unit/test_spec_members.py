@@ -147,6 +147,7 @@ def test_trust_files_and_policies_have_the_members_of_the_specification() -> Non
     assert listed(braces(text, '"dispatchers": [')) == names(trust.TrustedDispatcher)
     assert listed(braces(text, '"beacon":')) == names(trust.TrustedBeacon)
     assert listed(braces(text, '"tee_roots": [')) == names(trust.TrustedTeeRoot)
+    assert listed(braces(text, '"tee_measurements": [')) == names(trust.TeeMeasurement)
     assert listed(braces(text, "Policies are")) == names(trust.Policy)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 from aos.errors import InvalidMessage, Unavailable
 
@@ -49,6 +50,29 @@ class FrameStream:
             reader, writer = await asyncio.open_unix_connection(path, limit=_READ_AHEAD)
         except OSError as error:
             raise Unavailable("frame.no_peer", f"nobody listens on the socket: {error.strerror}") from error
+        return cls(reader, writer, max_frame=max_frame, timeout_s=timeout_s)
+
+    @classmethod
+    async def connect_vsock(
+        cls, cid: int, port: int, *, max_frame: int = MAX_FRAME_BYTES, timeout_s: float = 30.0
+    ) -> FrameStream:
+        """Connect to an enclave's vsock port. Raises Unavailable ``frame.no_peer``."""
+        try:
+            dialled = _vsock()
+        except OSError as error:
+            raise Unavailable("frame.no_peer", f"no vsock here: {error.strerror}") from error
+        try:
+            dialled.settimeout(timeout_s)
+            await asyncio.to_thread(dialled.connect, (cid, port))
+            reader, writer = await asyncio.open_connection(sock=dialled, limit=_READ_AHEAD)
+        except OSError as error:
+            dialled.close()
+            raise Unavailable(
+                "frame.no_peer", f"nobody listens at vsock {cid}:{port}: {error.strerror or 'no answer'}"
+            ) from error
+        except BaseException:
+            dialled.close()
+            raise
         return cls(reader, writer, max_frame=max_frame, timeout_s=timeout_s)
 
     async def read(self, *, begin_within_s: float | None = None) -> bytes | None:
@@ -112,3 +136,28 @@ class FrameStream:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+def vsock_listener(port: int) -> socket.socket:
+    """A socket that listens on ``port`` of vsock, for whoever reaches this machine's CID. Raises Unavailable
+    ``frame.no_vsock``."""
+    try:
+        listener = _vsock()
+    except OSError as error:
+        raise Unavailable("frame.no_vsock", f"no vsock here: {error.strerror}") from error
+    try:
+        listener.bind((socket.VMADDR_CID_ANY, port))
+        listener.listen(4)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise Unavailable(
+            "frame.no_vsock", f"cannot listen on vsock port {port}: {error.strerror}"
+        ) from error
+    return listener
+
+
+def _vsock() -> socket.socket:
+    if not hasattr(socket, "AF_VSOCK"):
+        raise OSError(None, "this system has no vsock")
+    return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)

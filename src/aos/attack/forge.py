@@ -13,9 +13,12 @@ from typing import Any, Literal
 
 from nacl.signing import SigningKey
 
+from aos.adapters.nsm import Nsm
+from aos.adapters.simulated_nsm import SimulatedNsm, SimulatedPlatform
 from aos.attack.live import Live, Stolen
 from aos.core import draw, hashes
 from aos.core.answer import Answer, CommitPart, Opening, Receipt, draw_part
+from aos.core.attest import cbor
 from aos.core.codec import decode
 from aos.core.encoding import parse_canonical
 from aos.core.statements import (
@@ -30,7 +33,7 @@ from aos.core.statements import (
     hash_of,
     sign,
 )
-from aos.core.tee import TeeEvidence, sign_enclave
+from aos.core.tee import TeeEvidence, public_key_info, sign_enclave
 from aos.core.vrf import ecvrf_proof_to_hash, ecvrf_public_key
 
 Role = Literal["executor", "checker", "blind"]
@@ -278,32 +281,55 @@ def resigned(live: Live, answer: Answer, signer: bytes, **changes: Any) -> Answe
     return replace(answer, receipt=receipt)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paper:
+    """What a SIMULATED platform is told to sign in a document, and when. Unsigned: as an emulator makes it."""
+
+    user_data: bytes
+    nonce: bytes
+    public_key: bytes
+    pcrs: Mapping[int, bytes]
+    time: int
+    unsigned: bool = False
+
+    def signed_by(self, platform: SimulatedPlatform) -> bytes:
+        module = Nsm(SimulatedNsm(platform, pcrs=self.pcrs, clock=lambda: self.time))
+        made = module.attest(user_data=self.user_data, nonce=self.nonce, public_key=self.public_key)
+        return made[:-96] + bytes(96) if self.unsigned else made
+
+
+def _image_of(document: bytes) -> dict[int, bytes]:
+    """PCR0, PCR1 and PCR2 of a genuine document."""
+    envelope: Any = cbor.decode(document)
+    payload: Any = cbor.decode(envelope[2], indefinite_maps=True)
+    return {index: payload["pcrs"][index] for index in range(3)}
+
+
 def reattested(
     evidence: TeeEvidence,
-    platform: SigningKey,
+    platform: SimulatedPlatform,
     *,
     boot: Callable[[Any], Any] = lambda value: value,
-    document: Callable[[Any], Any] = lambda value: value,
+    document: Callable[[Paper], Paper] = lambda value: value,
     answer: Callable[[Any], Any] = lambda value: value,
 ) -> TeeEvidence:
     """Evidence of another SIMULATED enclave for the same answer: its own key, ``platform``'s document, each bent, then signed."""
     key = SigningKey.generate()
     booted = boot(replace(evidence.boot, enclave_key=bytes(key.verify_key)))
     paper = document(
-        replace(
-            evidence.document,
-            measurement=booted.measurement,
-            public_key=booted.enclave_key,
+        Paper(
             user_data=hash_of(booted),
             nonce=booted.nonce,
+            public_key=public_key_info(booted.enclave_key),
+            pcrs=_image_of(evidence.document),
+            time=booted.booted_at,
         )
     )
     told = answer(replace(evidence.answer, boot=hash_of(booted), sequence=1, previous=b""))
     return TeeEvidence(
         boot=booted,
         boot_signature=sign_enclave(key, booted),
-        document=paper,
-        document_signature=sign_enclave(platform, paper),
+        document=paper.signed_by(platform),
         answer=told,
         answer_signature=sign_enclave(key, told),
     )

@@ -9,6 +9,8 @@ from aos.cli import voice
 from aos.cli.ask import ASK_EXAMPLES, ask, job_app
 from aos.cli.attack import ATTACK_EXAMPLES, attack
 from aos.cli.attest import attest_app
+from aos.cli.audit import AUDIT_EXAMPLES, audit
+from aos.cli.challenge import CHALLENGE_EXAMPLES, challenge, dispute_app
 from aos.cli.draw import DRAW_EXAMPLES, draw
 from aos.cli.help import Command, Group
 from aos.cli.keys import keys_app
@@ -17,6 +19,7 @@ from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, d
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
 from aos.cli.registry import registry_app
 from aos.cli.replay import REPLAY_EXAMPLES, replay
+from aos.cli.tee import tee_app
 
 app = typer.Typer(
     name="aos",
@@ -86,12 +89,18 @@ def referee(
 app.command(cls=Command, short_help="Ask the network and check the answer.", epilog=ASK_EXAMPLES)(ask)
 app.command(cls=Command, short_help="Recheck a job's draws offline.", epilog=DRAW_EXAMPLES)(draw)
 app.command(cls=Command, short_help="Run an answer again here and compare.", epilog=REPLAY_EXAMPLES)(replay)
+app.command(cls=Command, short_help="Dispute an answer with the model at hand.", epilog=CHALLENGE_EXAMPLES)(
+    challenge
+)
+app.command(cls=Command, short_help="Check a few layers of an answer exactly.", epilog=AUDIT_EXAMPLES)(audit)
 app.command(cls=Command, short_help="Run a local network until Ctrl-C.", epilog=UP_EXAMPLES)(up)
 app.command(cls=Command, short_help="The whole story in under a minute.", epilog=DEMO_EXAMPLES)(demo)
 app.command(cls=Command, short_help="What is wrong here, and what to do.", epilog=DOCTOR_EXAMPLES)(doctor)
 app.command(cls=Command, short_help="Play the attacks that must fail.", epilog=ATTACK_EXAMPLES)(attack)
 app.add_typer(job_app, name="job")
+app.add_typer(dispute_app, name="dispute")
 app.add_typer(attest_app, name="attest")
+app.add_typer(tee_app, name="tee")
 app.add_typer(keys_app, name="keys")
 app.add_typer(model_app, name="model")
 app.add_typer(operator_app, name="operator")

@@ -16,7 +16,7 @@ from aos.client.settings import ClientSettings, load_client_settings, load_trust
 from aos.errors import InvalidMessage, RuleViolation
 
 ASK_EXAMPLES = """aos ask "What is AI?" --save answer.aos && aos verify answer.aos
-aos ask "What is AI?" --type tee
+aos ask "What is AI?" --type tee --attested
 aos ask "What is AI?" --chat
 aos ask "What is AI?" --temperature 0 --operators 3 --json | jq -r .result.text"""
 
@@ -42,6 +42,9 @@ Tag = Annotated[str, typer.Option(help="suspicion or malicious: flag this user's
 User = Annotated[str, typer.Option(help="User or device id that the job belongs to.")]
 Url = Annotated[str | None, typer.Option(help="Dispatcher; default: $AOS_URL or the local network.")]
 Trust = Annotated[Path | None, typer.Option(help="Trust file; default: $AOS_TRUST or .aos/trust.json.")]
+Attested = Annotated[
+    bool, typer.Option("--attested", help="tee: send the prompt only to enclaves that are believed first.")
+]
 Blind = Annotated[bool, typer.Option("--blind", help="All seats generate; nothing is streamed.")]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt, fed to the model as it is.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="What `aos job submit` printed.")]
@@ -76,6 +79,7 @@ def _submission(
         params=params,
         min_operators=options["operators"] or None,
         blind=options["blind"],
+        attested=options["attested"],
     )
 
 
@@ -140,6 +144,7 @@ def ask(
         bool, typer.Option("--chat", help="Send it as a message, through the model's chat template.")
     ] = False,
     blind: Blind = False,
+    attested: Attested = False,
     user: User = "local",
     tag: Tag = "",
     url: Url = None,
@@ -212,6 +217,7 @@ def job_submit(
     stop: Stop = None,
     operators: Operators = 0,
     blind: Blind = False,
+    attested: Attested = False,
     user: User = "local",
     tag: Tag = "",
     url: Url = None,

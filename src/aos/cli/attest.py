@@ -11,6 +11,9 @@ from aos.cli.help import Command, Group
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aos.core.attest.policy import AttestationPolicy
     from aos.core.attest.result import AttestationResult
 
 attest_app = typer.Typer(
@@ -39,7 +42,9 @@ aos attest verify https://example.org/report --policy policy.json --nonce HEX
 aos attest verify evidence.json --policy policy.json --at 1750500000000 --json""",
 )
 def verify(
-    file: Annotated[str, typer.Argument(metavar="FILE|URL", help="A Nitro document, or an evidence file.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|URL", help="A Nitro document, an evidence file or a report.")
+    ],
     *,
     policy: Annotated[Path, typer.Option(help="Policy file: what is believed.")],
     nonce: Annotated[
@@ -51,20 +56,14 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Judge evidence: one line a check, exit code 0 only when ACCEPTED.
+    """Judge evidence: one line a check, exit code 0 only when ACCEPTED (of a report: every enclave).
 
     Exit codes: 0 ACCEPTED, 10 REFUSED, 11 PARTIAL (measurements not appraised), 12 evidence missing or unreadable,
     2 usage or no evidence, 30 broken policy. Nothing in the evidence adds to what the policy trusts.
     """
-    from aos.core.attest.evidence import judge
-    from aos.core.attest.policy import load_policy
+    from aos.core.attest.evidence import is_report, judge, judge_report
 
-    try:
-        rules = load_policy(policy.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            "attest.policy_unreadable", f"{policy}: {error.strerror}", hint="pass --policy FILE"
-        ) from error
+    rules = policy_of(policy)
     try:
         challenge = bytes.fromhex(nonce) if nonce is not None else None
     except ValueError:
@@ -72,21 +71,51 @@ def verify(
     data = _fetch(file) if file.startswith(("https://", "http://")) else _read(file)
     at_ms = at if at is not None else time.time_ns() // 1_000_000
     try:
-        result = judge(data, rules, at_ms=at_ms, challenge=challenge)
+        if is_report(data):
+            results = judge_report(data, rules, at_ms=at_ms, challenge=challenge)
+        else:
+            results = (judge(data, rules, at_ms=at_ms, challenge=challenge),)
     except InvalidMessage as error:
         error.message = f"{file}: {error.message}"
         raise
-    code = exit_code(result)
+    raise typer.Exit(conclude(results, file=file, policy=rules.name, as_json=as_json))
+
+
+def policy_of(path: Path) -> "AttestationPolicy":
+    """The policy in a file. Raises ConfigError ``attest.policy_unreadable``, ``attest.policy_invalid``."""
+    from aos.core.attest.policy import MAX_POLICY_BYTES, load_policy
+
+    try:
+        with path.open("rb") as file:
+            return load_policy(file.read(MAX_POLICY_BYTES + 1))
+    except OSError as error:
+        raise ConfigError(
+            "attest.policy_unreadable", f"{path}: {error.strerror}", hint="pass --policy FILE"
+        ) from error
+
+
+def conclude(results: "Sequence[AttestationResult]", *, file: str, policy: str, as_json: bool) -> int:
+    """Print what was checked and the verdict on each; returns the worst one's exit code."""
+    codes = [exit_code(result) for result in results]
+    worst = next(code for code in (_REFUSED, _PARTIAL, _ACCEPTED) if code in codes)
     if as_json:
-        voice.data_json("attest.verify", _shown(result, file=file, policy=rules.name, code=code))
+        shown = [_shown(r, file=file, policy=policy, code=c) for r, c in zip(results, codes, strict=True)]
+        voice.data_json("attest.verify", shown[0] if len(shown) == 1 else {"enclaves": shown})
     else:
-        for check in result.checks:
-            what = f"{check.text} [{check.code}]" if check.code else check.text
-            voice.data_of_others(f"{check.status} {check.id:<12} {what}  {check.detail}".rstrip())
-        claims = result.claims
-        simulated = "SIMULATED " if claims is not None and claims.simulated else ""
-        voice.data_of_others(f'{_VERDICTS[code]}: {simulated}{result.tee} under policy "{rules.name}"')
-    raise typer.Exit(code)
+        for result, code in zip(results, codes, strict=True):
+            _print(result, code, policy)
+        if len(results) > 1:
+            voice.data(f"{_VERDICTS[worst]}: {codes.count(_ACCEPTED)} of {len(codes)} enclaves accepted")
+    return worst
+
+
+def _print(result: "AttestationResult", code: int, policy: str) -> None:
+    for check in result.checks:
+        what = f"{check.text} [{check.code}]" if check.code else check.text
+        voice.data_of_others(f"{check.status} {check.id:<12} {what}  {check.detail}".rstrip())
+    claims = result.claims
+    simulated = "SIMULATED " if claims is not None and claims.simulated else ""
+    voice.data_of_others(f'{_VERDICTS[code]}: {simulated}{result.tee} under policy "{policy}"')
 
 
 def exit_code(result: "AttestationResult") -> int:

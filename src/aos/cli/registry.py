@@ -37,6 +37,8 @@ def list_registered(*, config: DispatcherConfig, as_json: AsJson = False) -> Non
         return
     for operator in operators:
         state = f"admitted, counts from epoch {operator.counts_from}" if operator.admitted else "waiting"
+        if operator.convicted:
+            state = "CONVICTED, not drawn from the next epoch on"
         models = f"{operator.models} model{'s' if operator.models != 1 else ''}"
         voice.data(f"{operator.node_id}  {'+'.join(operator.job_types):<8} {models:<10} {state}")
     if not operators:

@@ -29,7 +29,8 @@ _HINTS = {
     "io-1": "the saved request is not the one that was signed",
     "io-2": "the text or its tokens are not those that the operator signed",
     "agree-1": "operators did not sign the same result: do not rely on this answer",
-    "tee-1": 'a simulated enclave proves nothing about hardware; only a policy such as "dev" accepts it',
+    "tee-2": 'a simulated enclave proves nothing about hardware; only a policy such as "dev" accepts it',
+    "tee-3": "the enclave runs an image that the trust file does not name: do not believe what it says of itself",
     "local-1": "this machine computed something else: keep the file, it is evidence",
 }
 _EXAMPLES = """examples:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from aos.client.sync import Client
-from aos.core.trust import Trust, read_trust
+from aos.core.trust import Trust, load_policy, read_trust
 from aos.errors import ConfigError
 
 STATE_DIR = Path(".aos")
@@ -25,13 +25,16 @@ class ClientSettings:
     trust: Path | None
 
     def client(self) -> Client:
+        """A client; what it believes of enclaves is the trust file's, under the trust file's policy."""
+        trust = None if self.trust is None else load_trust(self.trust)
         return Client(
             self.url,
             project=self.project,
             token=self.token,
             dispatcher=self.dispatcher,
             model=self.model,
-            trust=None if self.trust is None else load_trust(self.trust),
+            trust=trust,
+            policy=None if trust is None else load_policy(trust.policy),
         )
 
 

@@ -18,7 +18,9 @@ from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
 from aos.core.statements import Acceptance, ChatMessage, Request, Signed, verify_signed
-from aos.core.trust import Trust
+from aos.core.tee import References
+from aos.core.tee_report import VerifiedEnclave, read_report, verify_report
+from aos.core.trust import Policy, Trust
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
@@ -46,6 +48,8 @@ class Submission:
     private: bool = False
     webhook: str | None = None
     idempotency_key: str | None = None
+    attested: bool = False
+    """Send the prompt only where every enclave that could get it has been believed first; ``tee`` jobs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,7 @@ class Client:
         dispatcher: str | None,
         model: str = "",
         trust: Trust | None = None,
+        policy: Policy | None = None,
         timeout_s: float = 30.0,
     ) -> None:
         self.model = model
@@ -91,6 +96,7 @@ class Client:
         self._token = token
         self._bearer = {"Authorization": f"Bearer {token}"}  # reads the files of private jobs
         self._dispatcher = dispatcher
+        self._policy = policy
         # A proxy is of no use for a dispatcher on this machine, and mostly cannot reach it.
         local = httpx.URL(self._url).host in ("127.0.0.1", "::1", "localhost")
         self._http = httpx.Client(timeout=timeout_s, follow_redirects=False, trust_env=not local)
@@ -122,11 +128,13 @@ class Client:
         blind: bool = False,
         private: bool = False,
         webhook: str | None = None,
+        attested: bool = False,
         **params: Any,
     ) -> Stream:
         """Ask, and read the text as it comes; it is provisional until ``Stream.answer`` is there.
 
-        ``operators`` must commit the same result; ``job_type`` ``tee`` asks an enclave. ``params``: temperature, top_p, top_k,
+        ``operators`` must commit the same result; ``job_type`` ``tee`` asks an enclave, which with
+        ``attested`` is believed before the prompt is sent. ``params``: temperature, top_p, top_k,
         min_p, repeat_penalty, max_tokens, stop, seed.
         """
         accepted = self.submit(
@@ -140,6 +148,7 @@ class Client:
                 blind=blind,
                 private=private,
                 webhook=webhook,
+                attested=attested,
             )
         )
         return Stream(accepted.job_id, self.events(accepted.job_id), self.fetch)
@@ -167,6 +176,7 @@ class Client:
                 "no trust file names the dispatcher's key, so nothing that it signs can be checked",
                 hint="pass --trust FILE, or run where .aos/trust.json is",
             )
+        model_id = self._believed_model(submission) if submission.attested else None
         nonce = secrets.token_bytes(32)
         job = {
             "tag": submission.job_type,
@@ -200,8 +210,66 @@ class Client:
         job_id = _result_of(response)
         if hashes.job_ref(job_id) != acceptance.statement.job_ref:
             raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
-        self._check_request(job_id, submission, acceptance.statement, nonce)
+        self._check_request(job_id, submission, acceptance.statement, nonce, model_id)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
+
+    def disputes(self, path: str = "", *, value: object = None) -> bytes:
+        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. Raises AOSError."""
+        return self._call(
+            "GET" if value is None else "POST",
+            f"/v1/aos/disputes{path}",
+            headers=self._bearer,
+            **({} if value is None else {"json": value}),
+        ).content
+
+    def attest(self, model: str) -> tuple[VerifiedEnclave, ...]:
+        """Ask for documents over a nonce of ours from the enclaves that serve ``model``, and believe all of them or none.
+
+        Raises ConfigError ``client.no_trust`` without a trust file and a policy; VerificationError ``tee.*``,
+        ``attest.*``; Unavailable where no enclave answers.
+        """
+        if self.trust is None or self._policy is None:
+            raise ConfigError(
+                "client.no_trust",
+                "no trust file names the enclaves that may be believed",
+                hint="pass --trust FILE, or run where .aos/trust.json is",
+            )
+        accepted, trust = self._policy.accept_tee, self.trust
+
+        def references(kind: str) -> References:
+            if kind not in accepted:
+                raise VerificationError("tee.policy", f"the policy does not accept a TEE of kind {kind}")
+            return trust.references(kind)
+
+        nonce = secrets.token_bytes(32)
+        answer = self._call("GET", "/v1/attestation/report", params={"model": model, "nonce": nonce.hex()})
+        return verify_report(
+            read_report(answer.content),
+            nonce=nonce,
+            model_id=self._model_id(model),
+            network=trust.network,
+            references=references,
+            at_ms=time.time_ns() // 1_000_000,
+        )
+
+    def _believed_model(self, submission: Submission) -> bytes:
+        """The id of the model that the believed enclaves have loaded."""
+        if submission.job_type != "tee":
+            raise InvalidMessage(
+                "client.attested", "only a tee job can be attested", field="job_type", hint="--type tee"
+            )
+        return self.attest(submission.model)[0].boot.model_id
+
+    def _model_id(self, model: str) -> bytes:
+        data = self._call("GET", "/v1/aos/models").content
+        listed: Any = parse_json_strict(data, max_bytes=1 << 20)
+        try:
+            found = {str(entry["name"]): str(entry["model_id"]) for entry in listed["models"]}
+        except (KeyError, TypeError):
+            raise InvalidMessage("client.not_aos", "the dispatcher sent no list of models") from None
+        if model not in found:
+            raise InvalidMessage("model.unknown", f"the network has no model {model!r}", field="model")
+        return b64u_decode(found[model], length=32)
 
     def events(self, job_id: str, *, after: str = "") -> Iterator[JobEvent]:
         """Follow a job to its end, resuming where the connection was lost; from its beginning, or after an event's id."""
@@ -288,7 +356,12 @@ class Client:
         return acceptance
 
     def _check_request(
-        self, job_id: str, submission: Submission, acceptance: Acceptance, nonce: bytes
+        self,
+        job_id: str,
+        submission: Submission,
+        acceptance: Acceptance,
+        nonce: bytes,
+        model_id: bytes | None,
     ) -> None:
         data = self._call("GET", f"/v1/aos/jobs/{job_id}/request", headers=self._bearer).content
         if hashes.request_hash(nonce, data) != acceptance.request_hash:
@@ -297,7 +370,7 @@ class Client:
         prompt = submission.prompt if isinstance(submission.prompt, str) else _messages(submission.prompt)
         meant = (prompt, submission.model, submission.job_type, submission.user, submission.blind)
         stored = (request.job.prompt, request.job.model, request.job.tag, request.user, request.blind)
-        if meant != stored:
+        if meant != stored or model_id not in (None, request.job.model_id):
             raise VerificationError("client.request", "the dispatcher changed the request")
 
 

@@ -6,10 +6,11 @@ that is ``receipt.verify_answer``'s.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from aos.core import draw, merkle
 from aos.core.codec import Bytes32, MaxLength, SignatureBytes, UInt, UInt32, decode, encode
+from aos.core.dispute.court import Resolution
 from aos.core.encoding import canonical_json, parse_canonical
 from aos.core.statements import (
     Acceptance,
@@ -25,6 +26,7 @@ from aos.core.statements import (
     VrfClaim,
 )
 from aos.core.tee import TeeEvidence
+from aos.errors import InvalidMessage
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_RECEIPT_BYTES = 2048
@@ -105,6 +107,8 @@ class Answer:
     draw: DrawPart
     commit: CommitPart
     evidence: TeeEvidence | None
+    resolution: Signed[Resolution] | None = None
+    """Where results differed and games decided. The member is written only where there is one."""
 
 
 def read_answer(data: bytes) -> Answer:
@@ -112,20 +116,34 @@ def read_answer(data: bytes) -> Answer:
 
     Raises InvalidMessage ``encoding.*``, ``field.*``, ``statement.*``.
     """
-    return decode(Answer, parse_canonical(data, max_bytes=MAX_ANSWER_BYTES))
+    value = parse_canonical(data, max_bytes=MAX_ANSWER_BYTES)
+    if isinstance(value, dict):
+        if value.get("resolution", value) is None:
+            raise InvalidMessage(
+                "field.type", "resolution: is left out where there is none", field="resolution"
+            )
+        value = {**value, "resolution": value.get("resolution")}
+    return decode(Answer, value)
 
 
 def write_answer(answer: Answer) -> bytes:
     """The file's bytes. Beyond ``MAX_FULL_DRAW`` operators only the seated ones' entries are kept, with paths."""
     if answer.draw.complete and len(answer.draw.entries) > MAX_FULL_DRAW:
         answer = replace(answer, draw=seated_only(answer.draw))
-    return canonical_json(encode(answer))
+    return canonical_json(_written(answer))
+
+
+def _written(answer: Answer) -> dict[str, Any]:
+    value: dict[str, Any] = encode(answer)
+    if answer.resolution is None:
+        del value["resolution"]
+    return value
 
 
 def bundle_bytes(answer: Answer) -> int:
     """Bytes beside text, tokens, request and evidence."""
     bare = replace(answer, text="", tokens=(), request="", evidence=None)
-    return len(canonical_json(encode(bare)))
+    return len(canonical_json(_written(bare)))
 
 
 def receipt_bytes(receipt: Receipt) -> int:

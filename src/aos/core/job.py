@@ -18,6 +18,7 @@ RunState = Literal[
     "committed",
     "agreed",
     "disputed",
+    "resolved",
     "single",
     "failed",
     "cancelled",
@@ -32,6 +33,7 @@ RunEvent = Literal[
     "revealed_agreed",
     "revealed_disputed",
     "revealed_single",
+    "games_resolved",
     "attempt_failed",
     "given_up",
     "cancel",
@@ -52,6 +54,7 @@ TRANSITIONS: Final[dict[tuple[RunState, RunEvent], RunState]] = {
     ("committed", "revealed_agreed"): "agreed",
     ("committed", "revealed_disputed"): "disputed",
     ("committed", "revealed_single"): "single",
+    ("disputed", "games_resolved"): "resolved",
     # An attempt without a result: the next one begins, or the run is given up.
     ("drawing", "attempt_failed"): "created",
     ("drawn", "attempt_failed"): "created",
@@ -85,6 +88,7 @@ STATUS: Final[dict[RunState, JobStatus]] = {
     "committed": "committed",
     "agreed": "verified",
     "disputed": "disputed",
+    "resolved": "verified",
     "single": "verified",
     "failed": "failed",
     "cancelled": "cancelled",
@@ -95,6 +99,8 @@ STATES: Final[tuple[RunState, ...]] = get_args(RunState)
 TERMINAL: Final[frozenset[RunState]] = frozenset(
     state for state in STATES if not any(source == state for source, _ in TRANSITIONS)
 )
+COLLECTED: Final[frozenset[RunState]] = TERMINAL | {"disputed"}
+"""No operator's result is waited for any more; games about them may be."""
 MAX_EXECUTIONS: Final = 3
 """Attempts of a run that reached an operator; the last failure gives the run up."""
 

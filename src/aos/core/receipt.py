@@ -8,7 +8,7 @@ Whether the text is true, or who stands behind an operator's key, no check can s
 from collections.abc import Sequence
 
 from aos.core.answer import read_answer
-from aos.core.checks import drawn, job, result, signed
+from aos.core.checks import drawn, enclave, job, result, signed
 from aos.core.checks.case import Case, CheckFunction, Replay, Replayed, Skip
 from aos.core.report import Check, Report, Status, Verdict
 from aos.core.trust import Policy, Trust
@@ -32,8 +32,11 @@ CHECKS: Sequence[tuple[str, CheckFunction]] = (
     ("seed-1", drawn.seed_1),
     ("commit-1", result.commit_1),
     ("agree-1", result.agree_1),
+    ("resolve-1", result.resolve_1),
     ("clock-1", result.clock_1),
-    ("tee-1", result.tee_1),
+    ("tee-1", enclave.tee_1),
+    ("tee-2", enclave.tee_2),
+    ("tee-3", enclave.tee_3),
     ("local-1", result.local_1),
 )
 """Every check, in the order of the specification."""
@@ -94,7 +97,7 @@ def _levels(case: Case, status: dict[str, Status]) -> tuple[str, ...]:
         levels.append("signed")
     if levels and status.get("agree-1") == status.get("commit-1") == "PASS":
         levels.append(f"redundant:{case.agreeing}")
-    if levels and status.get("tee-1") == "PASS":
+    if levels and all(status.get(name) == "PASS" for name in ("tee-1", "tee-2", "tee-3")):
         levels.append("simulated" if case.core.tee == "simulated" else "attested")
     if levels and status.get("local-1") == "PASS":
         levels.append("replayed")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, ClassVar, Literal
 
-from aos.core.codec import Address, Bytes32, MaxLength, NetworkId, Range, TimeMs, decode
+from aos.core.attest.result import AWS_NITRO, simulated_anchor
+from aos.core.codec import Address, Bytes32, MaxLength, NetworkId, Pattern, Range, TimeMs, decode
 from aos.core.encoding import parse_json_strict
+from aos.core.tee import Image, References
 from aos.errors import ConfigError, InvalidMessage
 
 MAX_TRUST_BYTES = 1 << 20
@@ -33,10 +35,24 @@ class TrustedBeacon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedTeeRoot:
-    """A key that vouches for enclaves of one kind."""
+    """The root of a SIMULATED platform, by the SHA-256 of its certificate. AWS's is part of this program."""
 
     tee: Literal["simulated"]
-    key: Bytes32
+    root: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeeMeasurement:
+    """A reference value: an image that an enclave of this kind may run, in all three of its registers, in hex."""
+
+    tee: Literal["simulated", "nitro"]
+    pcr0: Annotated[str, Pattern(r"[0-9a-f]{96}")]
+    pcr1: Annotated[str, Pattern(r"[0-9a-f]{96}")]
+    pcr2: Annotated[str, Pattern(r"[0-9a-f]{96}")]
+
+    @property
+    def image(self) -> Image:
+        return bytes.fromhex(self.pcr0), bytes.fromhex(self.pcr1), bytes.fromhex(self.pcr2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +69,47 @@ class Trust:
     beacon: TrustedBeacon
     registry_roots: Annotated[tuple[Bytes32, ...], MaxLength(100_000)]
     tee_roots: Annotated[tuple[TrustedTeeRoot, ...], MaxLength(64)]
+    tee_measurements: Annotated[tuple[TeeMeasurement, ...], MaxLength(256)]
     policy: Annotated[str, MaxLength(64)]
+
+    def references(self, kind: str) -> References:
+        """What this file believes of enclaves of ``kind``."""
+        return tee_references(self.tee_roots, self.tee_measurements).get(
+            kind, References(anchors=(), images=frozenset())
+        )
+
+
+def tee_references(
+    roots: tuple[TrustedTeeRoot, ...], measurements: tuple[TeeMeasurement, ...]
+) -> dict[str, References]:
+    """Roots and images by kind. Nitro's root is AWS's and needs no name; without an image nothing of it is believed."""
+    images: dict[str, set[Image]] = {}
+    for measurement in measurements:
+        images.setdefault(measurement.tee, set()).add(measurement.image)
+    anchors = {"nitro": (AWS_NITRO,), "simulated": tuple(simulated_anchor(root.root) for root in roots)}
+    return {
+        kind: References(anchors=anchors[kind], images=frozenset(found)) for kind, found in images.items()
+    }
+
+
+def check_tee_references(roots: tuple[TrustedTeeRoot, ...], measurements: tuple[TeeMeasurement, ...]) -> None:
+    """Raises InvalidMessage ``trust.tee``: a root without images or images without a root, a register of zeros, a root
+    that is AWS's, or anything there twice."""
+    if bool(roots) != any(measurement.tee == "simulated" for measurement in measurements):
+        raise InvalidMessage(
+            "trust.tee",
+            "simulated roots need the measurements of images, and those need a root",
+            field="tee_measurements",
+        )
+    if any("0" * 96 in (m.pcr0, m.pcr1, m.pcr2) for m in measurements):
+        raise InvalidMessage(
+            "trust.tee", "a register of zeros is a debug enclave's", field="tee_measurements"
+        )
+    if any(root.root == AWS_NITRO.sha256 for root in roots):
+        raise InvalidMessage("trust.tee", "the root of AWS is not a simulated one", field="tee_roots")
+    for name, listed in (("tee_roots", roots), ("tee_measurements", measurements)):
+        if len(set(listed)) != len(listed):
+            raise InvalidMessage("trust.tee", f"{name} names one twice", field=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +125,7 @@ def read_trust(data: bytes) -> Trust:
     """Strictly decode a trust file. Raises ConfigError ``trust.invalid``, also where a dispatcher is named twice."""
     try:
         trust = decode(Trust, parse_json_strict(data, max_bytes=MAX_TRUST_BYTES))
+        check_tee_references(trust.tee_roots, trust.tee_measurements)
     except InvalidMessage as error:
         raise ConfigError("trust.invalid", f"the trust file: {error.message}", field=error.field) from error
     if len({dispatcher.address for dispatcher in trust.dispatchers}) != len(trust.dispatchers):

@@ -8,6 +8,7 @@ from asyncpg import Record
 from aos.adapters.postgres import Pool, unavailable
 from aos.core.answer import Answer, CommitPart, DrawPart, Opening, Receipt, draw_part, write_answer
 from aos.core.codec import decode, encode
+from aos.core.dispute.court import Resolution
 from aos.core.encoding import b64u_encode
 from aos.core.hashes import token_bytes
 from aos.core.statements import (
@@ -70,7 +71,8 @@ async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt
             """SELECT r.*, c.core, c.answer, c.tokens, c.evidence, c.countersign, c.commit_salt, s.commit
                FROM result r JOIN receipt c ON c.receipt_id = r.receipt_id
                JOIN seat s ON (s.job_id, s.attempt, s.node_id) = (r.job_id, r.attempt, r.node_id)
-               WHERE r.job_id = $1 AND ($2::int IS NULL AND r.position <> 'before' OR r.attempt = $2) ORDER BY r.seat""",
+               WHERE r.job_id = $1 AND r.outcome NOT IN ('convicted', 'withheld')
+                 AND ($2::int IS NULL AND r.position <> 'before' OR r.attempt = $2) ORDER BY r.seat""",
             job["job_id"],
             attempt,
         )
@@ -79,7 +81,10 @@ async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt
                 "job.no_answer", "this job has no result (yet)", hint="follow its events until `done`"
             )
         held = await pool.fetchrow(
-            "SELECT * FROM attempt WHERE job_id = $1 AND attempt = $2", job["job_id"], results[0]["attempt"]
+            """SELECT a.*, u.resolution FROM attempt a LEFT JOIN dispute_run u USING (run_id)
+               WHERE a.job_id = $1 AND a.attempt = $2""",
+            job["job_id"],
+            results[0]["attempt"],
         )
     assert held is not None  # noqa: S101  results refer to it by foreign key
     receipts = [_receipt(row) for row in results]
@@ -103,6 +108,9 @@ async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt
                 openings=tuple(sorted(openings, key=lambda o: o.commit.statement.node_id)),
             ),
             evidence=None if first["evidence"] is None else read_evidence(json.loads(first["evidence"])),
+            resolution=None
+            if held["resolution"] is None
+            else read_signed(Resolution, json.loads(held["resolution"])),
         )
     )
 

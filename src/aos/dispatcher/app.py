@@ -11,15 +11,26 @@ from fastapi.openapi.utils import get_openapi
 from aos.adapters.causal_clock import CausalClock, next_incarnation
 from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
 from aos.core.clock import DISPATCHER, ClockState
-from aos.dispatcher import refusals, routes_aos, routes_openai, routes_seed
+from aos.core.dispute.fine.referee import Canonical
+from aos.dispatcher import (
+    refusals,
+    routes_aos,
+    routes_attestation,
+    routes_disputes,
+    routes_openai,
+    routes_seed,
+)
+from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.disputes import Disputes
+from aos.dispatcher.disputes_ending import Ending
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
 from aos.dispatcher.limits import InFlight
 from aos.dispatcher.link_server import LinkServer
 from aos.dispatcher.messages import Messages
 from aos.dispatcher.metrics import Metrics
-from aos.dispatcher.registry import Registry
+from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.runs import Runs
 from aos.dispatcher.schemas import body_schemas
 from aos.dispatcher.schemas_openai import CALLS
@@ -29,6 +40,7 @@ from aos.dispatcher.ui.routes import Explorer
 from aos.dispatcher.ui.routes import data_router as ui_data
 from aos.dispatcher.ui.routes import router as ui_pages
 from aos.dispatcher.webhooks import Webhooks
+from aos.engine.around import check_with_tokenizer, tokenizer_digest
 
 
 def create_app(config: DispatcherConfig) -> FastAPI:
@@ -49,7 +61,10 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             runs = Runs(
                 pool, config, registry, clock, events, links, moved=metrics.moved, ended=in_flight.ended
             )
-            messages = Messages(pool, config, registry, clock, events, runs, told=metrics.message)
+            attestation = Attestation(pool, config, links, accepted=runs.wake_all)
+            messages = Messages(
+                pool, config, registry, clock, events, runs, told=metrics.message, attestation=attestation
+            )
 
             def connected(node_id: str) -> None:
                 runs.forget(node_id)
@@ -70,14 +85,31 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             )
             app.state.explorer = Explorer(pool, config, registry, app.state.jobs)
             app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
+            app.state.attestation = attestation
             signing = asyncio.create_task(registry.keep_signing())
             webhooks = Webhooks(pool, config, told=metrics.webhook)
+            arithmetic = Canonical(check_with_tokenizer)
+            ending = Ending(pool, config, clock, events, runs.moves, arithmetic=arithmetic, now_ms=now_ms)
+            app.state.disputes = court = Disputes(
+                pool,
+                config,
+                links,
+                arithmetic=arithmetic,
+                tokenizer_digest=tokenizer_digest,
+                now_ms=now_ms,
+                changed=ending.wake,
+                told=metrics.disputed,
+            )
+            runs.disputed = court.hint_run
+            judging = asyncio.create_task(ending.run(court))
             await runs.start()
             webhooks.start()
             try:
                 yield
             finally:
                 signing.cancel()
+                judging.cancel()
+                await court.stop()
                 await webhooks.stop()
                 await runs.stop()
                 await links.close()
@@ -96,6 +128,8 @@ def create_app(config: DispatcherConfig) -> FastAPI:
     app.include_router(routes_seed.router)
     app.include_router(routes_openai.router)
     app.include_router(routes_aos.router)
+    app.include_router(routes_disputes.router)
+    app.include_router(routes_attestation.router)
     app.include_router(ui_data)
     app.include_router(ui_pages)  # last: it answers every path below /ui that nobody else has
     refusals.install(app, refused=metrics.refused)

@@ -26,6 +26,7 @@ from aos.core.statements import (
 )
 from aos.dispatcher.asking import Asking
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.disputes_book import begin_dispute
 from aos.dispatcher.events import Events
 from aos.dispatcher.moves import WITHHELD, Moves, pause_until_deadline, stored_json
 from aos.dispatcher.registry import now_ms
@@ -270,16 +271,19 @@ class Collecting:
                     now,
                 )
             await db.execute(WITHHELD, run["job_id"], run["attempt"])
+            if outcome == "disputed":
+                await begin_dispute(db, self._config, run, [row["receipt_id"] for row in rows], now)
             if run["position"] != "before":
                 await self._tell_end(db, run, rows, outcome)
         self._events.tell(run["job_id"])
 
     async def _tell_end(self, db: Any, run: Record, rows: list[Record], outcome: Outcome) -> None:
+        if outcome == "disputed":
+            return  # the games say how it ends
         if run["blind"]:
             text = {"text": bytes(rows[0]["answer"]).decode("utf-8"), "index": 0, "attempt": run["attempt"]}
             await self._events.add(db, run["job_id"], "text", text)
-        status = "disputed" if outcome == "disputed" else "verified"
-        done = {"status": status, "outcome": outcome, "attempt": run["attempt"]}
+        done = {"status": "verified", "outcome": outcome, "attempt": run["attempt"]}
         await self._events.add(db, run["job_id"], "done", done)
 
     def _countersign(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aos.core.codec import decode
 from aos.core.keys import is_published, parse_key
 from aos.core.signing import address_of
-from aos.core.trust import TrustedTeeRoot
+from aos.core.tee import References, policy_digest
+from aos.core.trust import TeeMeasurement, TrustedTeeRoot, check_tee_references, tee_references
 from aos.core.vrf import ecvrf_public_key
 from aos.errors import AOSError, ConfigError
 
@@ -32,6 +33,21 @@ class Deadlines(BaseModel):
     expiry_ms: int = Field(900_000, ge=5_000, le=86_400_000 * 30)
 
 
+class Disputes(BaseModel):
+    """Parameters of games (docs/spec/13-dispute.md, "Clocks"). Durations in milliseconds, the bond in units of the registry.
+
+    A claim may be challenged for ``claim_window_ms`` after its reveal; a game takes moves for ``window_ms``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim_window_ms: int = Field(3_600_000, ge=1_000, le=86_400_000 * 30)
+    grace_ms: int = Field(60_000, ge=100, le=86_400_000)
+    budget_ms: int = Field(600_000, ge=0, le=86_400_000)
+    window_ms: int = Field(3_600_000, ge=1_000, le=86_400_000 * 30)
+    bond: int = Field(1, ge=0, le=1 << 40)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -45,9 +61,11 @@ class _Settings(BaseModel):
     beacon_length: int = Field(65_536, ge=1, le=1 << 20)
     vrf_sort_precision: int = Field(6, ge=2, le=12)
     tee_roots: list[dict[str, str]] = Field(default_factory=list)
-    accept_tee: list[Literal["simulated"]] = Field(default_factory=list)
+    tee_measurements: list[dict[str, str]] = Field(default_factory=list)
+    accept_tee: list[Literal["simulated", "nitro"]] = Field(default_factory=list)
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
+    disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
     max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
@@ -91,10 +109,16 @@ class DispatcherConfig:
     keys: DispatcherKeys
     beacon_length: int
     max_range: int
-    tee_roots: frozenset[bytes]
-    accept_tee: frozenset[str]
+    tee_references: dict[str, References]
+    """What is believed of each kind of enclave that is accepted."""
+    tee_policy: bytes
+    """The digest of ``tee_references`` (32 bytes)."""
+    tee_roots: tuple[TrustedTeeRoot, ...]
+    tee_measurements: tuple[TeeMeasurement, ...]
+    """What ``tee_references`` is made of, as a trust file lists it."""
     open_registration: bool
     deadlines: Deadlines
+    disputes: Disputes
     rerun_quota: int
     max_tokens_limit: int
     max_open_runs: int
@@ -143,6 +167,8 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         raise ConfigError(
             "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
         )
+    roots, measurements = _references(settings)
+    references = tee_references(roots, measurements)
     if settings.webhook_loopback and not development:
         raise ConfigError(
             "config.value",
@@ -158,10 +184,13 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         keys=keys,
         beacon_length=settings.beacon_length,
         max_range=10**settings.vrf_sort_precision,
-        tee_roots=frozenset(_tee_root(root) for root in settings.tee_roots),
-        accept_tee=frozenset(settings.accept_tee),
+        tee_references=references,
+        tee_policy=policy_digest(references),
+        tee_roots=roots,
+        tee_measurements=measurements,
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
+        disputes=settings.disputes,
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
         max_open_runs=settings.max_open_runs,
@@ -192,8 +221,21 @@ def _key(value: str, name: str, directory: Path) -> bytes:
     return parse_key(text, name=name)
 
 
-def _tee_root(value: dict[str, Any]) -> bytes:
+def _references(settings: _Settings) -> tuple[tuple[TrustedTeeRoot, ...], tuple[TeeMeasurement, ...]]:
+    """What is believed of the accepted kinds. A kind without images, or images of a kind that is not accepted, is an
+    error: an empty set of expected measurements must never mean that any will do."""
     try:
-        return decode(TrustedTeeRoot, value, where="tee_roots").key
+        roots = tuple(decode(TrustedTeeRoot, root, where="tee_roots") for root in settings.tee_roots)
+        images = tuple(
+            decode(TeeMeasurement, item, where="tee_measurements") for item in settings.tee_measurements
+        )
+        check_tee_references(roots, images)
     except AOSError as error:
-        raise ConfigError("config.value", error.message, field="tee_roots") from None
+        raise ConfigError("config.value", error.message, field=error.field) from None
+    if set(tee_references(roots, images)) != set(settings.accept_tee):
+        raise ConfigError(
+            "config.value",
+            "tee_measurements must name images of exactly the kinds that accept_tee names",
+            field="tee_measurements",
+        )
+    return roots, images

@@ -50,6 +50,8 @@ class Drawing:
         snapshot = await self._registry.in_force(epoch)
         able = _eligible(snapshot, run["job_type"], run["model_id"], epoch)
         present = able & self._asking.connected()
+        if run["job_type"] == "tee":  # who has no accepted enclave would only decline
+            present &= await self._with_enclaves(run["model_id"])
         if not present:
             return PARKED_S
         gathered = max(run["not_before"], int(run["created_at"].timestamp() * 1000)) + GATHER_MS
@@ -136,6 +138,15 @@ class Drawing:
         }
         await self._sign_record(run, attempt, call, snapshot, claims)
         return 0.0
+
+    async def _with_enclaves(self, model_id: bytes) -> frozenset[str]:
+        async with unavailable():
+            rows = await self._pool.fetch(
+                "SELECT DISTINCT node_id FROM tee_boot WHERE model_id = $1 AND not_after > $2",
+                model_id,
+                now_ms(),
+            )
+        return frozenset(row["node_id"] for row in rows)
 
     async def _sign_record(
         self,

@@ -16,7 +16,7 @@ from aos.core import draw as core_draw
 from aos.core import hashes
 from aos.core.codec import encode
 from aos.core.encoding import b64u_encode, canonical_json
-from aos.core.job import STATUS, TERMINAL, RunState, next_state
+from aos.core.job import COLLECTED, STATUS, RunState, next_state
 from aos.core.statements import Acceptance, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
@@ -308,7 +308,7 @@ class Jobs:
         """The guide's result rows of every finished run of a job."""
         await self.may_read(job_id, token=token)
         async with unavailable():
-            rows = await self._pool.fetch(_RESULTS + " WHERE r.job_id = $1 ORDER BY r.seq", job_id)
+            rows = await self._pool.fetch(_RESULTS + " AND r.job_id = $1 ORDER BY r.seq", job_id)
         return [result_row(row) for row in rows]
 
     async def user_results(
@@ -318,7 +318,7 @@ class Jobs:
         async with unavailable():
             rows = await self._pool.fetch(
                 _RESULTS
-                + """ WHERE r.project_id = $1 AND r.user_id = $2 AND r.seq < $3
+                + """ AND r.project_id = $1 AND r.user_id = $2 AND r.seq < $3
                       ORDER BY r.seq DESC LIMIT $4""",
                 project,
                 user,
@@ -402,7 +402,7 @@ class Jobs:
             state: RunState = run["state"]
             if state == "cancelled":
                 return "cancelled"
-            if state in TERMINAL or state == "committed":
+            if state in COLLECTED or state == "committed":
                 raise RuleViolation(
                     "job.too_late", f"the job is {STATUS[state]}; it can no longer be cancelled"
                 )
@@ -481,4 +481,5 @@ _STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $
 _WEBHOOK = "INSERT INTO webhook (job_id, message_id, url) VALUES ($1, $2, $3)"
 
 _RESULTS = """SELECT r.*, c.core, c.answer, j.job_type, j.user_id FROM result r
-              JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id"""
+              JOIN receipt c ON c.receipt_id = r.receipt_id JOIN job j ON j.job_id = r.job_id
+              WHERE r.outcome NOT IN ('convicted', 'withheld')"""

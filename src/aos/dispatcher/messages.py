@@ -36,9 +36,10 @@ from aos.core.statements import (
 )
 from aos.core.tee import TeeEvidence
 from aos.dispatcher.answers import write_tokens
+from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
-from aos.dispatcher.registry import Registry
+from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.results import Reveal, SeatFacts, check_chunk, check_commit, check_reveal, read_reveal
 from aos.dispatcher.runs import Runs
 from aos.errors import AOSError, RuleViolation, VerificationError
@@ -91,6 +92,7 @@ class Messages:
         runs: Runs,
         *,
         told: Callable[[str, str], None],
+        attestation: Attestation,
     ) -> None:
         self._pool = pool
         self._config = config
@@ -99,7 +101,10 @@ class Messages:
         self._events = events
         self._runs = runs
         self._told = told
+        self._attestation = attestation
         self._handlers = {
+            "tee_challenge": attestation.challenge,
+            "tee_boot": attestation.boot,
             "vrf_claim": self._claim,
             "stream_chunk": self._chunk,
             "job_commit": self._commit,
@@ -165,6 +170,8 @@ class Messages:
             raise VerificationError("draw.not_in_snapshot", "this operator is not in the draw's snapshot")
         call = read_signed(DrawCall, json.loads(run["draw_call"]))
         verified = draw.verify_claim(claim, call=call, operator=operator)
+        if claim.statement.answer == "claim" and call.statement.job_type == "tee":
+            await self._attestation.require(node_id, call.statement.model_id)
         async with unavailable():
             held = await self._pool.fetchval(
                 "SELECT claim FROM claim WHERE job_id = $1 AND attempt = $2 AND node_id = $3",
@@ -300,7 +307,7 @@ class Messages:
                 if live["attempt"] != run["attempt"] or live["state"] not in ("running", "checking"):
                     raise RuleViolation("commit.late", "this attempt takes no more commits")
                 await db.execute(
-                    """UPDATE seat SET standing = 'committed', commit = $4, ack = $5
+                    """UPDATE seat SET standing = 'committed', commit = $4, ack = $5, committed_at = now()
                        WHERE job_id = $1 AND attempt = $2 AND node_id = $3 AND commit IS NULL""",
                     run["job_id"],
                     run["attempt"],
@@ -401,8 +408,9 @@ class Messages:
             commit=read_signed(Commit, json.loads(seat["commit"])),
             commit_set=commit_set.hash,
             stream_head=head if seat["role"] == "executor" and head is not None else b"",
-            tee_roots=self._config.tee_roots,
-            accept_tee=self._config.accept_tee,
+            tee_references=self._config.tee_references,
+            tee_boots=await self._attestation.before(node_id, seat["committed_at"]),
+            now_ms=now_ms(),
         )
 
     async def _broken(self, run: Record, node_id: str, reveal: Reveal) -> None:

@@ -4,7 +4,7 @@ No label says what a requester or an operator wrote; codes are this dispatcher's
 """
 
 import time
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -46,6 +46,12 @@ class Metrics:
         self._refusals = Counter(
             "aos_refusals", "Refused requests over HTTP", ["code"], registry=self.registry
         )
+        self._convicted = Counter(
+            "aos_convictions",
+            "Operators convicted by a game, since this process began",
+            registry=self.registry,
+        )
+        self._games = Counter("aos_disputes", "Games opened", registry=self.registry)
         self._messages = Counter(
             "aos_operator_messages", "Operators' messages", ["method", "outcome"], registry=self.registry
         )
@@ -97,6 +103,10 @@ class Metrics:
         """A job was accepted and stored."""
         self._jobs.labels(job_type).inc()
         self._submit.observe(seconds)
+
+    def disputed(self, event: Literal["opened", "convicted"]) -> None:
+        """A game was opened, or somebody convicted."""
+        (self._games if event == "opened" else self._convicted).inc()
 
     def refused(self, code: str) -> None:
         """A request over HTTP was refused with this code."""

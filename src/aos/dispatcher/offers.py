@@ -71,7 +71,7 @@ def _offer(
         "context_length": graph.get("n_ctx"),
         "chat": None if manifest is None else bool(known["chat_template"]),
         "operators": able,
-        "verify": _levels(able, config.accept_tee),
+        "verify": _levels(able, config.tee_references),
     }
 
 

@@ -1,5 +1,5 @@
 """Errors as HTTP answers (docs/spec/09-http.md): the seed's envelope under ``/api/``, OpenAI's shape under ``/v1/`` but for
-``/v1/aos/`` and ``/v1/attestation/``, RFC 9457 everywhere else.
+``/v1/aos/``, ``/v1/attestation/`` and ``/v1/signature/``, RFC 9457 everywhere else.
 
 Every answer that is no success comes from here: our own errors, unknown routes and methods, unreadable parameters, defects. A
 defect is logged by kind and place, never with its text: what a driver says of a failed statement may quote a stored row.
@@ -23,7 +23,7 @@ log = structlog.get_logger("aos.dispatcher")
 RETRY_AFTER_S = "2"
 SEED_PREFIX = "/api/"
 OPENAI_PREFIX = "/v1/"
-NOT_OPENAI = ("/v1/aos/", "/v1/attestation/")
+NOT_OPENAI = ("/v1/aos/", "/v1/attestation/", "/v1/signature/")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -72,6 +72,8 @@ class Entered:
     job_types: tuple[str, ...]
     models: int
     """How many it offers."""
+    convicted: bool = False
+    """In no snapshot from the next one on: a game or a contradiction convicted it."""
 
 
 class Registry:
@@ -266,8 +268,11 @@ class Registry:
     async def operators(self) -> list[Entered]:
         """Everybody who has registered, those who wait first."""
         async with unavailable():
-            rows = await self._pool.fetch("SELECT * FROM operator ORDER BY admitted, node_id")
-        return [_entered(row) for row in rows]
+            rows = await self._pool.fetch(
+                """SELECT o.*, EXISTS (SELECT FROM conviction c WHERE c.node_id = o.node_id) AS convicted
+                   FROM operator o ORDER BY admitted, node_id"""
+            )
+        return [replace(_entered(row), convicted=row["convicted"]) for row in rows]
 
     async def admit(self, node_id: str) -> Entered:
         """Give a waiting operator its number and range; it counts two epochs from now. Admitting twice is no change.
@@ -304,7 +309,10 @@ class Registry:
             last = await db.fetchrow("SELECT epoch, root, signed FROM snapshot ORDER BY epoch DESC LIMIT 1")
             if last is not None and last["epoch"] >= epoch:
                 return
-            rows = await db.fetch("SELECT * FROM operator WHERE admitted ORDER BY node_id")
+            rows = await db.fetch(
+                """SELECT * FROM operator o WHERE admitted
+                   AND NOT EXISTS (SELECT FROM conviction c WHERE c.node_id = o.node_id) ORDER BY node_id"""
+            )
             entries = [
                 SnapshotEntry(
                     node_id=row["node_id"],

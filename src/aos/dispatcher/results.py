@@ -1,5 +1,6 @@
 """Checks of what operators send: chunks, commits, reveals. Pure; everything that D can recompute is recomputed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ from aos.core.draw import claim_alpha_of
 from aos.core.encoding import b64u_encode
 from aos.core.signing import verify_statement
 from aos.core.statements import Chunk, Commit, DrawCall, DrawRecord, ReceiptCore, Request, Signed, hash_of
-from aos.core.tee import TeeEvidence, read_evidence, verify_simulated
+from aos.core.tee import References, TeeEvidence, read_evidence, verify_evidence
 from aos.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ class SeatFacts:
     commit: Signed[Commit]
     commit_set: bytes
     stream_head: bytes
-    tee_roots: frozenset[bytes]
-    accept_tee: frozenset[str]
+    tee_references: Mapping[str, References]
+    tee_boots: frozenset[bytes]
+    """Boot statements of this operator (hashes) that D had accepted before its commit."""
+    now_ms: int
 
 
 def _members(value: "DataclassInstance") -> dict[str, object]:
@@ -196,15 +199,25 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
     # 5
     if core.tee == "":
         return None
-    if core.tee not in facts.accept_tee:
+    references = facts.tee_references.get(core.tee)
+    if references is None:
         raise VerificationError("reveal.tee", f"this dispatcher does not accept a TEE of kind {core.tee}")
     evidence = read_evidence(reveal.evidence)
-    answer = verify_simulated(evidence, roots=facts.tee_roots)
+    if hash_of(evidence.boot) not in facts.tee_boots:
+        raise VerificationError(
+            "reveal.tee_boot", "the answer is of a boot that was not accepted before the commit"
+        )
+    answer = verify_evidence(evidence, references=references, at_ms=facts.now_ms)
     stated, known = _members(answer), _members(core)
     shared = {name: known[name] for name in stated if name in known}
     _compare("reveal.tee", "the enclave's answer statement", stated, shared)
-    if hash_of(answer) != core.answer_statement or evidence.boot.network != facts.network:
-        raise VerificationError("reveal.tee", "the evidence is of another answer or network")
+    boot = evidence.boot
+    if hash_of(answer) != core.answer_statement or (boot.network, boot.tee, boot.vrf_key) != (
+        facts.network,
+        core.tee,
+        facts.vrf_key,
+    ):
+        raise VerificationError("reveal.tee", "the evidence is of another answer, network, kind or draw key")
     return evidence
 
 

@@ -51,14 +51,15 @@ def _registry(request: Request) -> Registry:
     return registry
 
 
-def _id(job_id: str) -> str:
+def job_id_of(job_id: str) -> str:
+    """``job_id`` where it has the form of one. Raises NotFound ``job.unknown``."""
     if len(job_id) != 64 or any(c not in "0123456789abcdef" for c in job_id):
         raise NotFound("job.unknown", "no such job", field="job_id")
     return job_id
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """The token of an `Authorization: Bearer` header."""
+    """The token of an Authorization header; None where there is none."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip()[:256] if scheme.lower() == "bearer" else None
 
@@ -152,7 +153,7 @@ async def events(
             "field.range", "Last-Event-ID: must be one of this stream", field="Last-Event-ID"
         )
     jobs, streams = _jobs(request), _streams(request)
-    await jobs.may_read(_id(job_id), token=bearer_token(authorization))
+    await jobs.may_read(job_id_of(job_id), token=bearer_token(authorization))
 
     async def read(after: int) -> Found:
         return await jobs.events_after(job_id, after, wait_s=KEEP_ALIVE_S)
@@ -181,7 +182,7 @@ async def answer(
 ) -> Response:
     """Text, receipt and all that `aos verify` needs, for whoever holds the job id."""
     jobs = _jobs(request)
-    await jobs.may_read(_id(job_id), token=bearer_token(authorization))
+    await jobs.may_read(job_id_of(job_id), token=bearer_token(authorization))
     data = await jobs.answer(job_id, attempt)
     return Response(data, media_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -195,7 +196,7 @@ async def answer(
 async def request_bytes(request: Request, job_id: str, authorization: _Bearer = None) -> Response:
     """The exact bytes that `request_hash` covers, for whoever holds the job id."""
     jobs = _jobs(request)
-    await jobs.may_read(_id(job_id), token=bearer_token(authorization))
+    await jobs.may_read(job_id_of(job_id), token=bearer_token(authorization))
     data = await jobs.request_bytes(job_id)
     return Response(data, media_type="application/json", headers={"Cache-Control": "no-store"})
 

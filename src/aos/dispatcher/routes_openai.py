@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.statements import Acceptance, read_signed
+from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.finished import Finished
 from aos.dispatcher.jobs import Jobs
 from aos.dispatcher.metrics import Metrics
@@ -112,7 +113,8 @@ async def _answer(
     key = idempotency_key_of(idempotency_key)
     holder = await jobs.holder(token, field="Authorization")
     asked = read_call(kind, await body_of(request), project=holder.project, token=token or "")
-    check_offered(asked.assurance, request.app.state.config.accept_tee)
+    config: DispatcherConfig = request.app.state.config
+    check_offered(asked.assurance, config.tee_references)
     streams.check("")  # before a job is made that nobody could be shown
     begun = time.perf_counter()
     try:

@@ -7,14 +7,14 @@ What operators send comes in through ``aos.dispatcher.messages``.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 from asyncpg import Record
 
 from aos.adapters.causal_clock import CausalClock
 from aos.adapters.postgres import Pool, unavailable
-from aos.core.job import TERMINAL, RunState
+from aos.core.job import COLLECTED, RunState
 from aos.dispatcher.asking import POLL_S, Asking
 from aos.dispatcher.collecting import Collecting
 from aos.dispatcher.config import DispatcherConfig
@@ -53,9 +53,11 @@ class Runs:
         self._hub = hub
         self._moved = moved
         self._asking = Asking(pool, hub, self.wake)
-        self._moves = Moves(pool, clock, events, self._asking, self.wake, moved)
-        self._drawing = Drawing(pool, config, registry, clock, events, self._asking, self._moves)
-        self._collecting = Collecting(pool, config, clock, events, self._asking, self._moves)
+        self.moves = Moves(pool, clock, events, self._asking, self.wake, moved)
+        self.disputed: Callable[[int], Awaitable[None]] | None = None
+        """Told of a run whose results differ."""
+        self._drawing = Drawing(pool, config, registry, clock, events, self._asking, self.moves)
+        self._collecting = Collecting(pool, config, clock, events, self._asking, self.moves)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._wakes: dict[int, asyncio.Event] = {}
         self._slots = asyncio.Semaphore(SLOTS)
@@ -184,7 +186,7 @@ class Runs:
                         now_ms(),
                     )
                 for row in rows:
-                    await self._moves.end(row, "expire", "job.expired", "the job's time is over")
+                    await self.moves.end(row, "expire", "job.expired", "the job's time is over")
                     self.wake(row["run_id"])
             except Unavailable as error:
                 log.warning("sweep.waits", code=error.code)
@@ -198,11 +200,13 @@ class Runs:
             )
         assert run is not None  # noqa: S101  runs are never deleted
         state: RunState = run["state"]
-        if state in TERMINAL:
+        if state in COLLECTED:
+            if state == "disputed" and self.disputed is not None:
+                await self.disputed(run_id)
             return None
         now = now_ms()
         if now >= run["expires_at"]:
-            await self._moves.end(run, "expire", "job.expired", "the job's time is over")
+            await self.moves.end(run, "expire", "job.expired", "the job's time is over")
             return None
         if state == "created":
             if now < run["not_before"]:

@@ -196,7 +196,7 @@ class ResultRow(Shape):
     receipt_id: str
     state_root: str = Field(description="base64url; empty for tee.")
     attestation: str = Field(description="Kind of enclave; empty for opml.")
-    outcome: Literal["agreed", "disputed", "single"]
+    outcome: Literal["agreed", "disputed", "single", "resolved"]
 
 
 class Results(Shape):
@@ -324,6 +324,34 @@ class DrawAnswer(Shape):
 
     job_ref: str
     attempts: list[dict[str, Any]]
+
+
+class AttestationReport(Shape):
+    """Enclaves that serve a model, each with a document over the nonce that was asked with."""
+
+    type: Literal["aos.tee.report"]
+    v: Literal[1]
+    model_id: str
+    model_attestations: list[dict[str, Any]] = Field(
+        description="`model_name`, `signing_address`, `signing_algo`, `request_nonce`, `operator`, `boot`, "
+        "`boot_signature`, `document`."
+    )
+
+
+class TeeSignature(Shape):
+    """An enclave's signature under an answer statement."""
+
+    text: str = Field(description="What was signed: a tag and the answer statement's canonical JSON.")
+    signature: str = Field(description="Ed25519, 64 bytes in hex.")
+    signing_address: str = Field(description="The enclave's key, 32 bytes in hex.")
+    signing_algo: Literal["ed25519"]
+
+
+class AttestationAnswer(Shape):
+    """Stored evidence; for an answer, where a nonce was given, a document of now."""
+
+    evidence: dict[str, Any]
+    answer_document: str | None = Field(default=None, description="COSE_Sign1 as base64url.")
 
 
 class Health(Shape):

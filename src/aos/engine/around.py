@@ -61,6 +61,11 @@ def check_with_tokenizer(
         check_stop(tokenizer, tokens, params.stop, limit, case.core.finish_reason)
 
 
+def tokenizer_digest(tables: bytes) -> bytes:
+    """The hash by which a manifest names a tokenizer's tables. Raises InvalidMessage where they are none."""
+    return decode_vocabulary(tables).digest()
+
+
 def check_prompt(tokenizer: Tokenizer, prompt: str, tokens: tuple[int, ...]) -> None:
     """The tokens are those of the prompt. Raises VerificationError ``around.prompt``."""
     try:

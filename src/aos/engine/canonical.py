@@ -10,10 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aos.core.dispute.state_tree import ARITHMETIC_VERSION, StateHeader, tokens_root
 from aos.core.hashes import prompt_tokens_hash, response_hash, run_params_hash, tokens_hash
+from aos.core.manifest import Manifest
 from aos.core.statements import Prompt
 from aos.engine.conversation import Conversations
 from aos.engine.gguf import Value
@@ -23,6 +24,9 @@ from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer
 from aos.errors import InvalidMessage
 from aos.ports import FinishReason, Generation, SamplingParams, TokenEvent
+
+if TYPE_CHECKING:
+    from aos.engine.trace import Capture
 
 
 class Computation(Protocol):
@@ -56,6 +60,7 @@ class CanonicalEngine(ABC):
 
     step: int
     """Positions computed together; any number gives the same bits."""
+    manifest: Manifest
 
     def __init__(
         self, tokenizer: Tokenizer, model_id: bytes, n_ctx: int, metadata: Mapping[str, Value] | None = None
@@ -69,6 +74,10 @@ class CanonicalEngine(ABC):
     @abstractmethod
     def _begin(self, prompt: Sequence[int], params: SamplingParams) -> Computation:
         """A computation at position 0. ``prompt`` fits the context and ``params`` are checked."""
+
+    @abstractmethod
+    def capture(self, tokens: Sequence[int], units: Sequence[int]) -> Capture:
+        """See ``aos.engine.trace.CapturingEngine``."""
 
     @property
     def profile(self) -> str:
@@ -134,8 +143,20 @@ class CanonicalEngine(ABC):
 
         Raises as ``generate``, and InvalidMessage ``engine.token``.
         """
+        return self.replayed(prompt, tokens, params, salt=salt, cancelled=cancelled).result()
+
+    def replayed(
+        self,
+        prompt: Prompt,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        salt: bytes,
+        cancelled: bool = False,
+    ) -> Run:
+        """``replay``, with everything that the run commits to."""
         claim = Claim(tokens=tuple(tokens), cancelled=cancelled)
-        return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None).result()
+        return self._drive(self.run(prompt, params, salt=salt, claim=claim), None, None)
 
     def run(self, prompt: Prompt, params: SamplingParams, *, salt: bytes, claim: Claim | None = None) -> Run:
         """A run that nothing of is computed yet; with ``claim``, its replay. Raises as ``generate`` and

@@ -80,7 +80,7 @@ def manifest_of(
         architecture=_text(file.metadata.get("general.architecture")),
         graph=graph,
         tokenizer=_tokenizer_digest(file),
-        chat_template=_template_digest(file.metadata.get("tokenizer.chat_template")),
+        chat_template=template_digest(file.metadata.get("tokenizer.chat_template")),
         rope_table=table,
         arithmetic=ARITHMETIC_VERSION if graph is not None else 0,
     )
@@ -208,7 +208,8 @@ def _text(value: Value | None) -> str:
     return value.decode("utf-8", "replace")[:64] if isinstance(value, bytes) else ""
 
 
-def _template_digest(value: Value | None) -> bytes:
+def template_digest(value: Value | None) -> bytes:
+    """Of the file's chat template; empty where it has none."""
     return tagged_hash("chat-template", value) if isinstance(value, bytes) else b""
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from aos.core.arithmetic.floats import F16, F32, millionths
 from aos.core.dispute.state_tree import StateHeader
-from aos.core.manifest import Manifest
 from aos.engine import _native
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.gguf import GGUF, Tensor, read_gguf
@@ -37,6 +36,19 @@ _BROKEN_FILE = frozenset({"engine.not_finite", "engine.matrix", "engine.paramete
 def instruction_sets() -> list[str]:
     """What this processor and this build have, the plainest first."""
     return _native.instruction_sets()
+
+
+def chosen_isa(isa: str | None = None) -> str:
+    """``isa``, else ``AOS_ISA``, else the fastest. Raises ConfigError ``engine.isa``."""
+    name = isa or os.environ.get(ISA_VARIABLE) or instruction_sets()[-1]
+    if name not in instruction_sets():
+        raise ConfigError(
+            "engine.isa",
+            f"the instruction set {name!r} is unknown or this processor lacks it",
+            field=ISA_VARIABLE,
+            hint=f"use one of {', '.join(instruction_sets())}, or leave {ISA_VARIABLE} out",
+        )
+    return name
 
 
 class NativeEngine(CanonicalEngine):
@@ -61,14 +73,7 @@ class NativeEngine(CanonicalEngine):
         cannot run, ConfigError ``engine.isa``, ``engine.threads`` or ``engine.self_test``, Unavailable
         ``engine.memory``.
         """
-        name = isa or os.environ.get(ISA_VARIABLE) or instruction_sets()[-1]
-        if name not in instruction_sets():
-            raise ConfigError(
-                "engine.isa",
-                f"the instruction set {name!r} is unknown or this processor lacks it",
-                field=ISA_VARIABLE,
-                hint=f"use one of {', '.join(instruction_sets())}, or leave {ISA_VARIABLE} out",
-            )
+        name = chosen_isa(isa)
         if not 1 <= threads <= 256:
             raise ConfigError("engine.threads", f"{threads} threads are not in 1..256", field="threads")
         file = read_gguf(path)
@@ -86,7 +91,7 @@ class NativeEngine(CanonicalEngine):
             except AOSError:
                 digested.result()  # a broken file is refused by its manifest, as by every engine
                 raise
-            self.manifest: Manifest = digested.result()
+            self.manifest = digested.result()
         mapped = file.data.obj
         if isinstance(mapped, mmap.mmap):
             # Everything is packed: the file's pages need not stay in memory.
@@ -105,7 +110,7 @@ class NativeEngine(CanonicalEngine):
         """See ``aos.engine.trace.CapturingEngine``."""
         # A prompt leaves room for a token, and what is computed of it keeps no residual for its tail.
         run = self.batch().begin(tokens[: self.n_ctx - 1], SamplingParams())
-        with _translated():
+        with translated():
             run.native.watch(units)
             for at in range(0, len(tokens), self.step):
                 run.extend(tokens[at : at + self.step])
@@ -145,31 +150,31 @@ class NativeBatch:
 
     def __init__(self, model: _native.Model, n_layers: int) -> None:
         self._n_layers = n_layers
-        with _translated():
+        with translated():
             self._batch = _native.Batch(model)
 
     def begin(self, prompt: Sequence[int], params: SamplingParams) -> "NativeRun":
         """A run at position 0."""
-        with _translated():
+        with translated():
             return NativeRun(
                 _native.Run(self._batch, prompt, sampling_rules(params)), self._batch, self._n_layers
             )
 
     def extend(self, parts: Sequence[tuple["NativeRun", Sequence[int]]]) -> None:
         """Compute the next positions of each of these runs. A trap in one leaves the others alone."""
-        with _translated():
+        with translated():
             self._batch.extend([(run.native, tokens) for run, tokens in parts])
 
     def choose(self, runs: Sequence["NativeRun"]) -> list[int | None]:
         """For each run the token at its next waiting position, or None where its unit trapped."""
-        with _translated():
+        with translated():
             return [
                 None if token < 0 else token for token in self._batch.choose([run.native for run in runs])
             ]
 
     def settle_leaves(self) -> None:
         """Hash the leaves that wait: a batch holds the pages that they are of."""
-        with _translated():
+        with translated():
             self._batch.settle_leaves()
 
 
@@ -191,17 +196,17 @@ class NativeRun:
 
     def adopt(self, pages: Sequence[Page], positions: int) -> None:
         """Take the prompt's first ``positions`` over from ``pages`` that a run of the same tokens computed."""
-        with _translated():
+        with translated():
             self._run.adopt(pages, positions)
 
     def page(self, index: int) -> Page:
         """The page of positions from ``PAGE_POSITIONS * index`` on."""
-        with _translated():
+        with translated():
             return self._run.page(index)
 
     def reserve(self, positions: int) -> None:
         """Take pages for so many positions. Raises Unavailable ``engine.memory``."""
-        with _translated():
+        with translated():
             self._run.reserve(positions)
 
     @property
@@ -213,16 +218,16 @@ class NativeRun:
         return None if self._run.trap is None else self._run.trap[0]
 
     def extend(self, tokens: Sequence[int]) -> None:
-        with _translated():
+        with translated():
             self._batch.extend([(self._run, tokens)])
 
     def choose(self) -> int | None:
-        with _translated():
+        with translated():
             (token,) = self._batch.choose([self._run])
         return None if token < 0 else token
 
     def _hashes(self, positions: int | None) -> bytes:
-        with _translated():
+        with translated():
             return self._run.leaves_to_trap() if positions is None else self._run.leaves(positions)
 
     def leaves(self, positions: int | None) -> StateLeaves:
@@ -234,7 +239,7 @@ class NativeRun:
         return leaves
 
     def state_root(self, header: StateHeader, positions: int | None) -> bytes:
-        with _translated():
+        with translated():
             return _native.root(header.entry(), self._hashes(positions), self._n_layers + 2)
 
 
@@ -246,13 +251,13 @@ class NativeCapture:
 
     def residuals(self, unit: int) -> F32:
         """See ``Capture``."""
-        with _translated():
+        with translated():
             raw = self._run.watched(unit)
         return np.frombuffer(raw, dtype="<f4").reshape(-1, self._width)
 
     def cache(self, layer: int, first: int, end: int) -> tuple[F16, F16]:
         """See ``Capture``."""
-        with _translated():
+        with translated():
             halves = self._run.cache(layer, first, end)
         keys, values = (np.frombuffer(raw, dtype="<f2").reshape(-1, self._kv_width) for raw in halves)
         return keys, values
@@ -312,7 +317,7 @@ def _load(
         None if factors is None else _vector(file, factors).tolist(),
         cache_dir,
     )
-    with _translated():
+    with translated():
         model = _native.Model(
             isa=isa,
             threads=threads,
@@ -339,13 +344,13 @@ def _load(
         if tensor is factors:
             continue
         layer, name = placed(tensor)
-        with _translated(tensor.name):
+        with translated(tensor.name):
             if len(tensor.shape) == 1:
                 model.set_vector(layer, name, _vector(file, tensor))
             else:
                 raw = np.frombuffer(file.tensor_bytes(tensor), dtype=np.uint8)
                 model.set_matrix(layer, name, tensor.type.code, tensor.rows, tensor.columns, raw)
-    with _translated():
+    with translated():
         model.seal()
     return model
 
@@ -379,7 +384,7 @@ def _vector(file: GGUF, tensor: Tensor) -> F32:
 
 
 @contextmanager
-def _translated(tensor: str | None = None) -> Iterator[None]:
+def translated(tensor: str | None = None) -> Iterator[None]:
     """The native side's codes as this product's errors."""
     try:
         yield

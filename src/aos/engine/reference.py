@@ -13,7 +13,6 @@ import numpy as np
 from aos.core.arithmetic.floats import F16, F32, NumericTrap, require_ieee
 from aos.core.arithmetic.sampler import Rules, choose
 from aos.core.dispute.state_tree import StateHeader
-from aos.core.manifest import Manifest
 from aos.engine.canonical import CanonicalEngine
 from aos.engine.forward import Context, Op, Trap, tail_logits
 from aos.engine.gguf import read_gguf
@@ -38,7 +37,7 @@ class ReferenceEngine(CanonicalEngine):
         file = read_gguf(path)
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
         self._model = Model(file)
-        self.manifest: Manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
+        self.manifest = manifest_of(file, cache_dir=cache_dir, progress=progress)
         factors = self._model.rope_factors
         self._cos, self._sin = cached_rope_table(
             self._model.hyper,

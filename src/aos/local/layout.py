@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aos.adapters.simulated_tee import create_simulated_platform, load_simulated_platform
+from aos.adapters.enclave_image import simulated_pcrs
+from aos.adapters.simulated_nsm import create_simulated_platform, load_simulated_platform
+from aos.core.encoding import b64u_encode
 from aos.core.registration import make_registration
 from aos.core.signing import address_of
 from aos.core.statements import Registration, Signed
@@ -123,11 +125,17 @@ class Layout:
             database=name.replace("-", "_"),
         )
 
-    def platform_key(self) -> bytes:
-        """Public key of the simulated TEE platform, made at the first call."""
+    def tee_trust(self) -> dict[str, Any]:
+        """What to believe of the SIMULATED enclaves: the platform's root, made at the first call, and the image."""
         if not self.platform_file.exists():
-            return create_simulated_platform(self.platform_file)
-        return load_simulated_platform(self.platform_file).public_key
+            root = create_simulated_platform(self.platform_file)
+        else:
+            root = load_simulated_platform(self.platform_file).root
+        registers = {f"pcr{index}": value.hex() for index, value in simulated_pcrs().items()}
+        return {
+            "tee_roots": [{"tee": "simulated", "root": b64u_encode(root)}],
+            "tee_measurements": [{"tee": "simulated", **registers}],
+        }
 
 
 def registration(

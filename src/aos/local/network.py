@@ -299,7 +299,7 @@ class LocalNetwork:
             "signer_key": "file:signer.key",
             "vrf_key": "file:vrf.key",
             "beacon_seed_file": layout.beacon_seed_file().name,
-            "tee_roots": [{"tee": "simulated", "key": encode(layout.platform_key())}],
+            **layout.tee_trust(),
             "accept_tee": ["simulated"],
             "open_registration": True,
             "webhook_loopback": True,
@@ -398,7 +398,7 @@ class LocalNetwork:
             "epoch_ms": network["epoch_ms"],
             "beacon": network["beacon"],
             "registry_roots": [founded.registry_root],
-            "tee_roots": [{"tee": "simulated", "key": encode(self._layout.platform_key())}],
+            **self._layout.tee_trust(),
             "policy": "dev",
         }
 

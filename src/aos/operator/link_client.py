@@ -19,7 +19,9 @@ from aos.core.clock import ClockState
 from aos.core.statements import Snapshot, verify_signed
 from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 from aos.operator.assignments import Assignments
+from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
+from aos.operator.disputes import Disputes
 from aos.operator.draws import Draws, Readiness
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
@@ -75,11 +77,14 @@ class LinkClient:
         outbox: Outbox,
         board: Board,
         reconciler: Reconciler,
+        attesting: Attesting,
         readiness: Readiness,
         load: Load,
         metrics: Metrics,
+        disputes: Disputes,
         now_ms: Callable[[], int],
     ) -> None:
+        self._disputes = disputes
         self._config = config
         self._identity = identity
         self._store = store
@@ -87,6 +92,7 @@ class LinkClient:
         self._outbox = outbox
         self._board = board
         self._reconciler = reconciler
+        self._attesting = attesting
         self._readiness = readiness
         self._load = load
         self._metrics = metrics
@@ -195,12 +201,15 @@ class LinkClient:
             "dispatch_job": assignments.on_dispatch,
             "commit_set": assignments.on_commit_set,
             "cancel_job": assignments.on_cancel,
+            "dispute": self._disputes.on_hint,
+            "tee_document": self._attesting.on_document,
         }
         tasks = [
             asyncio.create_task(link.run()),
             asyncio.create_task(self._outbox.run(link, network)),
             asyncio.create_task(self._beat(link)),
             asyncio.create_task(self._watch_registry(network)),
+            asyncio.create_task(self._attesting.run(link, network)),
         ]
         self._link = link
         self._opened_s = asyncio.get_running_loop().time()

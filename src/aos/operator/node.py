@@ -21,7 +21,9 @@ from aos.adapters.link import now_ms
 from aos.adapters.redis_queue import RedisQueue
 from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
+from aos.operator.attesting import Attesting
 from aos.operator.config import OperatorConfig
+from aos.operator.disputes import Disputes
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
 from aos.operator.link_client import LinkClient
@@ -57,6 +59,7 @@ class OperatorNode:
         self._store: Store
         self._link: LinkClient
         self._reconciler: Reconciler
+        self._attesting: Attesting
         self._runners: list[Runner]
 
     def stop(self) -> None:
@@ -130,8 +133,20 @@ class OperatorNode:
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
+        tee = self._config.node_type == "tee"
+        self._attesting = Attesting(
+            [client for client in clients if client.lane == 0] if tee else [], self._identity, now_ms=now_ms
+        )
         self._reconciler = Reconciler(
             store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
+        )
+        disputes = Disputes(
+            store,
+            self._identity,
+            url=self._config.dispatcher_http,
+            network=lambda: None if (context := self._link.context()) is None else context[0],
+            worker=self._worker_with,
+            now_ms=now_ms,
         )
         self._link = LinkClient(
             self._config,
@@ -143,9 +158,11 @@ class OperatorNode:
             outbox=outbox,
             board=board,
             reconciler=self._reconciler,
+            attesting=self._attesting,
             readiness=self._readiness,
             load=self._load,
             metrics=self.metrics,
+            disputes=disputes,
             now_ms=now_ms,
         )
         self._runners = [
@@ -159,6 +176,7 @@ class OperatorNode:
                 wake=outbox.wake,
                 metrics=self.metrics,
                 now_ms=now_ms,
+                may_run=self._attesting.accepted if tee else lambda _: True,
             )
             for client in clients
         ]
@@ -177,6 +195,7 @@ class OperatorNode:
             self._reconciler.run(),
             *(runner.run() for runner in self._runners),
             self._erase(),
+            disputes.run(),
             server.serve(sockets=[listener]),
             self._stop.wait(),
         ]
@@ -188,6 +207,7 @@ class OperatorNode:
             server.should_exit = True
             listener.close()
             await end_tasks(tasks)
+            await disputes.close()
 
     async def _erase(self) -> None:
         while True:
@@ -207,6 +227,17 @@ class OperatorNode:
     def _serves(self, model_name: str) -> bool:
         return not self._config.models or model_name in self._config.models
 
+    def _worker_with(self, model_id: bytes) -> WorkerClient | None:
+        """A worker that has a model loaded and answers."""
+        return next(
+            (
+                runner.client
+                for runner in self._runners
+                if runner.status is not None and runner.status.model_id == model_id
+            ),
+            None,
+        )
+
     async def _readiness(self, job_type: str, model_id: bytes) -> Refusal:
         if self._draining:
             return "draining"
@@ -222,6 +253,8 @@ class OperatorNode:
         if not known:
             return "model"
         if all(runner.status is None for runner in known):
+            return "capacity"
+        if job_type == "tee" and not self._attesting.holds(model_id):
             return "capacity"
         if await self._store.count_unfinished() >= self._config.max_held_jobs:
             return "capacity"
@@ -254,6 +287,8 @@ class OperatorNode:
             found.append("no worker is configured (net.workers)")
         elif all(runner.status is None for runner in self._runners):
             found += [f"worker {runner.consumer}: {runner.error}" for runner in self._runners]
+        if self._attesting.problem:
+            found.append(self._attesting.problem)
         return found
 
     async def status(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ log = structlog.get_logger("aos.operator")
 
 TOUCH_EVERY_S = 1.0
 IDLE_MS = 5_000
+SOON_S = 0.5
 WAIT_MS = 500
 MAX_CRASHES = 5
 MAX_PASSED_OVER = 1_000
@@ -75,7 +76,8 @@ class Board:
 
 
 class Runner:
-    """One worker's runner. ``clock`` is asked for when a commit is signed: there is none before the first link."""
+    """One worker's runner. ``clock`` is asked for when a commit is signed: there is none before the first link.
+    ``may_run`` says whether a worker in this state may be given a job."""
 
     def __init__(
         self,
@@ -89,8 +91,10 @@ class Runner:
         wake: Callable[[], None],
         metrics: Metrics,
         now_ms: Callable[[], int],
+        may_run: Callable[[WorkerStatus], bool] = lambda _: True,
     ) -> None:
-        self._client = client
+        self.client = client
+        self._may_run = may_run
         self._store = store
         self._queue = queue
         self._board = board
@@ -106,6 +110,11 @@ class Runner:
         self.last_status: WorkerStatus | None = None
         self.error = "not asked yet"
 
+    @property
+    def ready(self) -> bool:
+        """Does the worker answer, has it a model, and, where it has an enclave, an accepted boot?"""
+        return self.status is not None and self.status.model_id != b"" and self._may_run(self.status)
+
     async def run(self) -> None:
         """Work until cancelled; ends only with an error that is nobody's but ours."""
         while True:
@@ -113,6 +122,8 @@ class Runner:
                 if await self._check_worker():
                     await self._once()
                     self._failures = 0
+                elif self.status is not None:  # it only lacks its model, its boot or our link: soon there
+                    await asyncio.sleep(SOON_S)
                 else:
                     await self._pause()
             except WorkerBusy as error:
@@ -123,7 +134,7 @@ class Runner:
 
     async def _check_worker(self) -> bool:
         try:
-            self.status = self.last_status = await self._client.status()
+            self.status = self.last_status = await self.client.status()
         except AOSError as error:
             if not self.error:
                 log.warning("worker.unavailable", worker=self.consumer, code=error.code)
@@ -132,7 +143,7 @@ class Runner:
         if self.error:
             log.info("worker.available", worker=self.consumer, model=self.status.model, kind=self.status.kind)
         self.error = ""
-        return self.status.model_id != b"" and self._network() is not None
+        return self.ready and self._network() is not None
 
     async def _pause(self) -> None:
         await asyncio.sleep(_PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)])
@@ -264,7 +275,7 @@ class Runner:
         if held.role == "executor":
             writer = ChunkWriter(self._store, self._identity, network, held, wake=self._wake)
             await writer.open()
-        async with aclosing(self._client.ask(question)) as lines:
+        async with aclosing(self.client.ask(question)) as lines:
             async for line in lines:
                 if isinstance(line, ResultLine):
                     if writer is not None:

@@ -17,18 +17,22 @@ import httpx
 from aos.core.codec import Bytes32, Label, MaxLength, OptionalBytes32, UInt32, decode
 from aos.core.encoding import b64u_decode
 from aos.core.statements import FinishReason
+from aos.core.tee import TeeBootEvidence
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 
 MAX_LINE_BYTES = 16 << 20
 MAX_STATUS_BYTES = 1 << 16
 STATUS_WITHIN_S = 5.0
+TRACE_WITHIN_S = 900.0
+MAX_TRACE_BYTES = 48 << 20
+ENCLAVE_WITHIN_S = 70.0
 SILENCE_S = 300.0
 """A worker that says nothing for so long is taken for dead."""
 
 Tokens = Annotated[tuple[UInt32, ...], MaxLength(65_536)]
 
 
-_NOT_NOW = ("worker.stopping", "enclave.starting")
+_NOT_NOW = ("worker.stopping", "enclave.starting", "enclave.not_booted", "enclave.busy")
 _DIED = ("enclave.died", "enclave.silent", "engine.failed")
 
 
@@ -49,7 +53,8 @@ class WorkerDied(Unavailable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """What a worker says of itself. ``model_id`` is empty while it has none loaded."""
+    """What a worker says of itself. ``model_id`` is empty while it has none loaded; ``boot`` is the hash of its enclave's
+    boot statement and ``boot_until`` its end (Unix milliseconds), empty and 0 where there is none."""
 
     kind: str
     model: str
@@ -57,6 +62,8 @@ class WorkerStatus:
     engine: str
     capacity: int
     busy: int
+    boot: bytes = b""
+    boot_until: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +111,7 @@ class WorkerClient:
 
     def __init__(self, url: str, *, token: str = "", lane: int = 0) -> None:
         self.url = url
+        self.lane = lane
         self.name = f"{url}#{lane}" if lane else url
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.AsyncClient(
@@ -134,6 +142,8 @@ class WorkerClient:
         try:
             value = json.loads(content)["result"]
             model_id = str(value["model_id"])
+            enclave = value.get("enclave") or {}
+            boot = enclave.get("boot") or ""
             return WorkerStatus(
                 kind=str(value["kind"]),
                 model=str(value["model"]),
@@ -141,9 +151,64 @@ class WorkerClient:
                 engine=str(value["engine"]),
                 capacity=int(value["capacity"]),
                 busy=int(value["busy"]),
+                boot=bytes.fromhex(boot),
+                boot_until=int(enclave["not_after"]) if boot else 0,
             )
-        except (ValueError, KeyError, TypeError, InvalidMessage) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidMessage) as error:
             raise InvalidMessage("worker.protocol", f"{self.url} gives no worker status") from error
+
+    async def trace(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What the worker says to a question of a dispute (docs/spec/09-http.md, "Worker"); it may compute for minutes.
+
+        Raises Unavailable ``worker.unavailable``, ``worker.died``; RuleViolation with the worker's own code; InvalidMessage
+        ``worker.protocol``.
+        """
+        data = bytearray()
+        try:
+            async with self._http.stream(
+                "POST", "/api/v1/trace", json=question, timeout=httpx.Timeout(5.0, read=TRACE_WITHIN_S)
+            ) as answer:
+                async for part in answer.aiter_raw():
+                    data += part
+                    if len(data) > MAX_TRACE_BYTES:
+                        raise InvalidMessage("worker.protocol", "the worker's trace is too large")
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
+            raise self._gone(error) from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise WorkerDied(f"{self.url} went away in its answer: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise self._refusal(answer, bytes(data))
+        try:
+            result: dict[str, Any] = json.loads(data)["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidMessage("worker.protocol", f"{self.url} gives no trace") from error
+        return result
+
+    async def boot(self, order: dict[str, Any]) -> TeeBootEvidence:
+        """Boot the worker's enclave. Raises Unavailable ``worker.unavailable``, ``worker.died``; RuleViolation with the
+        worker's own code; InvalidMessage ``worker.protocol``, ``field.*``."""
+        return await self._enclave("/api/v1/boot", order)
+
+    async def document(self, order: dict[str, Any]) -> TeeBootEvidence:
+        """A document of now of the worker's enclave. Raises as ``boot``."""
+        return await self._enclave("/api/v1/document", order)
+
+    async def _enclave(self, path: str, order: dict[str, Any]) -> TeeBootEvidence:
+        try:
+            async with (
+                asyncio.timeout(ENCLAVE_WITHIN_S),
+                self._http.stream("POST", path, json=order, timeout=ENCLAVE_WITHIN_S) as answer,
+            ):
+                content = await _first_bytes(answer)
+                if answer.status_code != 200:
+                    raise self._refusal(answer, content)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise self._gone(error) from error
+        try:
+            value = json.loads(content)["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidMessage("worker.protocol", f"{self.url} answers {path} with no result") from error
+        return decode(TeeBootEvidence, value, where="boot")
 
     async def ask(self, question: dict[str, Any]) -> AsyncGenerator[TokenLine | ResultLine, None]:
         """Tokens as they come, then the result. Leaving the iteration cancels the run.

@@ -2,7 +2,8 @@
 
 The host moves bytes and keeps the process alive; it holds no key and is believed by nobody. An enclave that
 dies takes its key and sequence with it: the running question fails with ``enclave.died``, which may be tried
-again, and the next enclave boots anew.
+again once the next enclave has been booted under a new challenge. A SIMULATED enclave is a process of this host's; a
+real one is started by ``scripts/run_tee.sh`` and reached over vsock.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aos.adapters.frames import FrameStream
 from aos.adapters.processes import spawn
-from aos.core.codec import Address, NetworkId
 from aos.core.statements import hash_of
+from aos.core.tee import TeeBootEvidence
 from aos.errors import (
     AOSError,
     ConfigError,
@@ -38,6 +38,8 @@ from aos.workers.enclave.messages import (
     MAX_FRAME_BYTES,
     Answered,
     Ask,
+    Attest,
+    Attested,
     Boot,
     Booted,
     Cancel,
@@ -47,12 +49,14 @@ from aos.workers.enclave.messages import (
     Load,
     Loaded,
     Shutdown,
+    State,
+    Status,
     Token,
     pack,
     read_from_enclave,
 )
 from aos.workers.execution import Answer
-from aos.workers.question import Question
+from aos.workers.question import Binding, BootOrder, DocumentOrder, Question
 from aos.workers.service import log_event
 
 LISTENS_WITHIN_S = 60.0
@@ -65,32 +69,46 @@ _SOCKET_PREFIX, _SOCKET_NAME = "aos-enclave-", "enclave.sock"
 _MAX_SOCKET_PATH = 103
 """sun_path with its end mark is 108 bytes on Linux, 104 on other systems."""
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
+Inbox = asyncio.Queue["FromEnclave | Unavailable"]
 _BLAME: dict[str, type[AOSError]] = {
     cls.__name__: cls for cls in (InvalidMessage, VerificationError, RuleViolation, Unavailable)
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
-    """Whose enclave it is."""
+class SimulatedEnclave:
+    """An enclave that this host starts, with the file of its SIMULATED platform."""
 
-    network: NetworkId
-    operator: Address
+    platform_key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VsockEnclave:
+    """An enclave that runs already."""
+
+    cid: int
+    port: int
 
 
 class EnclaveHost:
-    """Keeps one enclave process running. One question at a time; the caller sees to that."""
+    """Keeps the connection to one enclave, and the process of a SIMULATED one. One question at a time; the caller sees
+    to that. Boots and documents may be asked for meanwhile."""
 
     def __init__(
-        self, *, model: Path, engine: str, platform_key: Path, lifetime_ms: int = LIFETIME_MS
+        self,
+        *,
+        model: Path,
+        engine: str,
+        enclave: SimulatedEnclave | VsockEnclave,
+        lifetime_ms: int = LIFETIME_MS,
     ) -> None:
         self._model = model
         self._engine = engine
-        self._platform_key = platform_key
+        self._enclave = enclave
         self._lifetime_ms = lifetime_ms
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: FrameStream | None = None
-        self._inbox: asyncio.Queue[FromEnclave | Unavailable] = asyncio.Queue()
+        self._inboxes: dict[int, asyncio.Queue[FromEnclave | Unavailable]] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._first_start: asyncio.Future[None] | None = None
         self._number = 0
@@ -100,8 +118,17 @@ class EnclaveHost:
         self.starts = 0
 
     @property
+    def label(self) -> str:
+        """What stands behind the enclave."""
+        return "SIMULATED, NO HARDWARE" if isinstance(self._enclave, SimulatedEnclave) else "AWS Nitro"
+
+    @property
+    def tee(self) -> str:
+        return "simulated" if isinstance(self._enclave, SimulatedEnclave) else "nitro"
+
+    @property
     def pid(self) -> int | None:
-        """The enclave's process id while it runs."""
+        """The process id of a SIMULATED enclave while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
@@ -115,87 +142,92 @@ class EnclaveHost:
         await self._first_start
 
     async def stop(self) -> None:
-        """End the enclave. It gets five seconds."""
+        """End a SIMULATED enclave, which gets five seconds; leave another one."""
         self._stopping = True
-        if self._stream is not None:
+        if self._stream is not None and isinstance(self._enclave, SimulatedEnclave):
             with contextlib.suppress(AOSError):
                 await self._send(Shutdown(id=self._next()))
         await self._reap(within_s=5.0)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
+        if self._stream is not None:
+            await self._stream.close()
 
-    async def boot(self, binding: Binding) -> Booted:
-        """Make the enclave boot for ``binding``. Raises Unavailable where it is not running."""
-        number = self._next()
-        nonce = secrets.token_bytes(32)
-        await self._send(
-            Boot(
-                id=number,
-                network=binding.network,
-                operator=binding.operator,
-                nonce=nonce,
-                lifetime_ms=self._lifetime_ms,
+    async def boot(self, order: BootOrder) -> TeeBootEvidence:
+        """Make the enclave boot. Raises Unavailable where it is not running, RuleViolation ``enclave.busy`` in a run."""
+        with self._conversation() as (number, inbox):
+            await self._send(
+                Boot(
+                    id=number,
+                    network=order.network,
+                    operator=order.operator,
+                    vrf_key=order.vrf_key,
+                    policy=order.policy,
+                    nonce=order.nonce,
+                    lifetime_ms=self._lifetime_ms,
+                )
             )
-        )
-        reply = await self._reply(number, within_s=REPLIES_WITHIN_S)
+            reply = await _reply(inbox, within_s=REPLIES_WITHIN_S)
         if not isinstance(reply, Booted):
             raise VerificationError("enclave.protocol", "the enclave answered something else")
         self.booted = reply
-        log_event(
-            "enclave.booted",
-            label="SIMULATED, NO HARDWARE",
-            boot=hash_of(reply.boot).hex(),
-            operator=binding.operator,
-            measurement=reply.boot.measurement.hex(),
-        )
-        return reply
+        log_event("enclave.booted", label=self.label, boot=hash_of(reply.boot).hex(), operator=order.operator)
+        return TeeBootEvidence(boot=reply.boot, boot_signature=reply.boot_signature, document=reply.document)
+
+    async def document(self, order: DocumentOrder) -> TeeBootEvidence:
+        """A document of now. Raises RuleViolation ``enclave.not_booted``, ``enclave.unknown_answer``; Unavailable."""
+        with self._conversation() as (number, inbox):
+            await self._send(Attest(id=number, answer=order.answer, nonce=order.nonce))
+            reply = await _reply(inbox, within_s=REPLIES_WITHIN_S)
+        if not isinstance(reply, Attested):
+            raise VerificationError("enclave.protocol", "the enclave answered something else")
+        return TeeBootEvidence(boot=reply.boot, boot_signature=reply.boot_signature, document=reply.document)
 
     async def ask(self, question: Question, binding: Binding) -> AsyncGenerator[TokenEvent | Answer, None]:
         """Run a question in the enclave. Closing the generator cancels the run there and waits for it to
-        end."""
-        await self._fresh_boot(binding)
-        number = self._next()
-        await self._send(
-            Ask(
-                id=number,
-                operator=question.operator,
-                job_ref=question.job_ref,
-                attempt=question.attempt,
-                request=question.request,
-                nonce=question.nonce,
-                sampling_seed=question.sampling_seed,
+        end. Raises Unavailable ``enclave.not_booted`` where there is no boot for ``binding`` that is still valid."""
+        self._require_boot(binding)
+        with self._conversation() as (number, inbox):
+            await self._send(
+                Ask(
+                    id=number,
+                    operator=question.operator,
+                    job_ref=question.job_ref,
+                    attempt=question.attempt,
+                    request=question.request,
+                    nonce=question.nonce,
+                    sampling_seed=question.sampling_seed,
+                )
             )
-        )
-        over = False
-        try:
-            while not over:
-                try:
-                    reply = await self._reply(number, within_s=TOKEN_WITHIN_S)
-                except AOSError:
-                    over = True
-                    raise
-                if isinstance(reply, Token):
-                    yield TokenEvent(index=reply.index, token=reply.token, text=reply.text)
-                elif isinstance(reply, Answered):
-                    over = True
-                    yield _answer(reply)
-        finally:
-            if not over:
-                await self._cancel(number)
+            over = False
+            try:
+                while not over:
+                    try:
+                        reply = await _reply(inbox, within_s=TOKEN_WITHIN_S)
+                    except AOSError:
+                        over = True
+                        raise
+                    if isinstance(reply, Token):
+                        yield TokenEvent(index=reply.index, token=reply.token, text=reply.text)
+                    elif isinstance(reply, Answered):
+                        over = True
+                        yield _answer(reply)
+            finally:
+                if not over:
+                    await self._cancel(number, inbox)
 
-    async def _cancel(self, number: int) -> None:
+    async def _cancel(self, number: int, inbox: Inbox) -> None:
         """Cancel a run; an enclave that does not obey within a minute is ended."""
         try:
             await self._send(Cancel(id=number))
-            while not isinstance(await self._reply(number, within_s=REPLIES_WITHIN_S), Answered):
+            while not isinstance(await _reply(inbox, within_s=REPLIES_WITHIN_S), Answered):
                 pass
         except AOSError as error:
             if error.code == "enclave.silent":
-                self._kill()
+                await self._kill()
 
-    async def _fresh_boot(self, binding: Binding) -> None:
-        """Boot where there is no boot for this operator, or less than half of its time is left."""
+    def _require_boot(self, binding: Binding) -> None:
         if self._stream is None:
             raise Unavailable("enclave.starting", "the enclave is starting")
         boot = self.booted.boot if self.booted is not None else None
@@ -203,9 +235,11 @@ class EnclaveHost:
         if (
             boot is None
             or Binding(network=boot.network, operator=boot.operator) != binding
-            or not boot.booted_at <= now_ms <= boot.not_after - self._lifetime_ms // 2
+            or not boot.booted_at <= now_ms <= boot.not_after
         ):
-            await self.boot(binding)
+            raise Unavailable(
+                "enclave.not_booted", "the enclave has not been booted under a dispatcher's challenge"
+            )
 
     # --- the process ----------------------------------------------------------------------------------------
 
@@ -231,13 +265,29 @@ class EnclaveHost:
             await self._read_until_end(stream)
             self._stream = None
             self.booted = None
-            self._inbox.put_nowait(Unavailable("enclave.died", "the enclave ended while it was needed"))
+            for inbox in self._inboxes.values():
+                inbox.put_nowait(Unavailable("enclave.died", "the enclave ended while it was needed"))
             await self._reap(within_s=0.0)
             if not self._stopping:
-                log_event("enclave.died", label="SIMULATED, NO HARDWARE")
+                log_event("enclave.died", label=self.label)
 
     async def _start_once(self) -> FrameStream:
         self.starts += 1
+        if isinstance(self._enclave, SimulatedEnclave):
+            stream = await self._spawn(self._enclave)
+        else:
+            stream = await FrameStream.connect_vsock(
+                self._enclave.cid, self._enclave.port, max_frame=MAX_FRAME_BYTES
+            )
+        try:
+            await self._load(stream)
+        except BaseException:
+            await stream.close()
+            raise
+        self._stream = stream
+        return stream
+
+    async def _spawn(self, enclave: SimulatedEnclave) -> FrameStream:
         # The socket's directory (mode 0700) is gone once we are connected: nothing is left behind, however we end.
         with tempfile.TemporaryDirectory(prefix=_SOCKET_PREFIX, dir=socket_base()) as directory:
             socket_path = Path(directory) / _SOCKET_NAME
@@ -250,18 +300,10 @@ class EnclaveHost:
                 "--socket",
                 socket_path,
             ]
-            argv += ["--platform-key", self._platform_key, "--engine", self._engine]
+            argv += ["--platform-key", enclave.platform_key, "--engine", self._engine]
             environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
             self._process = await asyncio.to_thread(spawn, argv, env=environment, output=sys.stderr.fileno())
-            stream = await self._connect(self._process, socket_path)
-        try:
-            await self._load(stream)
-        except BaseException:
-            await stream.close()
-            raise
-        self._inbox = asyncio.Queue()
-        self._stream = stream
-        return stream
+            return await self._connect(self._process, socket_path)
 
     async def _connect(self, process: subprocess.Popen[bytes], socket_path: Path) -> FrameStream:
         deadline = time.monotonic() + LISTENS_WITHIN_S
@@ -281,25 +323,28 @@ class EnclaveHost:
                 await asyncio.sleep(0.01)
 
     async def _load(self, stream: FrameStream) -> None:
-        """Stream the model's bytes in and learn what the enclave made of them."""
-        number = self._next()
-        try:
-            with self._model.open("rb") as file:
-                await stream.write(pack(Load(id=number, size=os.fstat(file.fileno()).st_size)))
-                while piece := file.read(_MODEL_PIECE):
-                    await stream.write(piece)
-        except OSError as error:
-            raise Unavailable(
-                "enclave.model_unreadable", f"cannot read the model: {error.strerror}"
-            ) from error
-        payload = await stream.read(begin_within_s=LOADS_WITHIN_S)
-        if payload is None:
-            raise Unavailable("enclave.died", "the enclave ended while it loaded the model")
-        reply = read_from_enclave(payload)
-        if isinstance(reply, Failed):
-            raise _error(reply)
-        if not isinstance(reply, Loaded) or reply.id != number:
+        """Stream the model's bytes in, unless they are there, and learn what the enclave made of them."""
+        await stream.write(pack(Status(id=self._next())))
+        state = await _next_message(stream, begin_within_s=REPLIES_WITHIN_S)
+        if not isinstance(state, State):
             raise VerificationError("enclave.protocol", "the enclave answered something else")
+        reply: FromEnclave
+        if state.loaded is not None:
+            reply = state.loaded
+        else:
+            number = self._next()
+            try:
+                with self._model.open("rb") as file:
+                    await stream.write(pack(Load(id=number, size=os.fstat(file.fileno()).st_size)))
+                    while piece := file.read(_MODEL_PIECE):
+                        await stream.write(piece)
+            except OSError as error:
+                raise Unavailable(
+                    "enclave.model_unreadable", f"cannot read the model: {error.strerror}"
+                ) from error
+            reply = await _next_message(stream, begin_within_s=LOADS_WITHIN_S)
+            if not isinstance(reply, Loaded) or reply.id != number:
+                raise VerificationError("enclave.protocol", "the enclave answered something else")
         if self.loaded is not None and reply.model_id != self.loaded.model_id:
             raise Unavailable(
                 "enclave.model_changed", "the model's file is no longer what it was at the start"
@@ -309,14 +354,22 @@ class EnclaveHost:
     async def _read_until_end(self, stream: FrameStream) -> None:
         try:
             while (payload := await stream.read()) is not None:
-                self._inbox.put_nowait(read_from_enclave(payload))
+                reply = read_from_enclave(payload)
+                if (inbox := self._inboxes.get(reply.id)) is not None:  # else of one that nobody waits for
+                    inbox.put_nowait(reply)
         except AOSError as error:
             log_event("enclave.broken_stream", code=error.code)
         finally:
-            self._kill()
+            self._kill_process()
             await stream.close()
 
-    def _kill(self) -> None:
+    async def _kill(self) -> None:
+        """End the process; where it is not this host's, the connection, which ends the run."""
+        self._kill_process()
+        if self._stream is not None and self._process is None:
+            await self._stream.close()
+
+    def _kill_process(self) -> None:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -326,7 +379,7 @@ class EnclaveHost:
         deadline = time.monotonic() + within_s
         while self.pid is not None:
             if time.monotonic() >= deadline:
-                self._kill()
+                self._kill_process()
             await asyncio.sleep(0.01)
 
     # --- messages -------------------------------------------------------------------------------------------
@@ -343,23 +396,40 @@ class EnclaveHost:
         except Unavailable:
             raise Unavailable("enclave.died", "the enclave ended while it was needed") from None
 
-    async def _reply(self, number: int, *, within_s: float) -> FromEnclave:
-        """The next message for ``number``. Raises what the enclave refused with, or Unavailable
-        ``enclave.silent``."""
-        inbox = self._inbox
-        while True:
-            try:
-                async with asyncio.timeout(within_s):
-                    reply = await inbox.get()
-            except TimeoutError:
-                raise Unavailable("enclave.silent", f"the enclave said nothing for {within_s:g} s") from None
-            if isinstance(reply, Unavailable):
-                raise reply
-            if reply.id != number:
-                continue  # of a run that was cancelled
-            if isinstance(reply, Failed):
-                raise _error(reply)
-            return reply
+    @contextlib.contextmanager
+    def _conversation(self) -> Iterator[tuple[int, Inbox]]:
+        """A number for a message, and where its replies come."""
+        number = self._next()
+        self._inboxes[number] = asyncio.Queue()
+        try:
+            yield number, self._inboxes[number]
+        finally:
+            del self._inboxes[number]
+
+
+async def _reply(inbox: Inbox, *, within_s: float) -> FromEnclave:
+    """The next reply. Raises what the enclave refused with, or Unavailable ``enclave.silent``."""
+    try:
+        async with asyncio.timeout(within_s):
+            reply = await inbox.get()
+    except TimeoutError:
+        raise Unavailable("enclave.silent", f"the enclave said nothing for {within_s:g} s") from None
+    if isinstance(reply, Unavailable):
+        raise reply
+    if isinstance(reply, Failed):
+        raise _error(reply)
+    return reply
+
+
+async def _next_message(stream: FrameStream, *, begin_within_s: float) -> FromEnclave:
+    """The next message while the enclave is not served yet. Raises what it refused with."""
+    payload = await stream.read(begin_within_s=begin_within_s)
+    if payload is None:
+        raise Unavailable("enclave.died", "the enclave ended before it had its model")
+    reply = read_from_enclave(payload)
+    if isinstance(reply, Failed):
+        raise _error(reply)
+    return reply
 
 
 def socket_base() -> str:
@@ -401,14 +471,14 @@ def describe(host: EnclaveHost) -> dict[str, Any]:
     """The enclave's part of a worker's status."""
     boot = host.booted.boot if host.booted is not None else None
     return {
-        "tee": "simulated",
-        "label": "SIMULATED, NO HARDWARE",
+        "tee": host.tee,
+        "label": host.label,
         "enclave": None
         if host.loaded is None
         else {
             "pid": host.pid,
             "starts": host.starts,
-            "measurement": host.loaded.measurement.hex(),
+            "engine_digest": host.loaded.engine_digest.hex(),
             "boot": None if boot is None else hash_of(boot).hex(),
             "operator": None if boot is None else boot.operator,
             "not_after": None if boot is None else boot.not_after,

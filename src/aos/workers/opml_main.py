@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -34,6 +35,7 @@ from aos.workers.execution import (
 )
 from aos.workers.question import Question, SeedQuestion
 from aos.workers.service import Backend
+from aos.workers.tracer import Tracer
 
 if TYPE_CHECKING:
     # Loaded with the native engine only: the reference engine must run where that does not load.
@@ -61,6 +63,7 @@ class OpmlBackend:
         capacity: int = 1,
         share_prefixes: PrefixScope = "off",
         isa: str = "",
+        tracer: Tracer | None = None,
     ) -> None:
         """More than one question at a time, and prefixes shared among a user's or a project's, need ``batching``,
         the same engine for several (ConfigError ``worker.parallel``).
@@ -69,6 +72,7 @@ class OpmlBackend:
         self._engine = engine
         self._model = model
         self._isa = isa
+        self.tracer = tracer
         self._batching = batching
         self._share_prefixes = share_prefixes
         self.capacity = capacity
@@ -103,12 +107,20 @@ class OpmlBackend:
             work = self._work(question, request)
             if self._batching is not None and self._share_prefixes != "off":
                 engine = self._batching.scoped(prefix_scope(request, self._share_prefixes))
+        ended: Generation | None = None
         async with aclosing(run_engine(engine, work)) as events:
             async for event in events:
                 if isinstance(event, Generation):
-                    yield unsigned_answer(self._engine, work, event)
+                    ended = event
                 else:
                     yield event
+        if ended is not None and work.replay is not None and ended.finish_reason == "cancelled":
+            # The claim is not what this engine computes: the checker's result is its own whole run.
+            async with aclosing(run_engine(engine, replace(work, replay=None))) as events:
+                async for event in events:
+                    ended = event if isinstance(event, Generation) else ended
+        if ended is not None:
+            yield unsigned_answer(self._engine, work, ended)
 
     def _work(self, question: Question, request: Request) -> Work:
         params = request.job.params
@@ -218,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             capacity=arguments.parallel,
             share_prefixes=arguments.share_prefixes,
             isa=isa_of(engine),
+            tracer=Tracer(
+                cast("NativeEngine", engine), path, cache_dir=arguments.cache_dir, threads=arguments.threads
+            ),
         )
         return backend, path.name
 

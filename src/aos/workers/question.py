@@ -1,4 +1,4 @@
-"""What a worker is asked over HTTP: the network's question and the seed's (docs/spec/09-http.md, "Worker").
+"""What a worker is asked over HTTP: the network's question and the seed's, boots and documents (docs/spec/09-http.md, "Worker").
 
 Decoding only, strict in members, types and sizes. Whether a question may be answered is for the worker behind
 it.
@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
-from aos.core.codec import Address, Bytes32, Decimal64, MaxLength, Range, decode, encode
+from aos.core.codec import (
+    Address,
+    Bytes32,
+    Decimal64,
+    MaxLength,
+    NetworkId,
+    OptionalBytes32,
+    Range,
+    decode,
+    encode,
+)
 from aos.core.encoding import millionths, parse_json_strict
 from aos.core.statements import Params, Role
 from aos.errors import InvalidMessage
@@ -59,6 +69,48 @@ class SeedQuestion:
     params: Params
     nonce: bytes
     sampling_seed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """Whose enclave it is."""
+
+    network: NetworkId
+    operator: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootOrder:
+    """What a boot statement is to bind beside what the enclave finds itself: the operator, its draw key, and the
+    dispatcher's policy and challenge."""
+
+    network: NetworkId
+    operator: Address
+    vrf_key: Bytes32
+    policy: Bytes32
+    nonce: Bytes32
+
+    @property
+    def binding(self) -> Binding:
+        return Binding(network=self.network, operator=self.operator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentOrder:
+    """A document of now: for the boot, or (``answer``: an answer statement's hash) for one of its answers."""
+
+    answer: OptionalBytes32
+    nonce: Bytes32
+
+
+def read_boot_order(body: bytes) -> BootOrder:
+    """Decode a body of ``POST /api/v1/boot``. Raises InvalidMessage ``encoding.*``, ``field.*``."""
+    return decode(BootOrder, parse_json_strict(body, max_bytes=MAX_BODY_BYTES))
+
+
+def read_document_order(body: bytes) -> DocumentOrder:
+    """Decode a body of ``POST /api/v1/document``. Raises InvalidMessage ``encoding.*``, ``field.*``."""
+    return decode(DocumentOrder, parse_json_strict(body, max_bytes=MAX_BODY_BYTES))
 
 
 def read_question(body: bytes) -> Question | SeedQuestion:

@@ -1,6 +1,6 @@
 """A worker's HTTP surface (docs/spec/09-http.md, "Worker"), the same for opML and TEE.
 
-A bare ASGI application with five routes: a worker starts often and answers one operator, and what a framework
+A bare ASGI application with eight routes: a worker starts often and answers one operator, and what a framework
 would add to its start it never uses. As many runs at a time as the ``Backend`` that answers has room for; a client
 that goes away cancels its run.
 """
@@ -15,18 +15,41 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from aos.core.codec import encode
+from aos.core.tee import TeeBootEvidence
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable
 from aos.ports import TokenEvent
 from aos.workers.execution import Answer
-from aos.workers.question import MAX_BODY_BYTES, Question, SeedQuestion, event_line, json_line, read_question
+from aos.workers.question import (
+    MAX_BODY_BYTES,
+    BootOrder,
+    DocumentOrder,
+    Question,
+    SeedQuestion,
+    event_line,
+    json_line,
+    read_boot_order,
+    read_document_order,
+    read_question,
+)
+from aos.workers.tracer import MAX_TRACE_BODY, Tracer, read_trace_question
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_WITHIN_S = 30.0
+_ROUTES = (
+    "/api/v1/question",
+    "/api/v1/trace",
+    "/api/v1/boot",
+    "/api/v1/document",
+    "/api/v1/status",
+    "/health",
+    "/metrics",
+)
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -39,6 +62,10 @@ class Backend(Protocol):
     @property
     def ready(self) -> bool: ...
     @property
+    def tracer(self) -> Tracer | None:
+        """What answers for its runs in disputes; None where the engine is not canonical."""
+
+    @property
     def capacity(self) -> int:
         """Questions that it answers at a time."""
 
@@ -50,12 +77,28 @@ class Backend(Protocol):
     def answer(self, question: Question | SeedQuestion) -> AsyncGenerator[TokenEvent | Answer, None]: ...
 
 
+@runtime_checkable
+class Attesting(Protocol):
+    """What a backend with an enclave has beside that."""
+
+    async def boot(self, order: BootOrder) -> TeeBootEvidence: ...
+    async def document(self, order: DocumentOrder) -> TeeBootEvidence: ...
+
+
 class WorkerApp:
     """The ASGI application around one backend. ``token``: what callers of /api must present, or None on
     loopback."""
 
-    def __init__(self, backend: Backend, *, model: str, token: str | None, stop_grace_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        model: str,
+        token: str | None,
+        stop_grace_s: float = 5.0,
+    ) -> None:
         self._backend = backend
+        self._attesting = backend if isinstance(backend, Attesting) else None
         self._model = model
         self._token = token
         self._stop_grace_s = stop_grace_s
@@ -91,12 +134,15 @@ class WorkerApp:
         if scope["path"].startswith("/api/"):
             self._authorise(headers)
         if route == ("POST", "/api/v1/question"):
-            if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
-                raise HttpRefusal(415, "http.content_type", "the body must be application/json")
-            length = headers.get(b"content-length", b"0")
-            if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
-                raise _too_large()
-            await self._question(await read_body(receive), receive, reply)
+            await self._question(await _json_body(headers, receive), receive, reply)
+        elif route == ("POST", "/api/v1/boot"):
+            order = read_boot_order(await _json_body(headers, receive))
+            await reply.json(200, {"code": 200, "result": encode(await self._enclave().boot(order))})
+        elif route == ("POST", "/api/v1/document"):
+            wanted = read_document_order(await _json_body(headers, receive))
+            await reply.json(200, {"code": 200, "result": encode(await self._enclave().document(wanted))})
+        elif route == ("POST", "/api/v1/trace"):
+            await self._trace(receive, reply)
         elif route == ("GET", "/api/v1/status"):
             await reply.json(200, {"code": 200, "result": self._status()})
         elif route == ("GET", "/health"):
@@ -104,10 +150,15 @@ class WorkerApp:
             await reply.json(200 if ready else 503, {"status": "ok" if ready else "unavailable"})
         elif route == ("GET", "/metrics"):
             await reply.whole(200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics())
-        elif scope["path"] in ("/api/v1/question", "/api/v1/status", "/health", "/metrics"):
+        elif scope["path"] in _ROUTES:
             raise HttpRefusal(405, "http.method", "this route takes another method")
         else:
             raise HttpRefusal(404, "http.not_found", "no such route")
+
+    def _enclave(self) -> Attesting:
+        if self._attesting is None:
+            raise RuleViolation("worker.no_enclave", "this worker has no enclave")
+        return self._attesting
 
     def _authorise(self, headers: dict[bytes, bytes]) -> None:
         if self._token is not None:
@@ -122,6 +173,13 @@ class WorkerApp:
                 raise HttpRefusal(
                     403, "worker.foreign_host", "the Host header must name this machine's loopback"
                 )
+
+    async def _trace(self, receive: Receive, reply: Reply) -> None:
+        """One question of a dispute. It runs beside the questions: whoever waits for a move has a deadline."""
+        if self._backend.tracer is None:
+            raise RuleViolation("worker.not_canonical", "this worker's results cannot be disputed")
+        question = read_trace_question(await read_body(receive, MAX_TRACE_BODY))
+        await reply.json(200, {"code": 200, "result": await self._backend.tracer.answer(question)})
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -220,8 +278,17 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def read_body(receive: Receive) -> bytes:
-    """A whole body of at most 4 MiB, within 30 s."""
+async def _json_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        raise HttpRefusal(415, "http.content_type", "the body must be application/json")
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
+        raise _too_large()
+    return await read_body(receive)
+
+
+async def read_body(receive: Receive, most: int = MAX_BODY_BYTES) -> bytes:
+    """A whole body of at most ``most`` bytes, within 30 s."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
@@ -230,16 +297,16 @@ async def read_body(receive: Receive) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise InvalidMessage("http.body", "the client went away inside its request")
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
+                if len(body) > most:
+                    raise _too_large(most)
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
         raise HttpRefusal(408, "http.timeout", f"the body took longer than {BODY_WITHIN_S:g} s") from None
 
 
-def _too_large() -> HttpRefusal:
-    return HttpRefusal(413, "http.too_large", f"the body is larger than {MAX_BODY_BYTES} bytes")
+def _too_large(most: int = MAX_BODY_BYTES) -> HttpRefusal:
+    return HttpRefusal(413, "http.too_large", f"the body is larger than {most} bytes")
 
 
 class HttpRefusal(RuleViolation):

@@ -84,7 +84,7 @@ async def lacking(live: Live, t: Trial) -> None:
     t.twin("a trust file, and no replay asked for", live.judge(answer))
 
 
-@row(46, "audit stripped on the way", "accept.tag", missing="there are no audits")
+@row(46, "audit stripped on the way", "accept.tag", missing="no audit goes over the network yet")
 async def stripped(live: Live, t: Trial) -> None:
     answer = await live.single()
     told = restate(live, answer, acceptance=lambda accepted: replace(accepted, tag="suspicion"))

@@ -10,11 +10,13 @@ from aos.core.attest.intel import verify_intel
 from aos.core.attest.nitro import verify_nitro
 from aos.core.attest.nvidia import verify_nvidia
 from aos.core.attest.policy import AttestationPolicy, appraise
-from aos.core.attest.result import AttestationResult
+from aos.core.attest.result import AttestationResult, Checklist, Claims, refuse
 from aos.core.attest.snp import verify_snp
 from aos.core.codec import MaxLength, decode
 from aos.core.encoding import b64u_decode, parse_json_strict
-from aos.errors import InvalidMessage
+from aos.core.tee import References, verify_boot
+from aos.core.tee_report import ModelAttestation, TeeReport, check_attestation, read_report
+from aos.errors import InvalidMessage, VerificationError
 
 MAX_EVIDENCE_BYTES = 1 << 20
 
@@ -50,6 +52,65 @@ def read_evidence(data: bytes) -> Evidence | bytes:
                 "attest.evidence", f"{name} must be there for {' and '.join(kinds)} alone", field=name
             )
     return evidence
+
+
+def judge_report(
+    data: bytes, policy: AttestationPolicy, *, at_ms: int, challenge: bytes | None = None
+) -> tuple[AttestationResult, ...]:
+    """Verify and appraise every enclave of a dispatcher's report (docs/spec/10-tee.md, "For users").
+
+    To the verifier's and the policy's lines come boot-1, that the document vouches for the boot statement beside it, and
+    model-1 for the model that this statement names. ``challenge``: the asker's nonce. Raises InvalidMessage where the
+    file is no report, or names no enclave.
+    """
+    report = read_report(data)
+    if not report.model_attestations:
+        raise InvalidMessage("attest.evidence", "the report names no enclave", field="model_attestations")
+    return tuple(
+        _reported(one, report.model_id, policy, at_ms, challenge) for one in report.model_attestations
+    )
+
+
+def _reported(
+    reported: ModelAttestation,
+    model_id: bytes,
+    policy: AttestationPolicy,
+    at_ms: int,
+    challenge: bytes | None,
+) -> AttestationResult:
+    result = verify_nitro(reported.document, roots=policy.anchors(), at_ms=at_ms, nonce=challenge)
+    claims = result.claims
+    if claims is None:
+        return result
+
+    def bound(checks: Checklist) -> Claims:
+        nonce = claims.nonce or b""
+        try:
+            check_attestation(reported, model_id=model_id, nonce=nonce)
+            verify_boot(
+                reported.evidence,
+                references=References(anchors=policy.anchors(), images=frozenset()),
+                at_ms=at_ms,
+                nonce=nonce,
+            )
+        except VerificationError as error:
+            raise refuse("boot-1", error.code, error.message) from error
+        checks.passed("boot-1", "vouches for the boot statement and its key", reported.operator)
+        return claims
+
+    whole = Checklist(list(result.checks)).run("nitro", bound)
+    return appraise(whole, policy, at_ms, model_id=reported.boot.model_id)
+
+
+def is_report(data: bytes) -> bool:
+    """Does the file say that it is a dispatcher's report?"""
+    if data[:1] != b"{" or len(data) > MAX_EVIDENCE_BYTES:
+        return False
+    try:
+        value = parse_json_strict(data, max_bytes=MAX_EVIDENCE_BYTES)
+    except InvalidMessage:
+        return False
+    return isinstance(value, dict) and value.get("type") == TeeReport.TYPE
 
 
 def judge(

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aos.core.attest.result import AttestationResult, Checklist, Claims, Tee, fingerprint, refuse
+from aos.core.attest.result import PANIC, AttestationResult, Checklist, Claims, Tee, fingerprint, refuse
 from aos.core.attest.snp import bind_report_data
 
 if TYPE_CHECKING:
@@ -64,16 +64,27 @@ def verify_intel(
 
     ``collateral``: the JSON form of dcap-qvl, kept with the evidence, since it holds for 30 days. ``report_data``: all
     64 bytes. ``root_ca_der`` stands for Intel's root where a platform is SIMULATED. Never raises for anything in
-    ``quote`` or ``collateral``.
+    ``quote`` or ``collateral``; ValueError where ``platform`` names no statuses, or impossible ones.
     """
     kind: Tee = "sgx" if quote[4:8] == bytes(4) else "tdx"
+    wanted = platform or IntelPlatform()
+    if not wanted.statuses or not ACCEPTABLE_STATUSES.issuperset(wanted.statuses):
+        raise ValueError(
+            "the platform's statuses are empty or not acceptable"
+        )  # the caller's, not the quote's
 
     def steps(checks: Checklist) -> Claims:
-        return _verify(
-            checks, quote, collateral, at_ms, platform or IntelPlatform(), report_data, root_ca_der
-        )
+        return _verify(checks, quote, collateral, at_ms, wanted, report_data, root_ca_der)
 
     return Checklist().run(kind, steps)
+
+
+def quoted_report_data(quote: bytes) -> bytes:
+    """The 64 bytes of report data that ``quote`` states, its signatures not judged. Raises VerificationError
+    ``attest.size``, ``attest.report``."""
+    body = _layout(quote).body
+    at = _REPORT_DATA[len(body)]
+    return body[at : at + 64]
 
 
 def _malformed(message: str) -> Exception:
@@ -121,8 +132,6 @@ def _verify(
     report_data: bytes | None,
     root_ca_der: bytes | None,
 ) -> Claims:
-    if not platform.statuses or not ACCEPTABLE_STATUSES.issuperset(platform.statuses):
-        raise ValueError("the platform's statuses are empty or not acceptable")
     quote = _layout(data)
     checks.passed("report-1", "a quote of a known version, of the length that it states")
     debug = _sgx_attributes(quote.body) if quote.tee == "sgx" else _td_attributes(quote.body)
@@ -208,6 +217,11 @@ def _policy(now: int, platform: IntelPlatform) -> "dcap_qvl.QuotePolicy":
     return policy
 
 
+def _plain(text: str) -> str:
+    """Part of it may be the quote's own: printable and short."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
 def _quote_claims(
     quote: bytes, collateral: bytes, now: int, platform: IntelPlatform, root_ca_der: bytes | None
 ) -> tuple[str, tuple[str, ...], str]:
@@ -218,7 +232,11 @@ def _quote_claims(
         raise refuse("quote-1", "attest.size", "the collateral is too large")
     try:
         parsed = dcap_qvl.QuoteCollateralV3.from_json(collateral.decode())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
+        raise refuse("quote-1", "attest.collateral", "the collateral cannot be read") from None
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
         raise refuse("quote-1", "attest.collateral", "the collateral cannot be read") from None
     try:
         verifier = (
@@ -228,7 +246,11 @@ def _quote_claims(
             verifier.verify_with_policy(quote, parsed, now, _policy(now, platform)).to_json()
         )
     except (ValueError, OverflowError) as error:
-        raise refuse("quote-1", "attest.quote", str(error)[:200]) from None
+        raise refuse("quote-1", "attest.quote", _plain(str(error))) from None
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise refuse("quote-1", "attest.quote", "the quote or its collateral cannot be read") from None
     status, advisories = claims["tcb"]["status"], tuple(claims["tcb"]["advisory_ids"])
     if status not in platform.statuses:
         raise refuse("quote-1", "attest.tcb_status", f"the platform's status is {status}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aos.core.attest import cbor, certificates
+from aos.core.attest.cose import sig_structure
 from aos.core.attest.result import (
     MAX_FUTURE_MS,
     AttestationResult,
@@ -88,7 +89,7 @@ def _verify(
     certificates.check_times(chain, payload.timestamp)
     key = certificates.check_ecdsa_chain(chain)
     checks.passed("chain-1", f"{len(chain)} certificates, valid at the document's time")
-    to_be_signed = _sig_structure(protected, signed)
+    to_be_signed = sig_structure(protected, signed)
     if not certificates.verify_raw_p384(key, signature, to_be_signed):
         raise refuse("signature-1", "attest.signature", "the leaf's key has not signed this document")
     checks.passed("signature-1", "signed by the leaf's key")
@@ -160,18 +161,6 @@ def _envelope(document: bytes) -> tuple[bytes, bytes, bytes]:
     if type(signature) is not bytes or len(signature) != 96:
         raise refuse("envelope-1", "attest.envelope", "the signature has not 96 bytes")
     return protected, payload, signature
-
-
-def _sig_structure(protected: bytes, payload: bytes) -> bytes:
-    # RFC 9052, 4.4: ["Signature1", protected, h'', payload]
-    head = (
-        b"\x58" + bytes([len(payload)])
-        if 24 <= len(payload) < 256
-        else b"\x59" + len(payload).to_bytes(2, "big")
-    )
-    if len(payload) < 24:
-        head = bytes([0x40 + len(payload)])
-    return b"\x84\x6aSignature1" + bytes([0x40 + len(protected)]) + protected + b"\x40" + head + payload
 
 
 def _malformed(message: str) -> Exception:

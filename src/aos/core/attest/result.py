@@ -6,10 +6,29 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
 from aos.core.report import Check
 from aos.errors import VerificationError
 
 Tee = Literal["nitro", "tdx", "sgx", "snp", "nvidia"]
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the libraries below raise where bytes are nothing that they can read; some are plain Exceptions."""
+PANIC = "PanicException"
+"""The name of what libraries written in Rust raise where they give up: no Exception, and no class to import."""
 MAX_FUTURE_MS = 60_000
 """How far a document's time may be ahead of the verifier's: two clocks never agree."""
 
@@ -115,18 +134,31 @@ class Checklist:
         self.checks.append(Check(id=name, status="SKIP", text=text))
 
     def run(self, tee: Tee, steps: Callable[["Checklist"], Claims]) -> AttestationResult:
-        """Run ``steps``; its VerificationError becomes the last line."""
+        """Run ``steps``; its VerificationError becomes the last line, and so does what a library below cannot read."""
         try:
             # Certificates with odd serial numbers or names make the parser warn, and where warnings are errors, raise.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 claims = steps(self)
         except VerificationError as error:
-            line = Check(
-                id=error.field or "evidence-1", status="FAIL", text=error.message, detail="", code=error.code
+            return self._refused(tee, error)
+        except UNREADABLE:
+            return self._refused(
+                tee, refuse("evidence-1", "attest.unreadable", "the evidence cannot be read")
             )
-            return AttestationResult(tee=tee, checks=(*self.checks, line), claims=None)
+        except BaseException as error:
+            if type(error).__name__ != PANIC:
+                raise
+            return self._refused(
+                tee, refuse("evidence-1", "attest.unreadable", "the evidence cannot be read")
+            )
         return AttestationResult(tee=tee, checks=tuple(self.checks), claims=claims)
+
+    def _refused(self, tee: Tee, error: VerificationError) -> AttestationResult:
+        line = Check(
+            id=error.field or "evidence-1", status="FAIL", text=error.message, detail="", code=error.code
+        )
+        return AttestationResult(tee=tee, checks=(*self.checks, line), claims=None)
 
 
 def refuse(check: str, code: str, message: str) -> VerificationError:

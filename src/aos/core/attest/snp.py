@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from aos.core.attest import certificates
-from aos.core.attest.result import AttestationResult, Checklist, Claims, fingerprint, refuse
+from aos.core.attest.result import UNREADABLE, AttestationResult, Checklist, Claims, fingerprint, refuse
 
 REPORT_BYTES = 1184
 SIGNED_BYTES = 0x2A0
@@ -85,6 +85,13 @@ def verify_snp(
         return _verify(checks, report, certificates_pem, at_ms, report_data, products)
 
     return Checklist().run("snp", steps)
+
+
+def reported_report_data(report: bytes) -> bytes:
+    """The 64 bytes of report data that ``report`` states, its signature not judged. Raises VerificationError
+    ``attest.size``, ``attest.report``."""
+    _format(report)
+    return report[_REPORT_DATA]
 
 
 def _u64(report: bytes, offset: int) -> int:
@@ -180,12 +187,7 @@ def _signature(report: bytes) -> bytes:
 
 def _chain(ark: x509.Certificate, ask: x509.Certificate, vcek: x509.Certificate) -> ec.EllipticCurvePublicKey:
     for certificate in (ark, ask, vcek):
-        parameters = certificate.signature_algorithm_parameters
-        if (
-            certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS
-            or not isinstance(parameters, padding.PSS)
-            or not isinstance(certificate.signature_hash_algorithm, hashes.SHA384)
-        ):
+        if not _signed_by_pss(certificate):
             raise refuse(
                 "chain-1", "attest.chain_algorithm", "a certificate is not signed by RSA-PSS with SHA-384"
             )
@@ -203,6 +205,17 @@ def _chain(ark: x509.Certificate, ask: x509.Certificate, vcek: x509.Certificate)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise refuse("chain-1", "attest.chain_algorithm", "the chip's key is not P-384")
     return key
+
+
+def _signed_by_pss(certificate: x509.Certificate) -> bool:
+    """RSA-PSS with SHA-384."""
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+        return False
+    try:
+        parameters, digest = certificate.signature_algorithm_parameters, certificate.signature_hash_algorithm
+    except UNREADABLE:
+        return False
+    return isinstance(parameters, padding.PSS) and isinstance(digest, hashes.SHA384)
 
 
 def _extension(vcek: x509.Certificate, oid: str) -> bytes:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from aos.core import draw, draw_check, hashes, merkle
 from aos.core.answer import Answer, DrawnOperator
+from aos.core.attest.result import Claims
 from aos.core.codec import decode
 from aos.core.encoding import parse_canonical
 from aos.core.statements import Request
@@ -53,6 +54,8 @@ class Case:
         self.receipts = (answer.receipt, *answer.peers)
         self.agreeing = 1
         """Operators in proven seats that signed one result; ``agree-1`` counts them."""
+        self.enclave: Claims | None = None
+        """What the enclave's document says, once ``tee-2`` has believed it."""
 
     @cached_property
     def request(self) -> Request:

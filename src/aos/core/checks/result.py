@@ -1,4 +1,4 @@
-"""What was committed, agreed, attested and re-executed: commit-1, agree-1, clock-1, tee-1, local-1."""
+"""What was committed, agreed and re-executed: commit-1, agree-1, resolve-1, clock-1, local-1. Enclaves: ``checks/enclave.py``."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +11,11 @@ from aos.core.checks.signed import countersign, operator_signature
 from aos.core.clock import DISPATCHER, VectorClock
 from aos.core.envelope import MAX_SKEW_MS
 from aos.core.statements import check_signed, hash_of
-from aos.core.tee import TeeAnswer, verify_simulated
 from aos.errors import AOSError, VerificationError
 
 OUT_OF_VOCABULARY = "engine.token"
+CANONICAL = "aos-canonical/"
+"""How the profile of an engine begins that repeats its bits (docs/spec/07-inference.md)."""
 
 
 def commit_1(case: Case) -> str:
@@ -76,7 +77,7 @@ def agree_1(case: Case) -> tuple[str, str]:
     """The other receipts are of this run, in proven seats, and of the same result."""
     core, peers = case.core, case.answer.peers
     outcome = case.answer.receipt.countersign.outcome
-    if outcome == "disputed":
+    if outcome == "disputed" and case.answer.resolution is None:
         raise refuse("agree.disputed", "the dispatcher's countersign says that results differ")
     committed = len(case.answer.commit.commit_set.statement.commits)
     if outcome == "agreed" and (core.tee != "" or committed < 2):
@@ -139,13 +140,59 @@ def agree_1(case: Case) -> tuple[str, str]:
             finish_reason=(peer.core.finish_reason, core.finish_reason),
             engine=(peer.core.engine, core.engine),
         )
-    if outcome != "agreed":
+    if outcome not in ("agreed", "disputed"):
         raise refuse("agree.outcome", f"the dispatcher's countersign says {outcome}")
     if proven < 2:
         raise Skip("the same result, but filled seats: only a whole draw proves that the rule gave them")
     case.agreeing = proven
     who = f"{proven} operators" if proven == committed else f"{proven} of {committed} operators that"
     return f"{who} committed the same state root", short(core.state_root)
+
+
+def resolve_1(case: Case) -> tuple[str, str]:
+    """Where results differed: the dispatcher's signed word that this one is left, naming every claim."""
+    signed, core = case.answer.resolution, case.core
+    if signed is None:
+        raise Skip("no dispute was resolved about this job")
+    check_signed(signed, address=core.dispatcher)
+    said = signed.statement
+    same(
+        "resolve.foreign",
+        "the resolution is of another job, attempt or result",
+        network=(said.network, core.network),
+        dispatcher=(said.dispatcher, core.dispatcher),
+        job_ref=(said.job_ref, core.job_ref),
+        attempt=(said.attempt, core.attempt),
+        state_root=(said.state_root, core.state_root),
+        outcome=(case.answer.receipt.countersign.outcome, "disputed"),
+    )
+    named = {claim.claim: claim for claim in said.claims}
+    for receipt in case.receipts:
+        claim = named.get(hash_of(receipt.core))
+        stated = (receipt.core.operator, receipt.core.state_root, "stands")
+        if claim is None or (claim.operator, claim.state_root, claim.standing) != stated:
+            raise refuse("resolve.claim", f"the resolution does not say that {receipt.core.operator} stands")
+    committed = {entry.node_id for entry in case.answer.commit.commit_set.statement.commits}
+    operators = [claim.operator for claim in said.claims]
+    if (
+        len(named) != len(said.claims)
+        or len(set(operators)) != len(operators)
+        or not set(operators) <= committed
+    ):
+        raise refuse("resolve.claims", "the resolution names claims that were not committed, or one twice")
+    lost = [claim for claim in said.claims if claim.standing != "stands"]
+    if any(claim.standing == "open" or claim.state_root == core.state_root for claim in lost) or any(
+        claim.standing == "convicted" and not claim.evidence for claim in lost
+    ):
+        raise refuse("resolve.standing", "a claim is open, or convicted without a transcript")
+    if any(claim.standing == "stands" and claim.state_root != core.state_root for claim in said.claims):
+        raise refuse("resolve.standing", "two results stand")
+    convicted = [claim.operator for claim in lost if claim.standing == "convicted"]
+    return (
+        f"{len(lost)} differing result{'s' if len(lost) != 1 else ''} lost, {len(convicted)} convicted; "
+        "aos referee judges the transcripts again",
+        " ".join(convicted),
+    )
 
 
 def clock_1(case: Case) -> str:
@@ -186,58 +233,11 @@ def clock_1(case: Case) -> str:
     return "acceptance → draw → commit → reveal → receipt are causally ordered"
 
 
-def tee_1(case: Case) -> tuple[str, str]:
-    """The evidence is bound to this answer, of an accepted kind, and believed."""
-    core, evidence = case.core, case.answer.evidence
-    if core.tee == "":
-        if evidence is not None:
-            raise refuse("tee.unexpected", "an opML answer carries no enclave evidence")
-        raise Skip("no enclave: an opML answer")
-    if evidence is None:
-        raise refuse("tee.no_evidence", "the receipt names an enclave and the file holds no evidence")
-    _bound(core.operator, evidence.answer, case)
-    same(
-        "tee.not_bound",
-        "the enclave's boot statement is of another network or kind",
-        network=(evidence.boot.network, core.network),
-        tee=(evidence.boot.tee, core.tee),
-    )
-    if core.tee not in case.policy.accept_tee:
-        raise refuse("tee.policy", f'policy "{case.policy.name}" does not accept a TEE of kind {core.tee}')
-    verify_simulated(
-        evidence, roots=frozenset(root.key for root in case.trusted().tee_roots if root.tee == core.tee)
-    )
-    return "SIMULATED enclave: evidence bound to this answer", short(evidence.boot.measurement)
-
-
-def _bound(operator: str, statement: TeeAnswer, case: Case) -> None:
-    core = case.core
-    same(
-        "tee.not_bound",
-        "the enclave's answer statement is of another answer",
-        answer_statement=(hash_of(statement), core.answer_statement),
-        operator=(statement.operator, operator),
-        job_ref=(statement.job_ref, core.job_ref),
-        attempt=(statement.attempt, core.attempt),
-        request_hash=(statement.request_hash, core.request_hash),
-        response_hash=(statement.response_hash, core.response_hash),
-        tokens_hash=(statement.tokens_hash, core.tokens_hash),
-        prompt_tokens_hash=(statement.prompt_tokens_hash, core.prompt_tokens_hash),
-        model_id=(statement.model_id, core.model_id),
-        params_hash=(statement.params_hash, core.params_hash),
-        sampling_seed=(statement.sampling_seed, core.sampling_seed),
-        engine=(statement.engine, core.engine),
-        n_prompt=(statement.n_prompt, core.n_prompt),
-        n_out=(statement.n_out, core.n_out),
-        finish_reason=(statement.finish_reason, core.finish_reason),
-    )
-
-
 def local_1(case: Case) -> str:
     """What was re-executed here is what was signed."""
     if case.replay is None:
         raise Skip("not re-executed here (use --replay --model PATH)")
-    if case.core.tee != "":
+    if case.core.tee != "" and not case.core.engine.startswith(CANONICAL):
         raise Skip("this enclave's engine is not the canonical one; nothing to compare bit by bit")
     try:
         replayed = case.replay(case.answer, case.request)
@@ -251,7 +251,8 @@ def local_1(case: Case) -> str:
     for comparison in compared(case.answer, replayed):
         if not comparison.equal:
             raise refuse(comparison.code, comparison.complaint)
-    return f"re-executed here: the same {len(replayed.tokens)} tokens, text and state root"
+    root = " and state root" if case.core.state_root else ""
+    return f"re-executed here: the same {len(replayed.tokens)} tokens, text{root}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +276,7 @@ def compared(answer: Answer, replayed: Replayed) -> tuple[Comparison, ...]:
         min(len(answer.tokens), len(replayed.tokens)),
     )
     same_tokens = replayed.tokens == answer.tokens
-    return (
+    found = (
         Comparison(
             name="prompt tokens",
             signed=str(core.n_prompt),
@@ -317,3 +318,5 @@ def compared(answer: Answer, replayed: Replayed) -> tuple[Comparison, ...]:
             complaint="re-execution gave another state root",
         ),
     )
+    # An enclave's receipt has an answer statement in the state root's place.
+    return found if core.tee == "" else tuple(one for one in found if one.name != "state root")

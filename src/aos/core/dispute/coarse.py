@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from aos.core.dispute.moves import Kind
 from aos.core.dispute.state_opening import StateTree
-from aos.core.dispute.state_tree import StateHeader
+from aos.core.dispute.state_tree import StateHeader, tokens_root
 from aos.core.merkle import HASH_BYTES
 from aos.errors import AOSError, VerificationError
 
@@ -65,26 +65,38 @@ def aim(
 ) -> Aim | None:
     """Where the claim first differs from one's own run of the same request; None where it does not.
 
-    First what does not depend on the output, then the leaves by position and unit, then the rest of the header. The tokens
-    (prompt and output) find the position for a challenge of ``tokens``.
+    First what does not depend on the output; then whether the claim's run read other tokens than it disclosed, or than its
+    tails chose; the leaves by position and unit; the rest of the header. Both token lists are prompt and output;
+    ``claimed_tokens`` is what the claim's receipt hashes (its prompt is one's own by then), so the caller has checked it.
+    Without it a claim whose leaves follow from a token that no tail chose is challenged where it can be recomputed.
     """
     theirs, ours = claim.header, own.header
     for kind, members in _BEFORE_OUTPUT:
         if any(getattr(theirs, name) != getattr(ours, name) for name in members):
             return _around(kind)
+    read = [*own_tokens[: ours.n_prompt], *claimed_tokens[ours.n_prompt :]]
+    other = _first_difference(read, own_tokens) if claimed_tokens else None
+    before_other = max(0, (other or 0) - 1)
+    if claimed_tokens and theirs.tokens_root != tokens_root(read):
+        return _around("tokens", before_other)
     for position, (left, right) in enumerate(zip(claim.units, own.units, strict=False)):
         for unit, (leaf, wanted) in enumerate(zip(left, right, strict=False)):
-            if leaf != wanted:
-                return Aim(kind="unit", position=position, unit=unit, leaf=wanted)
+            if leaf == wanted:
+                continue
+            if other is not None and other <= position:
+                # The tail before committed one's own token, and the run went on with another.
+                return _around("tokens", before_other)
+            return Aim(kind="unit", position=position, unit=unit, leaf=wanted)
     if (theirs.finish_reason == "numeric_trap") != (ours.finish_reason == "numeric_trap"):
         return _around("trap")
     for kind, members in _AFTER_OUTPUT:
         if any(getattr(theirs, name) != getattr(ours, name) for name in members):
-            if kind != "tokens":
-                return _around(kind)
-            pairs = enumerate(zip_longest(claimed_tokens, own_tokens))
-            return _around(kind, max(0, next((at for at, (a, b) in pairs if a != b), 0) - 1))
+            return _around(kind, before_other if kind == "tokens" else 0)
     return None
+
+
+def _first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
+    return next((at for at, (a, b) in enumerate(zip_longest(left, right)) if a != b), None)
 
 
 def _around(kind: Kind, position: int = 0) -> Aim:

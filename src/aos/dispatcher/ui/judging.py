@@ -11,7 +11,7 @@ from aos.adapters.postgres import Pool, unavailable
 from aos.core.answer import read_answer
 from aos.core.receipt import verify_answer
 from aos.core.report import Report
-from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, TrustedTeeRoot, load_policy
+from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, load_policy
 from aos.dispatcher.answers import build_answer_file
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.registry import Registry
@@ -60,6 +60,7 @@ class Judge:
             epoch_ms=facts.epoch_ms,
             beacon=TrustedBeacon(anchor=facts.beacon_anchor, length=facts.beacon_length),
             registry_roots=(root,),
-            tee_roots=tuple(TrustedTeeRoot(tee="simulated", key=key) for key in sorted(config.tee_roots)),
+            tee_roots=config.tee_roots,
+            tee_measurements=config.tee_measurements,
             policy="dev",
         )

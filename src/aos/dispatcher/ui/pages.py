@@ -75,6 +75,7 @@ _environment.filters.update(
     of_ms=of_ms,
     status=status,
     b64=b64u_encode,
+    sha256=lambda data: hashlib.sha256(data).hexdigest(),
     grouped=lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
     seconds=lambda number: "–" if number is None else f"{number:.2f} s",
     pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),

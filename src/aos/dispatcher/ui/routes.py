@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
 from aos.adapters.postgres import Pool
-from aos.core.codec import encode
 from aos.core.encoding import b64u_decode
 from aos.core.job import STATES, STATUS
 from aos.core.tee import read_evidence
@@ -313,7 +312,7 @@ async def attestations(request: Request) -> Response:
         "attestations.html",
         here="/ui/attestations",
         network=explorer.config.network,
-        rows=[(row, encode(read_evidence(json.loads(row["evidence"])))) for row in rows],
+        rows=[(row, read_evidence(json.loads(row["evidence"]))) for row in rows],
     )
 
 

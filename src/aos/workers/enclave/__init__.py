@@ -1,2 +1,2 @@
-"""The enclave's side of a TEE worker: a process that trusts nobody (docs/spec/10-tee.md). SIMULATED: no
-hardware guards it."""
+"""The enclave's side of a TEE worker: a process that trusts nobody (docs/spec/10-tee.md). With a SIMULATED security
+module no hardware guards it."""

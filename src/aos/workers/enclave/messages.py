@@ -26,12 +26,11 @@ from aos.core.codec import (
 )
 from aos.core.encoding import canonical_json, parse_canonical
 from aos.core.statements import FinishReason
-from aos.core.tee import SimulatedDocument, TeeBoot
+from aos.core.tee import MAX_LIFETIME_MS, Document, TeeBoot
 from aos.errors import InvalidMessage
 from aos.workers.execution import Tokens
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-MAX_LIFETIME_MS = 2 * 60 * 60 * 1000
 MAX_MODEL_BYTES = 2**40
 
 
@@ -56,12 +55,13 @@ class Loaded:
     id: UInt
     model_id: Bytes32
     engine: Label
-    measurement: Bytes32
+    engine_digest: Bytes32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """Host: make a key for this operator and network. A boot ends the one before."""
+    """Host: make a key for this operator, its draw key and network, under the dispatcher's challenge and policy. A boot
+    ends the one before."""
 
     TYPE: ClassVar[str] = "aos.enclave.boot"
     V: ClassVar[int] = 1
@@ -69,6 +69,8 @@ class Boot:
     id: UInt
     network: NetworkId
     operator: Address
+    vrf_key: Bytes32
+    policy: Bytes32
     nonce: Bytes32
     lifetime_ms: Annotated[int, Range(1, MAX_LIFETIME_MS)]
 
@@ -83,8 +85,54 @@ class Booted:
     id: UInt
     boot: TeeBoot
     boot_signature: Bytes64
-    document: SimulatedDocument
-    document_signature: Bytes64
+    document: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attest:
+    """Host: a document of now, for the boot or (``answer``: an answer statement's hash) for one of its answers."""
+
+    TYPE: ClassVar[str] = "aos.enclave.attest"
+    V: ClassVar[int] = 1
+
+    id: UInt
+    answer: OptionalBytes32
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attested:
+    """Enclave: the document that was asked for, beside the boot statement that it belongs to."""
+
+    TYPE: ClassVar[str] = "aos.enclave.attested"
+    V: ClassVar[int] = 1
+
+    id: UInt
+    boot: TeeBoot
+    boot_signature: Bytes64
+    document: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """Host, or whoever reaches the enclave: prove that you run, before anything is loaded or booted."""
+
+    TYPE: ClassVar[str] = "aos.enclave.challenge"
+    V: ClassVar[int] = 1
+
+    id: UInt
+    nonce: Bytes32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenged:
+    """Enclave: a document of now with that nonce, and nothing else bound into it."""
+
+    TYPE: ClassVar[str] = "aos.enclave.challenged"
+    V: ClassVar[int] = 1
+
+    id: UInt
+    document: Document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,15 +206,15 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Enclave: its state. ``boot`` is the boot statement's hash, empty before; ``sequence`` counts its
-    answers."""
+    """Enclave: its state. ``loaded`` is what it said when it had loaded its model, null before; ``boot`` is the boot
+    statement's hash, empty before; ``sequence`` counts its answers."""
 
     TYPE: ClassVar[str] = "aos.enclave.state"
     V: ClassVar[int] = 1
 
     id: UInt
     label: Annotated[str, MaxLength(64)]
-    loaded: bool
+    loaded: Loaded | None
     busy: bool
     boot: OptionalBytes32
     sequence: UInt
@@ -196,11 +244,13 @@ class Failed:
     field: Annotated[str, MaxLength(256)] | None
 
 
-FromHost = Load | Boot | Ask | Cancel | Status | Shutdown
-FromEnclave = Loaded | Booted | Token | Answered | State | Failed
-_FROM_HOST: dict[str, type[Any]] = {cls.TYPE: cls for cls in (Load, Boot, Ask, Cancel, Status, Shutdown)}
+FromHost = Load | Boot | Attest | Challenge | Ask | Cancel | Status | Shutdown
+FromEnclave = Loaded | Booted | Attested | Challenged | Token | Answered | State | Failed
+_FROM_HOST: dict[str, type[Any]] = {
+    cls.TYPE: cls for cls in (Load, Boot, Attest, Challenge, Ask, Cancel, Status, Shutdown)
+}
 _FROM_ENCLAVE: dict[str, type[Any]] = {
-    cls.TYPE: cls for cls in (Loaded, Booted, Token, Answered, State, Failed)
+    cls.TYPE: cls for cls in (Loaded, Booted, Attested, Challenged, Token, Answered, State, Failed)
 }
 M = TypeVar("M")
 

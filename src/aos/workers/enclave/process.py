@@ -3,7 +3,7 @@
 The peer is the adversary. What it sends is a length-capped frame, then strict canonical JSON, then a known
 message; anything else is answered with an error, and a frame that breaks the framing ends the connection,
 never the process. The model comes in over the same connection, is kept in memory that is sealed against
-change, and is hashed there. SIMULATED: the memory is an ordinary process's.
+change, and is hashed there. With a SIMULATED security module the memory is an ordinary process's.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from aos.adapters.frames import FrameStream
-from aos.adapters.simulated_tee import LABEL, SimulatedPlatform
+from aos.adapters.enclave_image import engine_digest
+from aos.adapters.frames import FrameStream, vsock_listener
+from aos.adapters.nsm import Nsm
 from aos.core.codec import encode
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 from aos.ports import Engine, Generation
 from aos.workers.enclave.attester import Attester, Loadout
-from aos.workers.enclave.measurement import measurement
 from aos.workers.enclave.messages import (
     MAX_FRAME_BYTES,
     Answered,
     Ask,
+    Attest,
+    Attested,
     Boot,
     Cancel,
+    Challenge,
+    Challenged,
     Failed,
     FromEnclave,
     FromHost,
@@ -63,8 +67,9 @@ class Enclave:
     """State of one enclave process. Connections come and go; model, boot and sequence stay until the process
     ends."""
 
-    def __init__(self, platform: SimulatedPlatform, *, engine: EngineKind) -> None:
-        self._platform = platform
+    def __init__(self, nsm: Nsm, *, engine: EngineKind) -> None:
+        self._nsm = nsm
+        self._loaded: Loaded | None = None
         self._engine_kind: EngineKind = engine
         self._engine: Engine | None = None
         self._loadout: Loadout | None = None
@@ -121,7 +126,11 @@ class Enclave:
             case Load():
                 return await self._load(message, stream)
             case Boot():
-                return self._boot(message)
+                return await self._boot(message)
+            case Attest():
+                return await self._attest(message)
+            case Challenge():
+                return await self._challenge(message)
             case Ask():
                 self._ask(message, stream)
             case Cancel():
@@ -130,8 +139,8 @@ class Enclave:
             case Status():
                 return State(
                     id=message.id,
-                    label=LABEL,
-                    loaded=self._engine is not None,
+                    label=label_of(self._nsm),
+                    loaded=self._loaded,
                     busy=self._busy,
                     boot=self._attester.boot_hash if self._attester else b"",
                     sequence=self._attester.sequence if self._attester else 0,
@@ -155,8 +164,8 @@ class Enclave:
 
             # No cache: a file that the host keeps could say anything about the weights.
             engine = load_engine(path, kind=self._engine_kind, cache_dir=None)
-            found = measurement(engine.profile)
-            return engine, Loadout(engine=engine.profile, model_id=engine.model_id, measurement=found)
+            digest = engine_digest(engine.profile)
+            return engine, Loadout(engine=engine.profile, engine_digest=digest, model_id=engine.model_id)
 
         try:
             self._engine, loadout = await asyncio.to_thread(load)
@@ -165,21 +174,41 @@ class Enclave:
             raise
         self._loadout = loadout
         say(f"model {loadout.model_id.hex()} loaded, engine {loadout.engine}")
-        return Loaded(
+        self._loaded = Loaded(
             id=message.id,
             model_id=loadout.model_id,
             engine=loadout.engine,
-            measurement=loadout.measurement,
+            engine_digest=loadout.engine_digest,
         )
+        return self._loaded
 
-    def _boot(self, message: Boot) -> FromEnclave:
+    async def _boot(self, message: Boot) -> FromEnclave:
         if self._loadout is None:
             raise RuleViolation("enclave.not_loaded", "an enclave without a model cannot say what it runs")
         if self._busy:
             raise RuleViolation("enclave.busy", "a run is under way")
-        self._attester = Attester(message, loadout=self._loadout, platform=self._platform, now_ms=_now_ms())
+        # The module's calls block, and its driver serialises them.
+        self._attester = await asyncio.to_thread(
+            Attester, message, loadout=self._loadout, nsm=self._nsm, now_ms=_now_ms()
+        )
         say(f"boot {self._attester.boot_hash.hex()} for operator {message.operator}")
         return self._attester.booted(message.id)
+
+    async def _attest(self, message: Attest) -> FromEnclave:
+        if self._attester is None:
+            raise RuleViolation("enclave.not_booted", "there is no boot statement to attest to")
+        document = await asyncio.to_thread(
+            self._attester.document, nonce=message.nonce, answer=message.answer
+        )
+        booted = self._attester.booted(message.id)
+        return Attested(
+            id=message.id, boot=booted.boot, boot_signature=booted.boot_signature, document=document
+        )
+
+    async def _challenge(self, message: Challenge) -> FromEnclave:
+        # No user data and no key: it can be taken for no boot's document and no answer's.
+        document = await asyncio.to_thread(self._nsm.attest, nonce=message.nonce)
+        return Challenged(id=message.id, document=document)
 
     def _ask(self, message: Ask, stream: FrameStream) -> None:
         if self._engine is None or self._attester is None:
@@ -294,22 +323,38 @@ async def _receive_model(size: int, stream: FrameStream) -> int:
     return descriptor
 
 
-async def listen(enclave: Enclave, socket_path: str) -> None:
-    """Serve on a Unix socket until a host says shutdown. A real enclave listens on vsock instead."""
+async def listen(enclave: Enclave, address: str | int) -> None:
+    """Serve on a Unix socket (a path) or on a port of vsock (a number) until a host says shutdown."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await enclave.serve(FrameStream(reader, writer, max_frame=MAX_FRAME_BYTES))
 
-    mask = os.umask(0o177)  # the host removes the socket as soon as it is connected: too late for a chmod
-    server = await asyncio.start_unix_server(accept, socket_path, limit=1024 * 1024)
-    os.umask(mask)
+    if isinstance(address, int):
+        server = await asyncio.start_server(accept, sock=vsock_listener(address), limit=1024 * 1024)
+    else:
+        mask = os.umask(0o177)  # the host removes the socket as soon as it is connected: too late for a chmod
+        server = await asyncio.start_unix_server(accept, address, limit=1024 * 1024)
+        os.umask(mask)
     async with server:
         await enclave.ended.wait()
 
 
+_said: list[str] = ["SIMULATED enclave"]
+
+
+def label_of(nsm: Nsm) -> str:
+    """What an enclave calls itself: never less than that it is simulated."""
+    return "SIMULATED, NO HARDWARE" if nsm.simulated else "AWS Nitro"
+
+
+def speak_as(nsm: Nsm) -> None:
+    """From now on the lines of the log are those of an enclave with this security module."""
+    _said[0] = "SIMULATED enclave" if nsm.simulated else "enclave"
+
+
 def say(text: str) -> None:
-    """A line of the enclave's log; it never says less than that it is simulated."""
-    print(f"[SIMULATED enclave {os.getpid()}] {text}", file=sys.stderr, flush=True)
+    """A line of the enclave's log."""
+    print(f"[{_said[0]} {os.getpid()}] {text}", file=sys.stderr, flush=True)
 
 
 def _failed(number: int, error: AOSError) -> Failed:

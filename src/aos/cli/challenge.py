@@ -1,0 +1,293 @@
+"""``aos challenge FILE --model GGUF`` and ``aos dispute``: play a dispute about an answer, and look at those of others
+(docs/spec/13-dispute.md, "In the network").
+"""
+
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aos.cli import voice
+from aos.cli.help import Command, Group
+from aos.client import Client
+from aos.client.settings import load_client_settings
+from aos.core.answer import Answer, Receipt
+from aos.core.codec import decode
+from aos.core.dispute.coarse import Aim, aim, served_tree
+from aos.core.dispute.moves import Open, turn_of
+from aos.core.dispute.transcript import Transcript, read_transcript
+from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical
+from aos.core.hashes import MAX_REQUEST_BYTES
+from aos.core.signing import address_of
+from aos.core.statements import Request, hash_of, sign
+from aos.errors import InvalidMessage, RuleViolation, Unavailable
+
+CHALLENGE_EXAMPLES = """aos challenge answer.aos --model models/aos-demo.Q8_0.gguf
+aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --save game.json --json"""
+POLL_S = 0.5
+_MAX_DOCUMENT = 48 << 20
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Url = Annotated[str | None, typer.Option(help="Dispatcher; default $AOS_URL, then .aos/client.json.")]
+
+
+def challenge(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Answer file (.aos).")],
+    *,
+    model: Annotated[Path, typer.Option(help="The model's GGUF file.")],
+    operator: Annotated[
+        str, typer.Option(metavar="0x…", help="Whose claim in the file; default: the one whose text it is.")
+    ] = "",
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save the transcript to this file.")
+    ] = None,
+    wait: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds to wait for each move.")] = 120,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Default: the cores that this process may use.")
+    ] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute an answer again, and where its claim differs, dispute it move by move with a key made for this one game.
+
+    Exit codes are those of `aos referee`: 0 the claim is what this model computes (nothing to challenge), or the challenge was
+    refuted; 10 the claim is proven wrong; 11 undecided: the claimant does not move, or the window closes.
+    """
+    from aos.cli.verify import read_file
+    from aos.core.answer import read_answer
+
+    answer = read_answer(read_file(str(file), limit=8 << 20))
+    receipt = _claim(answer, operator)
+    core = receipt.core
+    if not core.state_root:
+        raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
+    with load_client_settings(url=url).client() as client:
+        player = _Player(client, answer, receipt, model, threads, wait)
+        found = player.aim()
+        if found is None:
+            if as_json:
+                voice.data_json("challenge", {"state": "SAME", "exit_code": 0, "game": None})
+            else:
+                voice.data("SAME: this model computes what the claim says; there is nothing to challenge")
+            return
+        transcript = player.play(found)
+    if save is not None:
+        save.write_bytes(transcript)
+        voice.say(f"saved the transcript to {save}; aos referee {save} judges it again")
+    raise SystemExit(_judged(transcript, as_json=as_json))
+
+
+def _claim(answer: Answer, operator: str) -> Receipt:
+    if not operator:
+        return answer.receipt
+    for receipt in (answer.receipt, *answer.peers):
+        if receipt.core.operator == operator.lower():
+            return receipt
+    raise InvalidMessage("cli.operator", f"no receipt of {operator} is in the file", field="--operator")
+
+
+def _judged(transcript: bytes, *, as_json: bool) -> int:
+    from aos.cli.referee import judgement_json, render
+    from aos.core.dispute.fine.referee import Canonical
+    from aos.core.dispute.transcript import judge
+    from aos.engine.around import check_with_tokenizer
+
+    found = judge(transcript, Canonical(check_with_tokenizer))
+    if as_json:
+        voice.data_json("challenge", judgement_json(found, file=""))
+    else:
+        voice.data_of_others(render(found))
+    return found.exit_code
+
+
+class _Player:
+    """One game, from comparing to its end."""
+
+    def __init__(
+        self, client: Client, answer: Answer, receipt: Receipt, model: Path, threads: int | None, wait_s: int
+    ) -> None:
+        from aos.engine.native import NativeEngine
+        from aos.engine.party import Party
+        from aos.ports import SamplingParams
+
+        core = receipt.core
+        self._client, self._core, self._wait_s = client, core, wait_s
+        self._claim = b64u_encode(hash_of(core))
+        many = threads or len(os.sched_getaffinity(0))
+        engine = NativeEngine(model, progress=voice.Progress("loading the model"), threads=many)
+        if engine.model_id != core.model_id:
+            raise RuleViolation("replay.other_model", f"{model} is not the model of this receipt")
+        described = self._get(f"/claims/{self._claim}")
+        self._tokens = [int(token) for token in described["tokens"]]
+        self._rules = described["rules"]
+        request = decode(
+            Request, parse_canonical(answer.request.encode(), max_bytes=MAX_REQUEST_BYTES), where="request"
+        )
+        params = request.job.params
+        voice.say(f"computing {core.n_out} tokens again with {model} …")
+        self._party = Party(engine, model, threads=many)
+        self._known = self._party.run(
+            request.job.prompt,
+            self._tokens,
+            SamplingParams(
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=params.top_k,
+                min_p=params.min_p,
+                repeat_penalty=params.repeat_penalty,
+                max_tokens=params.max_tokens,
+                stop=params.stop,
+                seed=int(core.sampling_seed),
+            ),
+            salt=answer.nonce,
+        )
+        self._key = secrets.token_bytes(32)
+
+    def aim(self) -> Aim | None:
+        """Where the claim differs from this model's run; None where it does not."""
+        if self._known.tree.root == self._core.state_root:
+            return None
+        served = self._served()
+        graph = self._known.run.manifest.graph
+        assert graph is not None  # noqa: S101  the engine is canonical
+        tree = served_tree(
+            self._core.state_root,
+            b64u_decode(served["header"]),
+            [b64u_decode(unit) for unit in served["units"]],
+            n_layers=graph.n_layers,
+        )
+        found = aim(
+            tree,
+            self._known.tree,
+            claimed_tokens=[*served["prompt_tokens"], *self._tokens],
+            own_tokens=list(self._known.tokens),
+        )
+        if found is None:
+            raise RuleViolation("dispute.no_difference", "the claim differs nowhere that can be challenged")
+        return found
+
+    def play(self, found: Aim) -> bytes:
+        """The transcript, once nothing more is to be expected."""
+        core = self._core
+        opening = Open(
+            network=core.network,
+            challenger=address_of(self._key),
+            claimant=core.operator,
+            claim=hash_of(core),
+            job_ref=core.job_ref,
+            attempt=core.attempt,
+            kind=found.kind,
+            position=found.position,
+            unit=found.unit,
+            state_root=self._known.tree.root,
+            leaf=found.leaf,
+            bond=int(self._rules["bond"]) << 4,
+        )
+        where = f" {found.unit} at position {found.position}" if found.kind == "unit" else ""
+        voice.say(f"challenging {core.operator}: {found.kind}{where}")
+        game = self._object(self._client.disputes(value=sign(self._key, opening).to_json()))
+        until, seen = time.monotonic() + self._wait_s, 1
+        while game["state"] == "open" and time.monotonic() < until:
+            if game["moves"] != seen:
+                until, seen = time.monotonic() + self._wait_s, game["moves"]
+                voice.say(f"· {seen} moves")
+            if game["mover"] == opening.challenger:
+                game = self._move(game["game"])
+                continue
+            time.sleep(POLL_S)
+            game = self._get(f"/{game['game']}")
+        return self._client.disputes(f"/{game['game']}/transcript")
+
+    def _move(self, game: str) -> dict[str, Any]:
+        transcript = self._client.disputes(f"/{game}/transcript")
+        held: Transcript = read_transcript(transcript)
+        move = self._party.move(self._known, "challenger", transcript)
+        if turn_of(move) != len(held.moves):
+            raise RuleViolation("dispute.turn", "the dispatcher's transcript is of another turn")
+        return self._object(self._client.disputes(f"/{game}/moves", value=sign(self._key, move).to_json()))
+
+    def _served(self) -> dict[str, Any]:
+        until = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return self._get(f"/claims/{self._claim}/leaves")
+            except RuleViolation as error:
+                if error.code != "dispute.not_served":
+                    raise
+                if time.monotonic() > until:
+                    raise Unavailable(
+                        "dispute.not_served",
+                        "the claimant serves no leaves; whoever serves none in time is taken as silent",
+                    ) from error
+            time.sleep(POLL_S)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._object(self._client.disputes(path))
+
+    @staticmethod
+    def _object(data: bytes) -> dict[str, Any]:
+        if len(data) > _MAX_DOCUMENT:
+            raise InvalidMessage("encoding.too_large", "the dispatcher's answer is too large")
+        value: dict[str, Any] = json.loads(data)
+        return value
+
+
+dispute_app = typer.Typer(
+    help="Look at disputes: who challenged what, and how it ended.",
+    cls=Group,
+    epilog="aos dispute list\naos dispute show GAME --save game.json",
+    no_args_is_help=True,
+)
+
+
+@dispute_app.command("list", cls=Command, short_help="Games, newest first.", epilog="aos dispute list --json")
+def list_games(*, url: Url = None, as_json: AsJson = False) -> None:
+    """List the newest games of the dispatcher, and who is convicted."""
+    with load_client_settings(url=url).client() as client:
+        games = json.loads(client.disputes())["games"]
+        convictions = json.loads(client.disputes("/convictions"))["convictions"]
+    if as_json:
+        voice.data_json("dispute.list", {"games": games, "convictions": convictions})
+        return
+    for game in games:
+        voice.data_of_others(voice.plain(_line(game)))
+    for each in convictions:
+        voice.data_of_others(
+            voice.plain(f"CONVICTED {each['node_id']} [{each['code']}] in game {each['game']}")
+        )
+    if not games:
+        voice.say("no disputes")
+
+
+@dispute_app.command(
+    "show",
+    cls=Command,
+    short_help="One game's moves and verdict.",
+    epilog="aos dispute show GAME --save game.json",
+)
+def show_game(
+    game: Annotated[
+        str, typer.Argument(metavar="GAME", help="The game's name, as `aos dispute list` shows it.")
+    ],
+    *,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the transcript.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a game's transcript, with the project's token, and judge it here. Exit codes are those of `aos referee`."""
+    with load_client_settings(url=url).client() as client:
+        transcript = client.disputes(f"/{game}/transcript")
+    if save is not None:
+        save.write_bytes(transcript)
+    raise SystemExit(_judged(transcript, as_json=as_json))
+
+
+def _line(game: dict[str, Any]) -> str:
+    where = f"unit {game['unit']} at position {game['position']}" if game["kind"] == "unit" else game["kind"]
+    verdict = game["state"] if not game["against"] else f"{game['state']} against the {game['against']}"
+    code = f" [{game['code']}]" if game["code"] else ""
+    return f"{game['game']}  {game['challenger']} v {game['claimant']}  {where}: {verdict}{code}, {game['moves']} moves"

@@ -1,0 +1,177 @@
+"""``/v1/aos/disputes`` (docs/spec/09-http.md): claims, games, moves, transcripts. Errors are RFC 9457."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from aos.core.dispute.moves import MAX_GAME_BYTES
+from aos.core.encoding import b64u_decode, parse_json_strict
+from aos.dispatcher.disputes import Disputes
+from aos.dispatcher.disputes_claims import Reader
+from aos.dispatcher.refusals import NotFound, TooLarge, TooSlow
+from aos.dispatcher.routes_seed import body_of
+from aos.dispatcher.schemas import SignedStatement, body, refusals
+from aos.errors import InvalidMessage
+
+router = APIRouter(prefix="/v1/aos/disputes", tags=["disputes"])
+
+MAX_SERVED_BYTES = 32 << 20
+SERVE_S = 60.0
+NO_STORE = {"Cache-Control": "no-store"}
+_OBJECT: dict[str, Any] = {
+    "description": "See docs/spec/13-dispute.md.",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+
+_Bearer = Annotated[str | None, Header(description="`Bearer <API token>` of the job's project.")]
+_Signed = Annotated[
+    str | None,
+    Header(
+        alias="x-aos-reader",
+        description="base64url of a Signed `aos.dispute_read` by one of the job's operators.",
+    ),
+]
+
+
+def _court(request: Request) -> Disputes:
+    court: Disputes = request.app.state.disputes
+    return court
+
+
+def _name(text: str, what: str) -> bytes:
+    try:
+        return b64u_decode(text, length=32)
+    except InvalidMessage:
+        raise NotFound(f"dispute.unknown_{what}", f"no such {what}", field=what) from None
+
+
+def _reader(request: Request, signed: str | None, authorization: str | None, subject: bytes) -> Reader:
+    scheme, _, token = (authorization or "").partition(" ")
+    bearer = token.strip()[:256] if scheme.lower() == "bearer" else None
+    return _court(request).reader(signed, bearer, subject=subject)
+
+
+@router.get("", summary="Games, newest first", responses={200: _OBJECT, **refusals(400, 503)})
+async def games(
+    request: Request,
+    cursor: Annotated[str | None, Query(description="Where the page before ended.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    job_ref: Annotated[str | None, Query(description="Only games about this job.")] = None,
+) -> Response:
+    """Public facts of games: who, where, which verdict; no token and no text."""
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidMessage("field.range", "cursor: must be one that a page gave", field="cursor")
+    page, following = await _court(request).games(
+        before=None if cursor is None else int(cursor),
+        limit=limit,
+        job_ref=None if job_ref is None else _name(job_ref, "job"),
+    )
+    return JSONResponse({"games": page, "cursor": following})
+
+
+@router.post(
+    "",
+    summary="Challenge a claim",
+    openapi_extra=body(SignedStatement),
+    responses={200: _OBJECT, **refusals(400, 403, 404, 408, 409, 413, 503)},
+)
+async def open_game(request: Request, authorization: _Bearer = None) -> Response:
+    """A signed `aos.dispute_open`. Its signer is one of the job's operators, or the project's token comes with it."""
+    value = parse_json_strict(await body_of(request), max_bytes=MAX_GAME_BYTES)
+    reader = _reader(request, None, authorization, b"")
+    return JSONResponse(await _court(request).open(value, reader))
+
+
+@router.get(
+    "/waiting", summary="What waits for its signer", responses={200: _OBJECT, **refusals(400, 403, 503)}
+)
+async def waiting(request: Request, signed: _Signed = None) -> Response:
+    """Leaves to serve, claims to challenge, games to move in."""
+    reader = _reader(request, signed, None, b"")
+    return JSONResponse(await _court(request).waiting(reader), headers=NO_STORE)
+
+
+@router.get("/convictions", summary="Who is convicted", responses={200: _OBJECT, **refusals(503)})
+async def convictions(request: Request) -> Response:
+    """Operators that lost a game as claimants, or contradicted themselves, with the digest of the transcript."""
+    return JSONResponse({"convictions": await _court(request).convictions()})
+
+
+@router.get("/claims/{claim}", summary="A claim", responses={200: _OBJECT, **refusals(400, 403, 404, 503)})
+async def claim_of(
+    request: Request, claim: str, signed: _Signed = None, authorization: _Bearer = None
+) -> Response:
+    """Receipt, request, tokens and text, for who may know them; its leaves are wanted from now on."""
+    name = _name(claim, "claim")
+    reader = _reader(request, signed, authorization, name)
+    return JSONResponse(await _court(request).describe_claim(name, reader), headers=NO_STORE)
+
+
+@router.get(
+    "/claims/{claim}/leaves",
+    summary="A claim's header and leaf hashes",
+    responses={200: _OBJECT, **refusals(400, 403, 404, 409, 503)},
+)
+async def leaves(
+    request: Request, claim: str, signed: _Signed = None, authorization: _Bearer = None
+) -> Response:
+    """What the claimant served, checked against its state root. 409 `dispute.not_served` until it has."""
+    name = _name(claim, "claim")
+    reader = _reader(request, signed, authorization, name)
+    return JSONResponse(await _court(request).leaves(name, reader), headers=NO_STORE)
+
+
+@router.put(
+    "/claims/{claim}/leaves",
+    summary="Serve a claim's leaves",
+    responses={200: _OBJECT, **refusals(400, 404, 408, 409, 413, 503)},
+)
+async def serve(request: Request, claim: str) -> Response:
+    """Anybody's data that lead to what the claimant signed are the claimant's."""
+    name = _name(claim, "claim")
+    data = bytearray()
+    try:
+        async with asyncio.timeout(SERVE_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > MAX_SERVED_BYTES:
+                    raise TooLarge("encoding.too_large", "the body is larger than 32 MiB")
+    except TimeoutError:
+        raise TooSlow("http.request_timeout", f"the body did not come within {SERVE_S:g} s") from None
+    value = await asyncio.to_thread(parse_json_strict, bytes(data), max_bytes=MAX_SERVED_BYTES)
+    return JSONResponse(await _court(request).serve(name, value))
+
+
+@router.get("/{game}", summary="A game", responses={200: _OBJECT, **refusals(404, 503)})
+async def game_of(request: Request, game: str) -> Response:
+    """Public facts of one game."""
+    return JSONResponse(await _court(request).game(_name(game, "game")))
+
+
+@router.post(
+    "/{game}/moves",
+    summary="Move in a game",
+    openapi_extra=body(SignedStatement),
+    responses={200: _OBJECT, **refusals(400, 404, 408, 409, 413, 503)},
+)
+async def move(request: Request, game: str) -> Response:
+    """A signed move; its signature is its credential. Sent again, it changes nothing."""
+    value = parse_json_strict(await body_of(request), max_bytes=MAX_GAME_BYTES)
+    return JSONResponse(await _court(request).move(_name(game, "game"), value))
+
+
+@router.get(
+    "/{game}/transcript",
+    summary="A game's transcript",
+    responses={200: _OBJECT, **refusals(400, 403, 404, 503)},
+)
+async def transcript(
+    request: Request, game: str, signed: _Signed = None, authorization: _Bearer = None
+) -> Response:
+    """The file that `aos referee` judges, for its parties and who may know the prompt."""
+    name = _name(game, "game")
+    reader = _reader(request, signed, authorization, name)
+    data = await _court(request).transcript(name, reader)
+    return Response(data, media_type="application/json", headers=NO_STORE)

@@ -1,0 +1,135 @@
+"""A party to disputes that has the model: its runs computed once more, their leaves, its next move in a game
+(docs/spec/13-dispute.md, "How to play"). What a worker does for its operator, and ``aos challenge`` for whoever runs it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aos.core.dispute import players
+from aos.core.dispute.case import UnitTrace as AnyTrace
+from aos.core.dispute.fine.around import prove_header, prove_tokens, prove_trap
+from aos.core.dispute.fine.bounds import Unit
+from aos.core.dispute.fine.referee import Canonical
+from aos.core.dispute.game import Game
+from aos.core.dispute.moves import Move
+from aos.core.dispute.state_opening import Place
+from aos.core.dispute.state_tree import TOKEN
+from aos.core.dispute.transcript import read_transcript, replay
+from aos.core.encoding import b64u_encode
+from aos.core.statements import Prompt
+from aos.engine.around import check_with_tokenizer
+from aos.engine.gguf import read_gguf
+from aos.engine.native import NativeEngine
+from aos.engine.reference import ReferenceEngine
+from aos.engine.trace import AbsentUnit, KnownRun, ModelWeights, UnitTrace, known_run
+from aos.errors import InvalidMessage, RuleViolation
+from aos.ports import SamplingParams
+
+KEPT = 4
+"""Runs and traces kept between two moves."""
+
+
+class Party:
+    """Plays with one engine and model file. One question at a time: each computes a run once more."""
+
+    def __init__(
+        self,
+        engine: NativeEngine | ReferenceEngine,
+        path: Path,
+        *,
+        cache_dir: Path | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._engine = engine
+        self._path = path
+        self._cache_dir = cache_dir
+        self._threads = threads
+        self._weights: ModelWeights | None = None
+        self._runs: OrderedDict[Any, KnownRun] = OrderedDict()
+        self._traces: OrderedDict[Any, UnitTrace] = OrderedDict()
+
+    def run(self, prompt: Prompt, tokens: Sequence[int], params: SamplingParams, *, salt: bytes) -> KnownRun:
+        """This engine's run, given the tokens that it is claimed to have: up to the first that it does not choose."""
+        key = (prompt, tuple(tokens), params, salt)
+        if key not in self._runs:
+            run = self._engine.replayed(prompt, tokens, params, salt=salt)
+            _keep(self._runs, key, known_run(run, self._engine.manifest))
+        return self._runs[key]
+
+    def leaves(self, known: KnownRun) -> dict[str, Any]:
+        """What the run's claimant serves, as JSON (docs/spec/13-dispute.md, "The claim")."""
+        tree = known.tree
+        return {
+            "header": b64u_encode(tree.header.entry()),
+            "units": [b64u_encode(b"".join(leaves)) for leaves in tree.units],
+            "manifest": self._engine.manifest.json().decode(),
+            "prompt_tokens": list(known.tokens[: tree.header.n_prompt]),
+            "tokenizer": b64u_encode(self._engine.tokenizer.vocabulary.encoded()),
+        }
+
+    def move(self, known: KnownRun, party: str | None, data: bytes) -> Move:
+        """The next move in the game that a transcript (bytes) is. Raises RuleViolation ``dispute.stage``, and what game and
+        trace raise."""
+        arithmetic = Canonical(check_with_tokenizer)
+        game = replay(read_transcript(data), arithmetic)
+        if party != game.mover:
+            raise RuleViolation("dispute.stage", f"it is the turn of {game.mover or 'nobody'}")
+        if game.open.kind != "unit":
+            return players.prove(game, self._around(known, game))
+        if party == "claimant":
+            return players.answer(game, arithmetic, self._trace(known, game.open.position, game.open.unit))
+        context = None if game.opened is None else game.opened.context
+        trace = self._own(
+            known, game.open.position, game.open.unit, context if isinstance(context, Unit) else None
+        )
+        return players.choose(game, trace)
+
+    def _trace(self, known: KnownRun, position: int, unit: int) -> AnyTrace:
+        try:
+            return self._own(known, position, unit, None)
+        except InvalidMessage as error:
+            if error.code != "trace.unit":
+                raise
+            return AbsentUnit(known)
+
+    def _own(self, known: KnownRun, position: int, unit: int, against: Unit | None) -> UnitTrace:
+        key = (known.tree.root, position, unit, None if against is None else (against.leaf, against.cuts))
+        if key not in self._traces:
+            trace = UnitTrace(known, self._loaded(), self._engine, position, unit, against=against)
+            _keep(self._traces, key, trace)
+        return self._traces[key]
+
+    def _loaded(self) -> ModelWeights:
+        if self._weights is None:
+            self._weights = ModelWeights(
+                read_gguf(self._path), cache_dir=self._cache_dir, threads=self._threads
+            )
+        return self._weights
+
+    def _around(self, known: KnownRun, game: Game) -> bytes:
+        if game.open.kind == "trap":
+            return prove_trap(known.tree, known.trap)
+        if game.open.kind != "tokens":
+            return prove_header(known.tree)
+        position, trap = game.open.position, known.trap
+        tail = None
+        graph = self._engine.manifest.graph
+        assert graph is not None  # noqa: S101  the engine is canonical
+        try:
+            trace = self._own(known, position, graph.n_layers + 1, None)
+        except InvalidMessage as error:
+            if error.code != "trace.unit":
+                raise
+        else:
+            if not trace.context.trapped:
+                place = Place(position=position, unit=graph.n_layers + 1, part=TOKEN, tile=0)
+                tail = trace.open_state(place)
+        return prove_tokens(known.tree, known.tokens, position, None if trap is None else trap[0], tail)
+
+
+def _keep(kept: OrderedDict[Any, Any], key: object, value: object) -> None:
+    kept[key] = value
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
