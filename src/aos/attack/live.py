@@ -95,11 +95,15 @@ class Live:
         return await asyncio.to_thread(run)
 
     async def follow(self, job_id: str) -> str:
-        """The job's last status."""
+        """The job's last status, or ``disputed`` as soon as it is: what games make of it later is another matter."""
 
         def run() -> str:
             with self.client() as client:
-                return next(str(e.data["status"]) for e in client.events(job_id) if e.kind == "done")
+                for event in client.events(job_id):
+                    status = str(event.data.get("status", ""))
+                    if event.kind == "done" or (event.kind == "status" and status == "disputed"):
+                        return status
+            raise RuleViolation("attack.job", "the job's events ended before the job did")
 
         return await asyncio.to_thread(run)
 
