@@ -31,12 +31,13 @@ from simulated_run import (
 
 from aos.core import draw, receipt
 from aos.core.answer import Answer, seated_only, write_answer
+from aos.core.dispute.court import Resolution, ResolvedClaim
 from aos.core.hashes import sampling_seed_from_draw
 from aos.core.receipt import Replay, Replayed, verify_answer
 from aos.core.report import Check, Report
 from aos.core.signing import CURVE_ORDER
 from aos.core.sortition import seat_order
-from aos.core.statements import CommitSetEntry, DrawCall, DrawRecord, sign
+from aos.core.statements import CommitSetEntry, DrawCall, DrawRecord, Signed, hash_of, sign
 from aos.core.tee import public_key_info
 from aos.core.trust import Policy, Trust, TrustedTeeRoot, load_policy
 from aos.errors import InvalidMessage
@@ -241,6 +242,73 @@ def hidden_dissenter() -> Answer:
     disputed = NETWORK.run(results={NETWORK.by_id(loser).name: Result(state_root=secret("another root"))})
     kept = tuple(o for o in disputed.commit.openings if o.commit.statement.node_id != loser)
     return replace(disputed, peers=disputed.peers[:-1], commit=replace(disputed.commit, openings=kept))
+
+
+def resolved(
+    *,
+    key: bytes | None = None,
+    claims: Callable[[list[ResolvedClaim]], list[ResolvedClaim]] = list,
+    **changes: Any,
+) -> Answer:
+    """One of three lied and lost its game: what the dispatcher says of the claims, ``changes`` made before it signs."""
+    answer = NETWORK.run()
+    loser = answer.peers[-1].core.operator
+    disputed = NETWORK.run(results={NETWORK.by_id(loser).name: Result(state_root=secret("another root"))})
+    kept = tuple(o for o in disputed.commit.openings if o.commit.statement.node_id != loser)
+    stated = [
+        ResolvedClaim(
+            claim=hash_of(receipt.core),
+            operator=receipt.core.operator,
+            state_root=receipt.core.state_root,
+            standing="convicted" if receipt.core.operator == loser else "stands",
+            evidence=(sha256(b"transcript").digest(),) if receipt.core.operator == loser else (),
+        )
+        for receipt in (disputed.receipt, *disputed.peers)
+    ]
+    return replace(
+        disputed,
+        peers=disputed.peers[:-1],
+        commit=replace(disputed.commit, openings=kept),
+        resolution=resolution_of(disputed, claims(stated), key=key, **changes),
+    )
+
+
+def resolution_of(
+    answer: Answer, claims: list[ResolvedClaim], *, key: bytes | None = None, **changes: Any
+) -> Signed[Resolution]:
+    core = answer.receipt.core
+    said = Resolution(
+        network=core.network,
+        dispatcher=core.dispatcher,
+        job_ref=core.job_ref,
+        attempt=core.attempt,
+        state_root=core.state_root,
+        claims=tuple(claims),
+        resolved_at=answer.receipt.countersign.received_at + 1,
+        clock=answer.receipt.countersign.clock,
+    )
+    return sign(NETWORK.key if key is None else key, replace(said, **changes))
+
+
+def resolved_without_a_dispute() -> Answer:
+    """Nothing differed, and yet there is a resolution."""
+    answer = NETWORK.run()
+    claims = [
+        ResolvedClaim(
+            claim=hash_of(receipt.core),
+            operator=receipt.core.operator,
+            state_root=receipt.core.state_root,
+            standing="stands",
+            evidence=(),
+        )
+        for receipt in (answer.receipt, *answer.peers)
+    ]
+    return replace(answer, resolution=resolution_of(answer, claims))
+
+
+def last_claim(**changes: Any) -> Callable[[], Answer]:
+    """The loser's claim, told otherwise."""
+    return lambda: resolved(claims=lambda found: [*found[:-1], replace(found[-1], **changes)])
 
 
 def left_over_opening() -> Answer:
@@ -681,6 +749,57 @@ ATTACKS = [
     ),
     Attack(name="a dispute covered up", check="agree-1", code="agree.state_root", answer=covered_up_dispute),
     Attack(name="the dissenter left out", check="agree-1", code="agree.disputed", answer=hidden_dissenter),
+    *(
+        Attack(
+            name=f"a resolution of another {name}",
+            check="resolve-1",
+            code="resolve.foreign",
+            answer=lambda changes=changes: resolved(**changes),  # type: ignore[misc]
+        )
+        for name, changes in (
+            ("network", {"network": "elsewhere"}),
+            ("dispatcher", {"dispatcher": "0x" + "11" * 20}),
+            ("job", {"job_ref": secret("another job")}),
+            ("attempt", {"attempt": 2}),
+            ("result", {"state_root": secret("another root")}),
+        )
+    ),
+    Attack(
+        name="a resolution where nothing differed",
+        check="resolve-1",
+        code="resolve.foreign",
+        answer=resolved_without_a_dispute,
+    ),
+    Attack(
+        name="a resolution signed by somebody else",
+        check="resolve-1",
+        code="signature.wrong_signer",
+        answer=lambda: resolved(key=STRANGER),
+    ),
+    Attack(
+        name="a resolution that withholds this very result",
+        check="resolve-1",
+        code="resolve.claim",
+        answer=lambda: resolved(claims=lambda found: [replace(found[0], standing="withheld"), *found[1:]]),
+    ),
+    Attack(
+        name="a resolution about a claim that was never committed",
+        check="resolve-1",
+        code="resolve.claims",
+        answer=last_claim(operator="0x" + "22" * 20),
+    ),
+    Attack(
+        name="a conviction without a transcript",
+        check="resolve-1",
+        code="resolve.standing",
+        answer=last_claim(evidence=()),
+    ),
+    Attack(
+        name="a resolution in which two results stand",
+        check="resolve-1",
+        code="resolve.standing",
+        answer=last_claim(standing="stands", evidence=()),
+    ),
     Attack(name="one operator counted twice", check="agree-1", code="agree.twice", answer=peer_twice),
     Attack(name="the operator as its own peer", check="agree-1", code="agree.twice", answer=self_as_peer),
     Attack(name="peers of another job", check="agree-1", code="agree.foreign", answer=peer_of_another_job),
@@ -994,3 +1113,9 @@ def test_a_filled_seat_that_the_file_does_not_prove_is_not_counted() -> None:
     assert "draw.seats" in {check.code for check in whole.checks}
     assert selected < 3
     assert friends.levels == (("signed", f"redundant:{selected}") if selected > 1 else ("signed",))
+
+
+def test_a_resolved_answer_is_verified() -> None:
+    report = verify_answer(write_answer(resolved()), trust=NETWORK.trust(), policy=load_policy("dev"))
+    assert report.verdict == "VERIFIED", report.checks
+    assert next(check.status for check in report.checks if check.id == "resolve-1") == "PASS"
