@@ -18,6 +18,7 @@ FILES = [
     "0003_tokens_limits_webhooks.sql",
     "0004_tee_boot.sql",
     "0005_disputes.sql",
+    "0006_explorer.sql",
 ]
 
 

@@ -36,6 +36,9 @@ from aos.dispatcher.schemas import body_schemas
 from aos.dispatcher.schemas_openai import CALLS
 from aos.dispatcher.setup import MIGRATIONS
 from aos.dispatcher.streams import Streams
+from aos.dispatcher.ui.routes import Explorer
+from aos.dispatcher.ui.routes import data_router as ui_data
+from aos.dispatcher.ui.routes import router as ui_pages
 from aos.dispatcher.webhooks import Webhooks
 from aos.engine.around import check_with_tokenizer, tokenizer_digest
 
@@ -80,6 +83,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 cancelled=runs.cancelled,
                 in_flight=in_flight,
             )
+            app.state.explorer = Explorer(pool, config, registry, app.state.jobs)
             app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
             app.state.attestation = attestation
             signing = asyncio.create_task(registry.keep_signing())
@@ -126,6 +130,8 @@ def create_app(config: DispatcherConfig) -> FastAPI:
     app.include_router(routes_aos.router)
     app.include_router(routes_disputes.router)
     app.include_router(routes_attestation.router)
+    app.include_router(ui_data)
+    app.include_router(ui_pages)  # last: it answers every path below /ui that nobody else has
     refusals.install(app, refused=metrics.refused)
     _describe(app)
     return app

@@ -113,6 +113,9 @@ class DispatcherConfig:
     """What is believed of each kind of enclave that is accepted."""
     tee_policy: bytes
     """The digest of ``tee_references`` (32 bytes)."""
+    tee_roots: tuple[TrustedTeeRoot, ...]
+    tee_measurements: tuple[TeeMeasurement, ...]
+    """What ``tee_references`` is made of, as a trust file lists it."""
     open_registration: bool
     deadlines: Deadlines
     disputes: Disputes
@@ -164,7 +167,8 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         raise ConfigError(
             "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
         )
-    references = _references(settings)
+    roots, measurements = _references(settings)
+    references = tee_references(roots, measurements)
     if settings.webhook_loopback and not development:
         raise ConfigError(
             "config.value",
@@ -182,6 +186,8 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         max_range=10**settings.vrf_sort_precision,
         tee_references=references,
         tee_policy=policy_digest(references),
+        tee_roots=roots,
+        tee_measurements=measurements,
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
         disputes=settings.disputes,
@@ -215,7 +221,7 @@ def _key(value: str, name: str, directory: Path) -> bytes:
     return parse_key(text, name=name)
 
 
-def _references(settings: _Settings) -> dict[str, References]:
+def _references(settings: _Settings) -> tuple[tuple[TrustedTeeRoot, ...], tuple[TeeMeasurement, ...]]:
     """What is believed of the accepted kinds. A kind without images, or images of a kind that is not accepted, is an
     error: an empty set of expected measurements must never mean that any will do."""
     try:
@@ -226,11 +232,10 @@ def _references(settings: _Settings) -> dict[str, References]:
         check_tee_references(roots, images)
     except AOSError as error:
         raise ConfigError("config.value", error.message, field=error.field) from None
-    found = tee_references(roots, images)
-    if set(found) != set(settings.accept_tee):
+    if set(tee_references(roots, images)) != set(settings.accept_tee):
         raise ConfigError(
             "config.value",
             "tee_measurements must name images of exactly the kinds that accept_tee names",
             field="tee_measurements",
         )
-    return found
+    return roots, images

@@ -97,6 +97,7 @@ CREATE TABLE job (
     UNIQUE (project_id, idempotency_key)
 );
 CREATE INDEX job_user ON job (project_id, user_id, seq DESC);
+CREATE INDEX job_created ON job (created_at);
 
 -- One result set for each (job, tag, position).
 CREATE TABLE run (
@@ -120,6 +121,7 @@ CREATE TABLE run (
 );
 CREATE INDEX run_open ON run (run_id)
     WHERE state IN ('created', 'drawing', 'drawn', 'running', 'checking', 'committed');
+CREATE INDEX run_first ON run (state, run_id DESC) WHERE position <> 'before';
 CREATE INDEX run_reruns ON run (created_at) WHERE position = 'before';
 
 -- Attempts are numbered within the job, whatever run they belong to: a draw is about (job, attempt).
@@ -190,6 +192,8 @@ CREATE TABLE receipt (
     UNIQUE (job_id, attempt, node_id),
     FOREIGN KEY (job_id, attempt, node_id) REFERENCES seat
 );
+CREATE INDEX receipt_operator ON receipt (node_id, received_at DESC);
+CREATE INDEX receipt_evidence ON receipt (received_at DESC) WHERE evidence IS NOT NULL;
 
 CREATE TABLE result (
     job_id     text        NOT NULL,

@@ -1,0 +1,1 @@
+"""The explorer at ``/ui`` (docs/explorer.md): public facts as server-rendered pages; no cookie, no inline script."""

@@ -1,0 +1,66 @@
+"""The checks of a job's answer as ``aos verify`` prints them, with this dispatcher's own keys as trust.
+
+What it says is the dispatcher's word: a page repeats that, and how to check without it. Kept by (job, attempt), because an
+answer file does not change; two are judged at a time, each in a thread.
+"""
+
+import asyncio
+from collections import OrderedDict
+
+from aos.adapters.postgres import Pool, unavailable
+from aos.core.answer import read_answer
+from aos.core.receipt import verify_answer
+from aos.core.report import Report
+from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, load_policy
+from aos.dispatcher.answers import build_answer_file
+from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.registry import Registry
+
+MOST_KEPT = 512
+MOST_BYTES = 1024 * 1024
+
+
+class Judge:
+    """Judges answers of one dispatcher."""
+
+    def __init__(self, pool: Pool, config: DispatcherConfig, registry: Registry) -> None:
+        self._pool, self._config, self._registry = pool, config, registry
+        self._kept: OrderedDict[tuple[str, int], Report | None] = OrderedDict()
+        self._turn = asyncio.Semaphore(2)
+
+    async def report(self, job_id: str, attempt: int) -> Report | None:
+        """The report on the run that ended with ``attempt``; None where its file is over 1 MiB, too much for a page.
+
+        Raises RuleViolation ``job.no_answer``.
+        """
+        key = (job_id, attempt)
+        async with self._turn:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            async with unavailable():
+                job = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
+            data = await build_answer_file(self._pool, self._registry, job, attempt)
+            report = None if len(data) > MOST_BYTES else await asyncio.to_thread(self._judge, data)
+            self._kept[key] = report
+            if len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+            return report
+
+    def _judge(self, data: bytes) -> Report:
+        root = read_answer(data).draw.draw_call.statement.snapshot_root
+        return verify_answer(data, trust=self._trust(root), policy=load_policy("dev"))
+
+    def _trust(self, root: bytes) -> Trust:
+        config, facts = self._config, self._registry.network
+        return Trust(
+            network=config.network,
+            dispatchers=(TrustedDispatcher(address=config.keys.address, vrf_key=config.keys.vrf_public),),
+            genesis=facts.genesis_ms,
+            epoch_ms=facts.epoch_ms,
+            beacon=TrustedBeacon(anchor=facts.beacon_anchor, length=facts.beacon_length),
+            registry_roots=(root,),
+            tee_roots=config.tee_roots,
+            tee_measurements=config.tee_measurements,
+            policy="dev",
+        )
