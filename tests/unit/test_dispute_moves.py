@@ -16,9 +16,9 @@ from test_spec_members import form, listed
 
 from aos.core.codec import MaxLength, encode
 from aos.core.dispute.case import Case
+from aos.core.dispute.court import Read
 from aos.core.dispute.moves import (
     MAX_GAME_BYTES,
-    MOVES,
     Answer,
     Choose,
     Open,
@@ -51,10 +51,10 @@ def written_form(hint: Any) -> str:
 
 def test_the_page_lists_every_move_member_by_member() -> None:
     rows = []
-    for cls in MOVES:
+    for cls, signer in (*SIGNERS.items(), (Read, "reader")):
         hints = typing.get_type_hints(cls, include_extras=True)
         members = "; ".join(f"`{f.name}` {written_form(hints[f.name])}" for f in fields(cls))
-        rows.append(f"| `{cls.TYPE}` {cls.V} | {SIGNERS[cls]} | {members} |")
+        rows.append(f"| `{cls.TYPE}` {cls.V} | {signer} | {members} |")
     assert re.findall(r"^\| `aos\.dispute_\w+` \d .*\|$", PAGE, re.M) == rows
 
 
