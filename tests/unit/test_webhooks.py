@@ -172,7 +172,7 @@ def test_the_stock_library_and_the_sdk_believe_what_is_signed() -> None:
     ("changes", "body", "code"),
     [
         ({"webhook-id": "msg_2"}, BODY, "webhook.signature"),
-        ({"webhook-timestamp": str(int(time.time()) - 1)}, BODY, "webhook.signature"),
+        ({"webhook-timestamp": "a second before"}, BODY, "webhook.signature"),
         ({"webhook-signature": "v1,AAAA"}, BODY, "webhook.signature"),
         ({"webhook-signature": ""}, BODY, "webhook.signature"),
         ({}, BODY + b" ", "webhook.signature"),
@@ -182,11 +182,15 @@ def test_the_stock_library_and_the_sdk_believe_what_is_signed() -> None:
     ],
 )
 def test_what_was_changed_is_not_believed(changes: dict[str, str], body: bytes, code: str) -> None:
+    now = int(time.time())
+    if changes.get("webhook-timestamp") == "a second before":
+        changes = {"webhook-timestamp": str(now - 1)}
+    changed = headers(when=now) | changes
     with pytest.raises(VerificationError) as error:
-        verify_webhook(SECRET, headers() | changes, body)
+        verify_webhook(SECRET, changed, body)
     assert error.value.code == code
     with pytest.raises(WebhookVerificationError):
-        Webhook(SECRET).verify(body, headers() | changes)
+        Webhook(SECRET).verify(body, changed)
 
 
 def test_another_project_s_or_dispatcher_s_secret_does_not_fit() -> None:
