@@ -113,9 +113,7 @@ def test_the_commands_that_the_product_names_are_there() -> None:
     named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new"
     named += "|project new|project token|config show"
     named += "|attest verify|tee pcrs|tee measure|tee challenge|tee report|referee|attack|audit|challenge|dispute list|dispute show"
-    named += (
-        "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
-    )
+    named += "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|operator resume"
     named += "|operator register|dispatcher run|registry list|registry admit"
     assert set(named.split("|")) == set(LEAVES)
 

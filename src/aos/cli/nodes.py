@@ -1,12 +1,16 @@
 """``aos operator``, ``aos dispatcher``, ``aos config``: running the network's nodes."""
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
+from aos.errors import Unavailable
+
+DRAIN_LOOK_S = 0.5
 
 operator_app = typer.Typer(
     help="Run an operator, or ask a running one how it is.",
@@ -104,19 +108,79 @@ def status(*, config: ConfigFile, as_json: AsJson = False) -> None:
     "drain",
     cls=Command,
     short_help="Let it finish, and take nothing new.",
-    epilog="aos operator drain -c .aos/operator-1/config-operator.yaml",
+    epilog="""aos operator drain -c .aos/operator-1/config-operator.yaml --wait && systemctl stop aos-operator
+aos operator drain -c FILE.yaml --wait --timeout 600 --json""",
 )
-def drain(*, config: ConfigFile, as_json: AsJson = False) -> None:
-    """Tell a running operator to finish what it has and take nothing new."""
+def drain(
+    *,
+    config: ConfigFile,
+    wait: Annotated[bool, typer.Option("--wait", help="Return once nothing is under way.")] = False,
+    timeout: Annotated[
+        int | None, typer.Option("--timeout", min=1, metavar="SECONDS", help="With --wait: at most so long.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a running operator to finish what it has and take nothing new.
+
+    It lasts, over restarts too, until `aos operator resume`. Ctrl-C ends the waiting, not the draining; waiting again goes on.
+    Exit code 20 where jobs were still under way after --timeout.
+    """
     from aos.operator.runer import drain as drain_it
 
+    if timeout is not None and not wait:
+        raise voice.usage("--timeout is for --wait", hint="aos operator drain -c FILE --wait --timeout 600")
     result = drain_it(config)
+    if wait:
+        result = _wait_until_empty(config, result, timeout)
     if as_json:
         voice.data_json("operator.drain", result)
         return
-    voice.say(
-        "draining: it declines every draw from now on; stop it when `aos operator status` shows nothing running"
-    )
+    left = result["unfinished"]
+    if left:
+        voice.say(
+            f"draining: {left} under way are finished, every draw is declined; --wait waits for the end"
+        )
+    else:
+        voice.say("drained: nothing is under way, every draw is declined; it can be stopped now")
+
+
+def _wait_until_empty(config: Path, result: dict[str, Any], timeout: int | None) -> dict[str, Any]:
+    from aos.operator.runer import status as status_of
+    from aos.progress import Steps
+
+    until = None if timeout is None else time.monotonic() + timeout
+    progress, total = Steps("finishing jobs"), result["unfinished"]
+    while left := result["unfinished"]:
+        total = max(total, left)
+        progress(total - left, total)
+        if until is not None and time.monotonic() >= until:
+            raise Unavailable(
+                "operator.not_drained",
+                f"{left} jobs are still under way; the operator goes on draining",
+                hint="wait again with `aos operator drain -c FILE --wait`",
+            )
+        time.sleep(DRAIN_LOOK_S)
+        result = {"draining": True, "unfinished": status_of(config)["unfinished"]}
+    if total:
+        progress(total, total)
+    return result
+
+
+@operator_app.command(
+    "resume",
+    cls=Command,
+    short_help="Take jobs again after a drain.",
+    epilog="aos operator resume -c .aos/operator-1/config-operator.yaml",
+)
+def resume(*, config: ConfigFile, as_json: AsJson = False) -> None:
+    """Tell a running operator that drains to take part in draws again."""
+    from aos.operator.runer import resume as resume_it
+
+    result = resume_it(config)
+    if as_json:
+        voice.data_json("operator.resume", result)
+        return
+    voice.say("resumed: it takes part in draws again; `aos operator status` shows how it is drawn")
 
 
 @operator_app.command(
