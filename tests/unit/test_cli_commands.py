@@ -114,7 +114,7 @@ def test_the_commands_that_the_product_names_are_there() -> None:
     named += "|project new|project token|config show"
     named += "|attest verify|tee pcrs|tee measure|tee challenge|tee report|referee|attack|audit|challenge|dispute list|dispute show"
     named += "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain|operator resume"
-    named += "|operator register|dispatcher run|registry list|registry admit"
+    named += "|operator register|dispatcher init|dispatcher run|registry list|registry admit"
     assert set(named.split("|")) == set(LEAVES)
 
 
@@ -281,6 +281,10 @@ WRONG = [
     Wrong("operator run -c absent.yaml", 30, "config.file"),
     Wrong("operator -c absent.yaml", 30, "config.file"),
     Wrong("dispatcher run -c absent.yaml", 30, "config.file"),
+    Wrong("dispatcher init -c absent.yaml --model truncated.gguf", 2, "gguf.tensor_range"),
+    Wrong("dispatcher init -c absent.yaml --model absent.gguf", 2, "cli.usage"),
+    Wrong("operator drain -c absent.yaml --timeout 3", 2, "cli.usage"),
+    Wrong("operator resume -c absent.yaml", 30, "config.file"),
     Wrong("project new x -c absent.yaml", 30, "config.file"),
     Wrong("registry list -c absent.yaml", 30, "config.file"),
     Wrong("registry admit 0x00 -c absent.yaml", 30, "config.file"),

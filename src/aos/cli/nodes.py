@@ -21,7 +21,11 @@ aos operator status -c FILE.yaml""",
     invoke_without_command=True,
 )
 dispatcher_app = typer.Typer(
-    help="Run a dispatcher.", cls=Group, epilog="aos dispatcher run -c FILE.yaml", no_args_is_help=True
+    help="Found a network and run its dispatcher.",
+    cls=Group,
+    epilog="""aos dispatcher init -c FILE.yaml --model models/aos-demo.Q8_0.gguf
+aos dispatcher run -c FILE.yaml""",
+    no_args_is_help=True,
 )
 config_app = typer.Typer(
     help="Look at an operator's configuration.",
@@ -31,6 +35,7 @@ config_app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Option("-c", "--config", help="The operator's YAML file.")]
+DispatcherConfig = Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's YAML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -225,10 +230,47 @@ def register(
         voice.say("it waits: the dispatcher's owner admits it with `aos registry admit`")
 
 
-@dispatcher_app.command("run", cls=Command, epilog="aos dispatcher run -c FILE.yaml")
-def dispatcher_run(
-    *, config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's YAML file.")]
+@dispatcher_app.command(
+    "init",
+    cls=Command,
+    short_help="Found a network in an empty database.",
+    epilog="""aos dispatcher init -c config-dispatcher.yaml --model models/aos-demo.Q8_0.gguf
+aos dispatcher init -c FILE.yaml --model a.gguf --model b.gguf --epoch-minutes 60 --project my-app --json""",
+)
+def dispatcher_init(
+    *,
+    config: DispatcherConfig,
+    model: Annotated[
+        list[Path],
+        typer.Option("--model", help="A GGUF file that the network may be asked for; may be repeated."),
+    ],
+    epoch_minutes: Annotated[
+        int, typer.Option("--epoch-minutes", min=1, max=10_080, help="How long an epoch is; fixed for ever.")
+    ] = 60,
+    project: Annotated[str, typer.Option(metavar="NAME", help="Name of the first project.")] = "first",
+    as_json: AsJson = False,
 ) -> None:
+    """Found a network: make tables, genesis, a first project, and the trust file that its requesters verify with.
+
+    Missing keys are made beside the configuration file, each 0600: keep them. The models are read for their digests only. Files
+    network.json and trust.json beside the configuration are public.
+    """
+    from aos.cli.founding import found
+
+    facts = found(config, model, epoch_ms=epoch_minutes * 60_000, project=project)
+    if as_json:
+        voice.data_json("dispatcher.init", facts)
+        return
+    for name, value in facts.items():
+        voice.data(f"{name:<15} {_shown(value)}")
+    voice.say(
+        "This is the only time that the token is shown. Start it: aos dispatcher run -c FILE. Operators join with "
+        "`aos operator register`."
+    )
+
+
+@dispatcher_app.command("run", cls=Command, epilog="aos dispatcher run -c FILE.yaml")
+def dispatcher_run(*, config: DispatcherConfig) -> None:
     """Run a dispatcher until SIGTERM or Ctrl-C."""
     from aos.dispatcher.__main__ import main
 

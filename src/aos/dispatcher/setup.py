@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
+from aos.adapters.postgres import Pool, connect_pool, create_database, migrate, unavailable
 from aos.core import beacon
+from aos.core.codec import encode
 from aos.core.encoding import tagged_hash
 from aos.core.statements import Registration, Signed
 from aos.dispatcher.config import DispatcherConfig, load_config
@@ -76,6 +77,58 @@ async def found_network(
         )
     finally:
         await pool.close()
+
+
+async def found_first_network(
+    config_path: Path,
+    *,
+    models: Mapping[str, bytes],
+    manifests: Mapping[str, bytes],
+    genesis_ms: int,
+    epoch_ms: int,
+    project: str,
+) -> tuple[Founded, dict[str, object]]:
+    """Found a network that operators join later, in a database that is made where it is missing; and its trust file.
+
+    Raises RuleViolation ``network.founded`` where the database holds one already, and as ``found_network``.
+    """
+    config = load_config(config_path)
+    await create_database(config.pg_url)
+    pool = await connect_pool(config.pg_url, max_size=1)
+    try:
+        await migrate(pool, MIGRATIONS)
+        async with unavailable():
+            if await pool.fetchval("SELECT 1 FROM project LIMIT 1"):  # the last thing that a founding makes
+                raise RuleViolation(
+                    "network.founded",
+                    "this database holds a network already",
+                    hint="`aos dispatcher run -c FILE` runs it; another network needs another database",
+                )
+    finally:
+        await pool.close()
+    founded = await found_network(
+        config_path,
+        registrations=(),
+        models=models,
+        manifests=manifests,
+        genesis_ms=genesis_ms,
+        epoch_ms=epoch_ms,
+        project=project,
+    )
+    network = founded.network
+    return founded, {
+        "type": "aos.trust",
+        "v": 1,
+        "network": network["network"],
+        "dispatchers": [{"address": network["dispatcher"], "vrf_key": network["vrf_key"]}],
+        "genesis": network["genesis"],
+        "epoch_ms": network["epoch_ms"],
+        "beacon": network["beacon"],
+        "registry_roots": [encode(founded.registry_root)],
+        "tee_roots": [encode(root) for root in config.tee_roots],
+        "tee_measurements": [encode(image) for image in config.tee_measurements],
+        "policy": "default",
+    }
 
 
 async def _write_network(
