@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 KEY, OTHER = "11" * 32, "22" * 32
-OWN = ("dispatcher", "operator", "worker")
+OWN = ("found", "dispatcher", "operator", "worker")
 
 
 def compose() -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_what_a_service_names_is_there() -> None:
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
             if source.startswith("."):
-                made = source in ("./config",)  # the person's own
+                made = source in ("./config", "./data/prometheus", "./data/grafana")  # the person's own
                 assert made or (DEPLOY / source).exists(), volume
             else:
                 assert source in document["volumes"], volume
@@ -165,6 +165,7 @@ def test_the_operators_environment_is_read_as_meant(tmp_path: Path) -> None:
     environment = environment_of("operator")
     token = tmp_path / "worker_token"
     token.write_text("a token of the worker")
+    token.chmod(0o600)
     environment["AOS_NET_WORKER_TOKEN_FILE"] = str(token)
     found = load_operator(config, environment=environment)
     assert found.pg_url == "postgres://postgres:pass@postgres:5432/operator_db"
