@@ -12,7 +12,7 @@ from aos.cli.attest import attest_app
 from aos.cli.audit import AUDIT_EXAMPLES, audit
 from aos.cli.challenge import CHALLENGE_EXAMPLES, challenge, dispute_app
 from aos.cli.draw import DRAW_EXAMPLES, draw
-from aos.cli.help import Command, Group
+from aos.cli.help import Command, Root
 from aos.cli.keys import keys_app
 from aos.cli.models import model_app
 from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, doctor, project_app, up
@@ -24,7 +24,7 @@ from aos.cli.tee import tee_app
 app = typer.Typer(
     name="aos",
     help="Verifiable AI inference: ask a network, get an answer with a receipt that anyone can check offline.",
-    cls=Group,
+    cls=Root,
     epilog="""aos up                                     # a local network, until Ctrl-C
 aos ask "What is AI?" --save answer.aos    # in a second terminal
 aos verify answer.aos                      # offline; exit code 0 only when VERIFIED""",

@@ -319,10 +319,15 @@ class Client:
         """Ask for the job to be cancelled."""
         return self._post("/api/job/cancel", {"job_id": job_id, "verify": self._token})
 
-    def verify(self, user: str, *, cursor: str | None = None, limit: int = 20) -> Any:
-        """All results for a user of this project, newest first."""
-        body: dict[str, Any] = {"from": self._project, "user": user, "verify": self._token, "limit": limit}
-        return self._post("/api/job/verify", body | ({"cursor": cursor} if cursor else {}))
+    def results(self, user: str) -> Iterator[dict[str, Any]]:
+        """All result rows of one user of this project, newest first; further pages are fetched as they are read."""
+        body: dict[str, Any] = {"from": self._project, "user": user, "verify": self._token, "limit": 100}
+        while True:
+            response = self._call("POST", "/api/job/verify", json=body)
+            yield from _result_of(response)
+            if (cursor := response.json().get("cursor")) is None:
+                return
+            body["cursor"] = cursor
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         return _result_of(self._call("POST", path, json=body))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -210,6 +211,64 @@ async def new_token(config_path: Path, project: str, *, scopes: Sequence[str]) -
     pool = await connect_pool(config.pg_url, max_size=1)
     try:
         return await create_token(pool, project, scopes=scopes)
+    finally:
+        await pool.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRow:
+    """A project; ``tokens`` are the scopes of each of its tokens. None: the dispatcher's own limit holds."""
+
+    project: str
+    name: str
+    created_at: str
+    max_requests: int | None
+    max_tokens: int | None
+    jobs: int
+    tokens: list[list[str]]
+
+
+async def list_projects(config_path: Path) -> list[ProjectRow]:
+    """Every project, the oldest first. Raises ConfigError, Unavailable."""
+    pool = await connect_pool(load_config(config_path).pg_url, max_size=1)
+    try:
+        async with unavailable():
+            rows = await pool.fetch(
+                """SELECT p.*, (SELECT count(*) FROM job j WHERE j.project_id = p.project_id) AS jobs,
+                          (SELECT coalesce(json_agg(t.scopes ORDER BY t.created_at), '[]')::text FROM token t
+                           WHERE t.project_id = p.project_id) AS tokens
+                   FROM project p ORDER BY p.created_at, p.project_id"""
+            )
+    finally:
+        await pool.close()
+    return [
+        ProjectRow(
+            project=row["project_id"],
+            name=row["name"],
+            created_at=row["created_at"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+            max_requests=row["most_requests"],
+            max_tokens=row["most_tokens"],
+            jobs=row["jobs"],
+            tokens=json.loads(row["tokens"]),
+        )
+        for row in rows
+    ]
+
+
+async def revoke_tokens(config_path: Path, project: str) -> int:
+    """Take no token of a project any more; how many it had. Jobs and results stay.
+
+    Raises ConfigError, Unavailable, InvalidMessage ``project.unknown``.
+    """
+    pool = await connect_pool(load_config(config_path).pg_url, max_size=1)
+    try:
+        async with unavailable(), pool.acquire() as db, db.transaction():
+            if not await db.fetchval("SELECT 1 FROM project WHERE project_id = $1", project):
+                raise InvalidMessage(
+                    "project.unknown", f"there is no project {project[:80]!r}", field="project"
+                )
+            rows = await db.fetch("DELETE FROM token WHERE project_id = $1 RETURNING 1", project)
+            return len(rows)
     finally:
         await pool.close()
 
