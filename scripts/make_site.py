@@ -26,7 +26,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "src/aos/dispatcher/ui/static"
-API = "api.html"
+API, CLI = "api.html", "cli.html"
 NAV: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Start",
@@ -38,7 +38,7 @@ NAV: tuple[tuple[str, tuple[str, ...]], ...] = (
             "docs/glossary.md",
         ),
     ),
-    ("Use", ("docs/sdk.md", API, "docs/explorer.md", "docs/demo-model.md")),
+    ("Use", ("docs/sdk.md", API, CLI, "docs/explorer.md", "docs/demo-model.md")),
     ("Run", ("docs/operator-guide.md", "docs/deploy.md")),
     ("Understand", ("docs/architecture.md", "docs/threat-model.md", "docs/log.md")),
     ("Specification", ("docs/spec/*.md",)),
@@ -84,7 +84,7 @@ def sources(root: Path) -> Iterator[tuple[str, list[str]]]:
         for pattern in patterns:
             found += (
                 [pattern]
-                if pattern == API
+                if pattern in (API, CLI)
                 else sorted(p.relative_to(root).as_posix() for p in root.glob(pattern))
             )
         seen |= set(found)
@@ -158,6 +158,32 @@ def api_page() -> Page:
     return Page(source=API, path=API, title="API reference", body=content(openapi()))
 
 
+def cli_page() -> Page:
+    """Every command's help, as it is printed on 80 columns."""
+    import typer
+
+    from aos.cli.app import app
+    from aos.cli.referee import _parser as referee
+    from aos.cli.verify import _parser as verify
+
+    page = Page(source=CLI, path=CLI, title="Command line")
+    light = {"verify": verify, "referee": referee}  # they are run without typer
+
+    def parts(command: Any, path: str, parent: Any) -> Iterator[str]:
+        context = typer.Context(command, info_name=path.rpartition(" ")[2], parent=parent)
+        context.terminal_width = context.max_content_width = 80
+        own = light.get(path.removeprefix("aos "))
+        text = own().format_help() if own else command.get_help(context)
+        page.anchors.add(anchor := slug(path))
+        level = min(3, 1 + path.count(" ") or 1) if path != "aos" else 2
+        yield f'<h{level} id="{anchor}"><code>{path}</code></h{level}><pre tabindex="0">{html.escape(text)}</pre>'
+        for name, child in getattr(command, "commands", {}).items():
+            yield from parts(child, f"{path} {name}", context)
+
+    page.body = "<h1>Command line</h1>" + "".join(parts(typer.main.get_command(app), "aos", None))
+    return page
+
+
 def openapi() -> dict[str, Any]:
     """The OpenAPI document of a dispatcher that is not started."""
     from aos.dispatcher.app import create_app
@@ -171,6 +197,9 @@ def openapi() -> dict[str, Any]:
             (config.parent / name).chmod(0o600)
         document: dict[str, Any] = create_app(load_config(config, environment={})).openapi()
         return document
+
+
+MADE = {API: api_page, CLI: cli_page}
 
 
 def frame(page: Page, parts: list[tuple[str, list[Page]]]) -> str:
@@ -210,11 +239,11 @@ def frame(page: Page, parts: list[tuple[str, list[Page]]]) -> str:
 """
 
 
-def build(root: Path, out: Path, *, api: bool = True) -> list[str]:
+def build(root: Path, out: Path) -> list[str]:
     """Write the site; the paths of its pages. Raises BrokenLink."""
     parts: list[tuple[str, list[Page]]] = []
     for name, files in sources(root):
-        pages = [api_page() if file == API else read(root, file) for file in files if api or file != API]
+        pages = [MADE[file]() if file in MADE else read(root, file) for file in files]
         parts.append((name, pages))
     pages = {page.path: page for _, found in parts for page in found}
     files = set()

@@ -64,6 +64,13 @@ def test_the_api_page_has_every_route(site: Path) -> None:
     assert [path for path in paths if f"<code>{path}</code>" not in text] == []
 
 
+def test_the_command_line_page_has_every_command(site: Path) -> None:
+    text = (site / "cli.html").read_text()
+    for name in ("aos", "aos verify", "aos operator drain", "aos project revoke", "aos model show"):
+        assert f"<code>{name}</code>" in text
+    assert "exit codes: 0 VERIFIED" in text
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -84,11 +91,11 @@ def test_a_broken_link_ends_the_build(
     monkeypatch.setattr(make_site, "NAV", (("All", ("docs/*.md",)),))
     (tmp_path / "docs" / "a.md").write_text("# A\n[b](b.md#the-one) [self](#a)\n")
     (tmp_path / "docs" / "b.md").write_text("# B\n## The one\n<script>alert(1)</script> `<b>`\n")
-    make_site.build(tmp_path, tmp_path / "out", api=False)
+    make_site.build(tmp_path, tmp_path / "out")
     assert "<script>" not in (tmp_path / "out" / "b.html").read_text()
     (tmp_path / "docs" / "a.md").write_text(f"# A\n{text}\n")
     with pytest.raises(make_site.BrokenLink, match=why):
-        make_site.build(tmp_path, tmp_path / "out", api=False)
+        make_site.build(tmp_path, tmp_path / "out")
 
 
 def test_a_page_in_no_part_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +103,7 @@ def test_a_page_in_no_part_ends_the_build(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "docs" / "a.md").write_text("# A\n")
     monkeypatch.setattr(make_site, "NAV", (("None", ()),))
     with pytest.raises(make_site.BrokenLink, match=r"docs/a\.md"):
-        make_site.build(tmp_path, tmp_path / "out", api=False)
+        make_site.build(tmp_path, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def status(*, config: ConfigFile, as_json: AsJson = False) -> None:
     "drain",
     cls=Command,
     short_help="Let it finish, and take nothing new.",
-    epilog="""aos operator drain -c .aos/operator-1/config-operator.yaml --wait && systemctl stop aos-operator
+    epilog="""aos operator drain -c .aos/operator-1/config-operator.yaml --wait
 aos operator drain -c FILE.yaml --wait --timeout 600 --json""",
 )
 def drain(
