@@ -282,8 +282,10 @@ def job_watch(
             raise
     if as_json:
         voice.data_json("job.watch", {"status": status, "events": events})
-    elif wrote:
-        voice.data("")
+    else:
+        if wrote:
+            voice.data("")
+        voice.say(voice.dim(f"· {voice.plain(status)}"))
     if status not in ("verified", "disputed"):
         raise typer.Exit(1)
 
