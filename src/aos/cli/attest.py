@@ -175,21 +175,26 @@ def _read(name: str) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
+    """What ``url`` serves, whole within 30 s and at most as large as evidence may be."""
+    import asyncio
+
     import httpx
 
+    from aos.client.transfer import NOT_COMPRESSED, exchange
     from aos.core.attest.evidence import MAX_EVIDENCE_BYTES
 
-    data = b""
+    async def get() -> bytes:
+        async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=NOT_COMPRESSED) as http:
+            reply = await exchange(http, "GET", url, within_s=_TIMEOUT_S, max_bytes=MAX_EVIDENCE_BYTES)
+        if reply.status != 200:
+            raise _missing(url, f"HTTP {reply.status}")
+        return reply.content
+
     try:
-        with httpx.stream(
-            "GET", url, timeout=_TIMEOUT_S, headers={"accept-encoding": "identity"}
-        ) as response:
-            if response.status_code != 200:
-                raise _missing(url, f"HTTP {response.status_code}")
-            for piece in response.iter_raw():
-                data += piece
-                if len(data) > MAX_EVIDENCE_BYTES:
-                    break
+        return asyncio.run(get())
+    except TimeoutError as error:
+        raise _missing(url, f"not whole within {_TIMEOUT_S:g} s") from error
+    except InvalidMessage as error:
+        raise _missing(url, error.message) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _missing(url, str(error) or type(error).__name__) from error
-    return data
