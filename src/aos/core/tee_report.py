@@ -15,7 +15,8 @@ from aos.core.encoding import parse_json_strict
 from aos.core.tee import Document, References, TeeBoot, TeeBootEvidence, check_image, verify_boot
 from aos.errors import VerificationError
 
-MAX_REPORT_BYTES = 1 << 20
+MAX_REPORT_BYTES = 1 << 21
+MAX_REPORTED = 64
 MAX_AGE_MS = 300_000
 Hex32 = Annotated[str, Pattern(r"[0-9a-f]{64}")]
 
@@ -39,14 +40,23 @@ class ModelAttestation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """An operator with an accepted enclave that gave no good document in time, and why: an error's code."""
+
+    operator: Address
+    code: Annotated[str, MaxLength(128)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeeReport:
     """The answer to ``GET /v1/attestation/report``; there is no gateway whose word counts."""
 
     TYPE: ClassVar[str] = "aos.tee.report"
-    V: ClassVar[int] = 1
+    V: ClassVar[int] = 2
 
     model_id: Bytes32
-    model_attestations: Annotated[tuple[ModelAttestation, ...], MaxLength(64)]
+    model_attestations: Annotated[tuple[ModelAttestation, ...], MaxLength(MAX_REPORTED)]
+    left_out: Annotated[tuple[LeftOut, ...], MaxLength(MAX_REPORTED)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,13 +214,22 @@ def appraise(
             checks.passed("model-1", "the policy names the model")
         if device_weight is None:
             checks.skipped("weight-1", "no weight given")
-        elif device_weight > policy.max_weight_per_device:
-            raise refuse("weight-1", "attest.policy_weight", "the device's enclaves weigh too much together")
         else:
+            check_device_weight(claims.device_name, device_weight, policy.max_weight_per_device)
             checks.passed("weight-1", "the device's weight is within the policy's")
         return claims
 
     return Checklist(list(result.checks)).run(result.tee, steps)
+
+
+def check_device_weight(device: str, weight: int, cap: int) -> None:
+    """Raises VerificationError ``attest.policy_weight`` where the enclaves of ``device`` weigh more than ``cap``."""
+    if weight > cap:
+        raise refuse(
+            "weight-1",
+            "attest.policy_weight",
+            f"the device {device} would carry {weight} of the range, and the cap is {cap}",
+        )
 
 
 def _freshness(
