@@ -61,10 +61,10 @@ def packed(directory: Path, *, application: bytes) -> Path:
 def policy(root: bytes, *, simulated: bool = True) -> dict[str, Any]:
     registers = {f"pcr{index}": value.hex() for index, value in simulated_pcrs().items()}
     return {
-        "type": "aos.attest.policy", "v": 1, "name": "scripts",
+        "type": "aos.attest.policy", "v": 2, "name": "scripts",
         "tees": ["simulated"] if simulated else ["nitro"],
         "simulated_roots": [root.hex()] if simulated else [],
-        "nitro": [registers], "tdx": [], "sgx": [], "snp": [], "intel": None, "models": ["00" * 32],
+        "nitro": [registers], "tdx": [], "sgx": [], "snp": [], "nvidia": [], "intel": None, "models": ["00" * 32],
         "nonce_required": True, "max_age_ms": 60_000, "max_weight_per_device": 1,
     }  # fmt: skip
 
