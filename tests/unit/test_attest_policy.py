@@ -64,7 +64,14 @@ TDX_AT = {
     "rtmr3": 472,
 }
 TDX_IMAGE = {name: TD[at : at + 48].hex() for name, at in TDX_AT.items()}
-SGX_IMAGE = {"mrenclave": "11" * 32, "mrsigner": "11" * 32, "isvprodid": 0, "min_isvsvn": 0}
+SGX_IMAGE = {
+    "mrenclave": "11" * 32,
+    "mrsigner": "11" * 32,
+    "isvprodid": 0,
+    "min_isvsvn": 0,
+    "configid": "00" * 64,
+    "configsvn": 0,
+}
 
 
 def policy(**changes: Any) -> AttestationPolicy:
@@ -261,6 +268,8 @@ def test_a_trust_domain_and_an_enclave_are_judged_by_all_their_registers() -> No
         "mrsigner": body[128:160].hex(),
         "isvprodid": int.from_bytes(body[256:258], "little"),
         "min_isvsvn": int.from_bytes(body[258:260], "little"),
+        "configid": body[192:256].hex(),
+        "configsvn": int.from_bytes(body[260:262], "little"),
     }
     sgx_data = evidence("sgx", "tdx-sgx/sgx_v3_quote.bin", collateral="tdx-sgx/sgx_v3_collateral.json")
     rules = {**RULES, "statuses": ["ConfigurationAndSWHardeningNeeded"]}
@@ -271,6 +280,8 @@ def test_a_trust_domain_and_an_enclave_are_judged_by_all_their_registers() -> No
         {"mrsigner": "11" * 32},
         {"isvprodid": 999},
         {"min_isvsvn": 999},
+        {"configid": "11" * 64},
+        {"configsvn": 9},
     ):
         changed = policy(**sgx, sgx=[{**enclave, **change}])
         assert code(judge(sgx_data, changed, at_ms=at_ms)) == "attest.measurement"

@@ -22,6 +22,7 @@ from aos.errors import ConfigError, InvalidMessage
 MAX_POLICY_BYTES = 1 << 20
 
 Hex32 = Annotated[str, Pattern(r"[0-9a-f]{64}")]
+Hex64 = Annotated[str, Pattern(r"[0-9a-f]{128}")]
 Hex48 = Annotated[str, Pattern(r"[0-9a-f]{96}")]
 PolicyTee = Literal["nitro", "tdx", "sgx", "snp", "nvidia", "simulated"]
 
@@ -53,12 +54,14 @@ class TdxImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SgxImage:
-    """An SGX enclave."""
+    """An SGX enclave, and what its host configured it with (zeros where nothing)."""
 
     mrenclave: Hex32
     mrsigner: Hex32
     isvprodid: Annotated[int, Range(0, 65535)]
     min_isvsvn: Annotated[int, Range(0, 65535)]
+    configid: Hex64
+    configsvn: Annotated[int, Range(0, 65535)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,9 +303,12 @@ def _measured(checks: Checklist, claims: Claims, policy: AttestationPolicy) -> N
         own = tuple(hexed(name.upper()) for name in names)
         believed = any(tuple(getattr(i, name) for name in names) == own for i in policy.tdx)
     elif claims.tee == "sgx":
-        number, version = (int.from_bytes(values[r], "little") for r in ("ISVPRODID", "ISVSVN"))
+        number, version, configured = (
+            int.from_bytes(values[r], "little") for r in ("ISVPRODID", "ISVSVN", "CONFIGSVN")
+        )
+        mine = (hexed("MRENCLAVE"), hexed("MRSIGNER"), number, hexed("CONFIGID"), configured)
         believed = any(
-            (i.mrenclave, i.mrsigner, i.isvprodid) == (hexed("MRENCLAVE"), hexed("MRSIGNER"), number)
+            (i.mrenclave, i.mrsigner, i.isvprodid, i.configid, i.configsvn) == mine
             and version >= i.min_isvsvn
             for i in policy.sgx
         )
