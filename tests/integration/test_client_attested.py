@@ -343,7 +343,9 @@ def test_a_report_is_judged_enclave_by_enclave(tmp_path: Path) -> None:
     assert code == 0, output
     for line in ("boot-1", "measure-1", "model-1", "nonce-1"):
         assert output.count(f"PASS {line}") == 2
-    verdict = 'ACCEPTED: SIMULATED nitro under policy "simulation", with its boot statement: its key and model'
+    verdict = (
+        'ACCEPTED: SIMULATED nitro under policy "simulation", with its boot statement: its key and model'
+    )
     assert output.count(verdict) == 2
     assert "ACCEPTED: 2 of 2 enclaves accepted\n" in output
     absent = {"operator": "0x" + "33" * 20, "code": "attestation.late"}
