@@ -283,12 +283,17 @@ def unaccepted(operator: OperatorPeer) -> Callable[[dict[str, Any]], TeeBootEvid
 async def test_one_operator_cannot_spoil_the_report_of_the_others(
     open_case: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, *bad = (tee(f"tee-{index}") for index in range(5))
+    honest, *bad = (tee(f"tee-{index}") for index in range(6))
     case = await open_case(honest, *bad, deadlines={"draw_ms": 500})
-    foreign, own, slow, broken = bad
+    foreign, own, slow, broken, rude = bad
     foreign.document = honest.document  # type: ignore[method-assign]
     own.document = unaccepted(own)  # type: ignore[method-assign]
     broken.document = lambda _: encode(OTHER)  # type: ignore[method-assign]
+
+    def refuse(_: dict[str, Any]) -> TeeBootEvidence:
+        raise RuleViolation("x" * 500, "no")
+
+    rude.document = refuse  # type: ignore[method-assign]
     asked: set[str] = set()
     all_asked, request = asyncio.Event(), case.hub.request
 
@@ -310,8 +315,30 @@ async def test_one_operator_cannot_spoil_the_report_of_the_others(
         own.node_id: "tee.not_accepted",
         slow.node_id: "attestation.late",
         broken.node_id: "field.type",
+        rude.node_id: "attestation.refused",
     }
     assert list(reported.left_out) == sorted(reported.left_out, key=lambda one: one.operator)
+
+
+async def test_two_operators_with_one_enclaves_key_do_not_spoil_the_report(open_case: Open) -> None:
+    honest, *pair = (tee(f"tee-{index}") for index in range(3))
+    case = await open_case(honest, *pair)
+    key = SigningKey(OTHER)
+    for operator in pair:
+        assert operator.booted is not None
+        mine = replace(
+            operator.booted.boot,
+            enclave_key=bytes(key.verify_key),
+        )
+        shared = replace(operator.booted, boot=mine, boot_signature=sign_enclave(key, mine))
+        operator.booted = shared
+        await case.dispatcher.pool.execute(
+            "UPDATE tee_boot SET boot_hash = $2 WHERE node_id = $1", operator.node_id, hash_of(mine)
+        )
+    reported = await case.dispatcher.attestation.report(MODEL_ID, MINE)
+    first, second = sorted(operator.node_id for operator in pair)
+    assert {evidence.boot.operator for evidence in reported.found} == {honest.node_id, first}
+    assert [(one.operator, one.code) for one in reported.left_out] == [(second, "tee.report_twice")]
 
 
 async def test_an_operator_that_never_answers_ends_no_report(

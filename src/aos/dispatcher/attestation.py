@@ -6,6 +6,7 @@ with its evidence. D's appraisal is D's claim: whoever verifies an answer apprai
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ MAX_AGE_MS = 300_000
 MAX_BOOTS_AN_HOUR = 240
 """Accepted ones, of one operator: each is a row that is kept."""
 MAX_REPORTS = 4
+_CODE = re.compile(r"[a-z0-9_.]{1,64}", re.ASCII)
 DOCUMENT_WITHIN_S = 10.0
 """For all documents of a report together, and for one about an answer."""
 
@@ -223,13 +225,8 @@ class Attestation:
 
     async def _report(self, model_id: bytes, nonce: bytes) -> Reported:
         able = sorted(await self._seatable(model_id) & self._hub.connected())
-        asked, left_out = (
-            able[:MAX_REPORTED],
-            [
-                LeftOut(operator=node_id, code="attestation.limit")
-                for node_id in able[MAX_REPORTED : 2 * MAX_REPORTED]
-            ],
-        )
+        asked, beyond = able[:MAX_REPORTED], able[MAX_REPORTED : 2 * MAX_REPORTED]
+        refused = dict.fromkeys(beyond, "attestation.limit")
         # Each has the same limit and all begin now, so it is the report's too. A task group ends them with the asker.
         answers: dict[str, TeeBootEvidence] = {}
 
@@ -237,21 +234,32 @@ class Attestation:
             try:
                 answers[node_id] = await self._document(node_id, model_id, nonce)
             except AOSError as error:
-                left_out.append(LeftOut(operator=node_id, code=error.code))
-                log.warning("tee.no_document", node=node_id, code=error.code)
+                # The code may be the operator's own word, and whoever reads the report reads it strictly.
+                code = error.code if _CODE.fullmatch(error.code) else "attestation.refused"
+                refused[node_id] = code
+                log.warning("tee.no_document", node=node_id, code=code)
 
         async with asyncio.TaskGroup() as group:
             for node_id in asked:
                 group.create_task(ask(node_id))
-        if not answers:
+        found: dict[bytes, TeeBootEvidence] = {}
+        for node_id in sorted(
+            answers
+        ):  # two operators may share a key on purpose, to spoil the report for all
+            evidence = answers[node_id]
+            if found.setdefault(evidence.boot.enclave_key, evidence) is not evidence:
+                refused[node_id] = "tee.report_twice"
+        if not found:
             raise Unavailable(
                 "attestation.none",
                 "no enclave with this model is connected and gives a document",
                 hint="ask again later",
             )
         return Reported(
-            found=tuple(answers[node_id] for node_id in sorted(answers)),
-            left_out=tuple(sorted(left_out, key=lambda one: one.operator)[:MAX_REPORTED]),
+            found=tuple(found.values()),
+            left_out=tuple(
+                LeftOut(operator=node_id, code=refused[node_id]) for node_id in sorted(refused)[:MAX_REPORTED]
+            ),
         )
 
     async def answer_document(self, job_id: str, evidence: TeeEvidence, nonce: bytes) -> bytes:
