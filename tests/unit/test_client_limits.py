@@ -275,7 +275,7 @@ def pages(*cursors: object) -> Talk:
 
 
 def test_results_are_read_page_by_page_to_their_end() -> None:
-    with serving(pages("30", "12", None)) as url, Client(url, project="p", token="t") as client:
+    with serving(pages("30", "12", None)) as url, client_of(url) as client:
         assert len(list(client.results("alice"))) == 3
 
 
@@ -283,7 +283,7 @@ def test_results_are_read_page_by_page_to_their_end() -> None:
 def test_pages_that_lead_on_for_ever_are_not_followed(cursors: tuple[object, ...]) -> None:
     with (
         serving(pages(*cursors)) as url,
-        Client(url, project="p", token="t") as client,
+        client_of(url) as client,
         pytest.raises(InvalidMessage, match=r"lead nowhere"),
     ):
         list(client.results("alice"))
