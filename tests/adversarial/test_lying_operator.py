@@ -313,7 +313,7 @@ def test_an_operator_that_moves_twice_is_convicted_even_of_a_right_claim(
     shown = aos(network, "dispute", "show", game, "--save", str(tmp_path / "game.json"))
     assert shown.returncode == 10, shown.stdout + shown.stderr
     assert f"{liar}" in shown.stdout
-    assert "two different moves for turn 1 of one game [dispute.contradiction]" in shown.stdout
+    assert "the claimant signed two different moves for turn 1 [dispute.contradiction]" in shown.stdout
     assert shown.stdout.splitlines()[-1].startswith("CONVICTED")
     assert referee(tmp_path / "game.json", tmp_path).returncode == 10
     convictions = get(network, "/convictions").json()["convictions"]

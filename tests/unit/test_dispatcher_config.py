@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_what_the_template_shows_is_the_default(template: str) -> None:
 
 def test_every_setting_of_disputes_is_explained(template: str) -> None:
     block = template[template.index("# disputes:") : template.index("# Re-runs of flagged")].splitlines()
-    for before, line in zip(block, block[1:], strict=False):
+    for before, line in pairwise(block):
         if re.match(r"#   [a-z_]+: \d+$", line):
             assert re.match(r"#   [A-Z]|#   [a-z_]+: \d+$", before), line
 
