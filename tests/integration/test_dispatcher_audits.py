@@ -64,7 +64,7 @@ class Held:
             self.case.config,
             self.case.hub,  # type: ignore[arg-type]
             arithmetic=None,  # type: ignore[arg-type]
-            tokenizer_digest=lambda data: data,
+            check_tables=lambda data, manifest: None,
             now_ms=lambda: self.time_ms,
             changed=lambda: None,
             told=lambda event: None,

@@ -42,7 +42,7 @@ from aos.dispatcher.ui.routes import Explorer
 from aos.dispatcher.ui.routes import data_router as ui_data
 from aos.dispatcher.ui.routes import router as ui_pages
 from aos.dispatcher.webhooks import Webhooks
-from aos.engine.around import check_with_tokenizer, tokenizer_digest
+from aos.engine.around import check_with_tokenizer, read_tables
 
 
 def create_app(config: DispatcherConfig) -> FastAPI:
@@ -97,7 +97,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 config,
                 links,
                 arithmetic=arithmetic,
-                tokenizer_digest=tokenizer_digest,
+                check_tables=read_tables,
                 now_ms=now_ms,
                 changed=ending.wake,
                 told=metrics.disputed,
@@ -107,7 +107,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 config,
                 links,
                 arithmetic=arithmetic,
-                tokenizer_digest=tokenizer_digest,
+                check_tables=read_tables,
                 now_ms=now_ms,
                 changed=ending.wake,
                 told=metrics.disputed,

@@ -20,7 +20,7 @@ from aos.core.dispute.state_tree import TOKEN
 from aos.core.dispute.transcript import read_transcript, replay
 from aos.core.encoding import b64u_encode
 from aos.core.statements import Prompt
-from aos.engine.around import check_with_tokenizer
+from aos.engine.around import check_with_tokenizer, write_tables
 from aos.engine.gguf import read_gguf
 from aos.engine.native import NativeEngine
 from aos.engine.reference import ReferenceEngine
@@ -67,8 +67,12 @@ class Party:
             "units": [b64u_encode(b"".join(leaves)) for leaves in tree.units],
             "manifest": self._engine.manifest.json().decode(),
             "prompt_tokens": list(known.tokens[: tree.header.n_prompt]),
-            "tokenizer": b64u_encode(self._engine.tokenizer.vocabulary.encoded()),
+            "tokenizer": b64u_encode(write_tables(self._engine.tokenizer, self._template())),
         }
+
+    def _template(self) -> bytes:
+        source = read_gguf(self._path).metadata.get("tokenizer.chat_template")
+        return source if isinstance(source, bytes) else b""
 
     def audit(self, known: KnownRun, request: AuditRequest) -> tuple[int, Iterator[bytes]]:
         """What an audit asks of the run: bytes in number, and piece after piece (docs/spec/14-audit.md, "The bundle").
