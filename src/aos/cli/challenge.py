@@ -263,22 +263,33 @@ dispute_app = typer.Typer(
 )
 
 
-@dispute_app.command("list", cls=Command, short_help="Games, newest first.", epilog="aos dispute list --json")
+@dispute_app.command(
+    "list", cls=Command, short_help="Games and audits, newest first.", epilog="aos dispute list --json"
+)
 def list_games(*, url: Url = None, as_json: AsJson = False) -> None:
-    """List the newest games of the dispatcher, and who is convicted."""
+    """List the newest games and audits of the dispatcher, and who is convicted."""
     with load_client_settings(url=url).client() as client:
         games = json.loads(client.disputes())["games"]
+        audits = json.loads(client.audits())["audits"]
         convictions = json.loads(client.disputes("/convictions"))["convictions"]
     if as_json:
-        voice.data_json("dispute.list", {"games": games, "convictions": convictions})
+        voice.data_json("dispute.list", {"games": games, "audits": audits, "convictions": convictions})
         return
     for game in games:
         voice.data_of_others(voice.plain(_line(game)))
+    for each in audits:
+        refused = f" [{each['refused']}]" if each["refused"] else ""
+        voice.data_of_others(
+            voice.plain(
+                f"{each['audit']}  {each['auditor']} audits {each['operator']}  {each['layers']} layers: "
+                f"{each['state']}{refused}"
+            )
+        )
     for each in convictions:
         voice.data_of_others(
             voice.plain(f"CONVICTED {each['node_id']} [{each['code']}] in game {each['game']}")
         )
-    if not games:
+    if not games and not audits:
         voice.say("no disputes")
 
 

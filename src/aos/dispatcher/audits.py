@@ -57,7 +57,9 @@ class Opened:
 class Audits(Claims):
     """Audits of the claims of one dispatcher."""
 
-    _turn: asyncio.Semaphore | None = None
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._turn = asyncio.Semaphore(1)  # a check reads a whole bundle
 
     async def run(self) -> None:
         """Erase what has served its time, until cancelled."""
@@ -219,8 +221,6 @@ class Audits(Claims):
 
     async def _check(self, row: Record) -> None:
         """A bundle whose chunks are all there: an answer, or none and thrown away."""
-        if self._turn is None:
-            self._turn = asyncio.Semaphore(1)  # a check reads a whole bundle
         refused: AOSError | None = None
         async with self._turn:
             try:

@@ -86,19 +86,25 @@ class Audits:
         with document():
             names = [b64u_decode(each["audit"], length=32) for each in wanted]
         await self._forget_all_but(names)
+        later: Unavailable | None = None
         for name, each in zip(names, wanted, strict=True):
             if each["audit"] in self._refused:
                 continue
             try:
                 with document():
                     await self._answer(network, name, each)
-            except Unavailable:
-                raise
+            except Unavailable as error:
+                if await self._stored(name) is not None:
+                    raise  # it is on its way: no second one beside it
+                await self._forget(name)
+                later = error
             except AOSError as error:
                 self._refused.add(each["audit"])
                 await self._forget(name)
                 log.warning("audit.failed", name=each["audit"], code=error.code, message=error.message)
         self._refused.intersection_update({each["audit"] for each in wanted})
+        if later is not None:
+            raise later
 
     async def _answer(self, network: Network, name: bytes, wanted: dict[str, Any]) -> None:
         held, worker = await own_run(self._store, self._worker, wanted)
