@@ -131,7 +131,7 @@ def range_plan(first: int, count: int, size: int) -> Plan:
 
     Raises InvalidMessage ``merkle.index_out_of_range``.
     """
-    if not (0 <= first and 1 <= count <= size - first and size <= MAX_TREE_SIZE):
+    if not (first >= 0 and 1 <= count <= size - first and size <= MAX_TREE_SIZE):
         raise InvalidMessage("merkle.index_out_of_range", "the leaves are beyond the tree", field="first")
     groups, height, start, end, width = [], 0, first, first + count, size
     while width > 1:

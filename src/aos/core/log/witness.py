@@ -1,4 +1,4 @@
-"""What a witness does with a checkpoint (docs/spec/15-log.md, "Witnesses"; c2sp.org/tlog-witness): pure, the state is an argument."""
+"""What a witness does with a checkpoint (docs/spec/15-log.md, "Witnesses"; c2sp.org/tlog-witness): pure, state is an argument."""
 
 import re
 from base64 import b64encode

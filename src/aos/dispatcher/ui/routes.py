@@ -16,6 +16,7 @@ from aos.core.job import STATES, STATUS
 from aos.core.tee import read_evidence
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.jobs import BadToken, Jobs, check_scope
+from aos.dispatcher.log import Log
 from aos.dispatcher.offers import offers_of
 from aos.dispatcher.refusals import NotFound
 from aos.dispatcher.registry import Registry
@@ -35,9 +36,11 @@ KEEP_ALIVE_LOOKS = 15
 class Explorer:
     """What the pages of one dispatcher share."""
 
-    def __init__(self, pool: Pool, config: DispatcherConfig, registry: Registry, jobs: Jobs) -> None:
+    def __init__(
+        self, pool: Pool, config: DispatcherConfig, registry: Registry, jobs: Jobs, log: Log | None
+    ) -> None:
         self.pool, self.config, self.registry, self.jobs = pool, config, registry, jobs
-        self.judge = Judge(pool, config, registry)
+        self.judge = Judge(pool, config, registry, log)
         self.streams = Streams(most=MOST_FOLLOWERS, most_a_job=MOST_FOLLOWERS)
         self._kept: dict[str, tuple[float, Any]] = {}
         self._reading: dict[str, asyncio.Lock] = {}
