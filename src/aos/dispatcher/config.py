@@ -62,7 +62,7 @@ class LogSettings(BaseModel):
     """The transparency log (docs/spec/15-log.md). Durations in milliseconds.
 
     Leaves are put into the tree and signed every ``interval_ms``, an unchanged tree is dated anew every ``refresh_ms``; a
-    job's leaf is promised within ``merge_ms``. Answer files show a checkpoint that ``quorum`` witnesses cosigned, once there is one.
+    job's leaf is promised within ``merge_ms``. Answer files show a checkpoint that ``quorum`` witnesses cosigned, once there is.
     """
 
     model_config = ConfigDict(extra="forbid")

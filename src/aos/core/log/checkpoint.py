@@ -113,5 +113,4 @@ def witnessed(note: Note, witnesses: Sequence[NoteKey]) -> tuple[NoteKey, ...]:
 def with_signatures(text: str, lines: Sequence[NoteSignature]) -> str:
     """The note with further signature lines; one that is there already is not repeated."""
     note = read_note(text)
-    more = tuple(line for line in lines if line not in note.signatures)
-    return str(Note(text=note.text, signatures=note.signatures + more))
+    return str(Note(text=note.text, signatures=tuple(dict.fromkeys((*note.signatures, *lines)))))
