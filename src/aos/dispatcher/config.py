@@ -270,8 +270,8 @@ def _key(value: str, name: str, directory: Path) -> bytes:
     if text.startswith("{"):
         from aos.adapters.keystore import load_keystore, read_password
 
-        kind: Literal["signer", "vrf"] = "vrf" if name == "vrf_key" else "signer"
-        return load_keystore(path, read_password(), kind=kind)
+        kinds: dict[str, Literal["vrf", "log"]] = {"vrf_key": "vrf", "log_key": "log"}
+        return load_keystore(path, read_password(), kind=kinds.get(name, "signer"))
     return parse_key(text, name=name)
 
 

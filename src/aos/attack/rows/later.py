@@ -52,12 +52,6 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
     ),
     (52, "data withheld, retention ended early", "log", "nothing says what must be kept, and until when"),
     (53, "oversized opening", "disputes", "networks play it; this command does not yet"),
-    (
-        54,
-        "D drops, tells two histories, reorders, back-dates",
-        "log",
-        "two histories told to two strangers go unseen",
-    ),
     (41, "many identities of one owner", "", "registration costs nothing in this version"),
     (42, "requester, operator and verifier in one hand", "", "whose trust file it is decides"),
 )

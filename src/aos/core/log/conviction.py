@@ -120,6 +120,13 @@ _KINDS: dict[str, type[Any]] = {
     "broken_promise": BrokenPromise,
     "reordered": Reordered,
 }
+CODES = {
+    "split_view": "log.split_view",
+    "fork": "log.fork",
+    "rollback": "log.rollback",
+    "broken_promise": "log.broken_promise",
+    "reordered": "log.reordered",
+}
 _FACTS: dict[Kind, type[Any]] = {
     "acceptance": Acceptance,
     "draw_call": DrawCall,
@@ -136,6 +143,11 @@ class Convicted:
     key: NoteKey
     kind: str
     text: str
+
+    @property
+    def code(self) -> str:
+        """The stable code of what the log is convicted of."""
+        return CODES[self.kind]
 
 
 def read_conviction(data: bytes) -> Conviction:
