@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from log_cases import LOG, fork, leaves, split_view
+from log_cases import LOG, fork, leaves, promise, split_view
 from logged_run import AT, WITNESSES, witness_key
 from peers.engine_case import EngineCase
 from peers.hub_peer import OperatorPeer
@@ -178,6 +178,50 @@ def test_without_a_log_in_the_trust_file_nothing_is_believed(aos: Any, tmp_path:
         with pytest.raises(ConfigError) as caught:
             aos(*command)
         assert caught.value.code == "trust.no_log"
+
+
+# --- promise
+
+
+def promised(tmp_path: Path, leaf: bytes, *, first: int) -> str:
+    file = tmp_path / "job.json"
+    signed = promise(leaf, first=first).to_json()
+    file.write_bytes(canonical_json({"schema": "aos.cli.job.submit/1", "result": {"log_promise": signed}}))
+    return str(file)
+
+
+def test_a_promise_that_is_kept_or_whose_time_is_to_come(aos: Any, peer: LogPeer, tmp_path: Path) -> None:
+    peer.leaves = leaves(600)
+    done = aos("promise", promised(tmp_path, leaves(600)[300], first=280))
+    assert (done.exit_code, done.stdout) == (0, "KEPT: the promised leaf is number 300 of 600\n")
+    peer.time_s = AT - 1
+    assert aos("promise", promised(tmp_path, secret("another leaf"), first=280)).exit_code == 11
+
+
+@pytest.mark.parametrize(("size", "first"), [(5, 5), (5, 2), (300, 0), (600, 280), (70_000, 69_990)])
+def test_a_broken_promise_gives_a_file_that_convicts(
+    size: int, first: int, aos: Any, peer: LogPeer, tmp_path: Path
+) -> None:
+    peer.leaves = leaves(5) if size == 5 else [secret(f"{n}") for n in range(size)]
+    done = aos("promise", promised(tmp_path, secret("a lost leaf"), first=first), "--json")
+    assert (done.exit_code, json.loads(done.stdout)["result"]["state"]) == (10, "BROKEN")
+    file = tmp_path / "log-conviction.json"
+    assert judge(read_conviction(file.read_bytes()), [LOG.key]).code == "log.broken_promise"
+    assert len(file.read_bytes()) < 3_000 + 46 * (size - first) + 46 * 40
+
+
+def test_a_file_without_a_promise_or_with_a_forged_one_is_refused(aos: Any, tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text('{"result":{}}')
+    with pytest.raises(AOSError) as caught:
+        aos("promise", str(file))
+    assert caught.value.code == "log.no_promise"
+    pair = promise(b"\1" * 32).to_json()
+    pair["statement"]["first"] = 0
+    file.write_bytes(canonical_json({"log_promise": pair}))
+    with pytest.raises(AOSError) as caught:
+        aos("promise", str(file))
+    assert caught.value.code == "signature.wrong_signer"
 
 
 # --- convict

@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 from logged_run import AT, TestLog
 
 from aos.core import merkle
-from aos.core.encoding import b64u_encode
+from aos.core.encoding import b64u_decode, b64u_encode
+from aos.core.log.tiles import grow, read_tile_path
 
 
 class LogPeer:
@@ -26,7 +27,7 @@ class LogPeer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 status, body = peer.answer(self.path)
-                data = body.encode()
+                data = body if isinstance(body, bytes) else body.encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
@@ -40,7 +41,7 @@ class LogPeer:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def answer(self, path: str) -> tuple[int, str]:
+    def answer(self, path: str) -> tuple[int, str | bytes]:
         parts = urlsplit(path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         what = parts.path.removeprefix("/v1/aos/log/")
@@ -58,6 +59,17 @@ class LogPeer:
                 "path": [b64u_encode(value) for value in merkle.consistency_path(shown[:new], old)],
             }
             return 200, json.dumps(found)
+        if what == "inclusion":
+            leaf, size = b64u_decode(query["leaf"]), int(query["size"])
+            if leaf not in self.leaves[:size]:
+                return 404, json.dumps({"title": "log.unknown_leaf", "detail": "no such leaf"})
+            index = self.leaves.index(leaf)
+            path_of = merkle.inclusion_path(self.leaves[:size], index)
+            return 200, json.dumps({"index": index, "path": [b64u_encode(value) for value in path_of]})
+        if what.startswith("tile/"):
+            tile = read_tile_path(what.removeprefix("tile/"))
+            held = grow(0, {}, self.leaves).get((tile.level, tile.index), b"")
+            return 200, held[: 32 * tile.width]
         if what == "entries":
             return 200, json.dumps({"entries": [{"index": 0, "kind": "snapshot", "digest": "A" * 43}]})
         return 404, json.dumps({"title": "http.not_found", "detail": "nothing here"})

@@ -128,7 +128,7 @@ def test_the_commands_that_the_product_names_are_there() -> None:
     named += (
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )
-    named += "|log checkpoint|log show|log watch|log convict|log key|log witness"
+    named += "|log checkpoint|log show|log watch|log convict|log promise|log key|log witness"
     named += "|operator register|dispatcher run|registry list|registry admit"
     assert set(named.split("|")) == set(LEAVES)
 

@@ -13,7 +13,7 @@ from aos.errors import AOSError, ConfigError, RuleViolation, Unavailable, Verifi
 
 _CONVICTED = 10
 _EVIDENCE_MISSING = 12
-_UNREACHABLE = 20
+_WAITING = 11
 MAX_STATE_BYTES = 65_536
 
 log_app = typer.Typer(
@@ -146,6 +146,62 @@ def watch(
             if once:
                 return
             time.sleep(every)
+
+
+@log_app.command(
+    "promise",
+    cls=Command,
+    short_help="Ask what became of a promised leaf.",
+    epilog="""aos job submit "What is AI?" --json > job.json && aos log promise job.json
+aos log promise job.json --trust trust.json --save conviction.json --json""",
+)
+def promise_command(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="What `aos job submit --json` printed, or - for standard input."),
+    ],
+    *,
+    save: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where a conviction is saved, should there be one.")
+    ] = Path("log-conviction.json"),
+    url: Url = None,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for the leaf that was promised with a job. Where it is missing after its time, save what convicts the log.
+
+    Exit codes: 0 KEPT, the leaf is in the signed tree; 11 WAITING, its time is to come; 10 BROKEN, `aos log convict` judges
+    the file.
+    """
+    from aos.client.log import ask_promise
+    from aos.core.log.conviction import write_conviction
+
+    key = _log_key(_trust(trust))
+    promise = _promise(file)
+    with _reader(url) as reader:
+        found = ask_promise(reader, key, promise)
+    size = found.checkpoint.head.size
+    if found.conviction is not None:
+        with save.open("xb") as target:
+            target.write(write_conviction(found.conviction))
+        state, text, code = "BROKEN", f"the promised leaf is missing; evidence saved in {save}", _CONVICTED
+    elif found.index is not None:
+        state, text, code = "KEPT", f"the promised leaf is number {found.index} of {size}", 0
+    else:
+        state, text, code = (
+            "WAITING",
+            f"not among {size} leaves yet; promised by {promise.statement.integrate_by}",
+            _WAITING,
+        )
+    if as_json:
+        evidence = None if found.conviction is None else str(save)
+        voice.data_json(
+            "log.promise", {"state": state, "index": found.index, "size": size, "evidence": evidence}
+        )
+    else:
+        voice.data(f"{state}: {text}")
+    if code:
+        raise SystemExit(code)
 
 
 @log_app.command(
@@ -318,6 +374,29 @@ def witness(
 
 
 # --- parts
+
+
+def _promise(name: str) -> Any:
+    from aos.cli.verify import read_file
+    from aos.core.encoding import parse_json_strict
+    from aos.core.log.leaf import LogPromise
+    from aos.core.statements import check_signed, read_signed
+
+    try:
+        value: Any = parse_json_strict(read_file(name, limit=MAX_STATE_BYTES), max_bytes=MAX_STATE_BYTES)
+    except OSError as error:
+        raise RuleViolation(
+            "file.unreadable", f"{name}: {error.strerror}", hint="aos log promise FILE"
+        ) from error
+    value = value.get("result", value) if isinstance(value, dict) else None
+    pair = value.get("log_promise") if isinstance(value, dict) else None
+    if pair is None:
+        raise RuleViolation(
+            "log.no_promise", f"{name} holds no promise", hint="`aos job submit --json` prints one"
+        )
+    signed = read_signed(LogPromise, pair, where="log_promise")
+    check_signed(signed, address=signed.statement.dispatcher)
+    return signed
 
 
 def _reader(url: str | None) -> Any:

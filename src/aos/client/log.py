@@ -7,9 +7,12 @@ import httpx
 
 from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
 from aos.core.log.checkpoint import Checkpoint, verify_checkpoint
-from aos.core.log.conviction import Conviction, contradiction
+from aos.core.log.conviction import BrokenPromise, Conviction, contradiction, judge
+from aos.core.log.leaf import LogPromise
 from aos.core.log.note import MAX_NOTE_BYTES, NoteKey
-from aos.core.merkle import EMPTY_ROOT
+from aos.core.log.tiles import WIDTH, Tile, TilePath, range_plan, tile_path, width_at
+from aos.core.merkle import EMPTY_ROOT, HASH_BYTES, verify_inclusion
+from aos.core.statements import Signed
 from aos.errors import AOSError, InvalidMessage, Unavailable, VerificationError
 
 MAX_PROOF_BYTES = 65_536
@@ -58,6 +61,28 @@ class LogReader:
         if type(index) is not int:
             raise _no_log("it gives no index")
         return index, _path(found)
+
+    def leaves(self, first: int, size: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """The leaf hashes from ``first`` to ``size``, and their path to the root (``merkle.range_root``), out of tiles."""
+        if first >= size:
+            return (), ()
+        plan = range_plan(first, size - first, size)
+        rows = {(0, index) for index in range(first // WIDTH, (size - 1) // WIDTH + 1)}
+        tiles = {tile: self._tile(tile, size) for tile in sorted(rows | plan.tiles())}
+        data = b"".join(tiles[tile] for tile in sorted(rows))
+        at = first % WIDTH * HASH_BYTES
+        row = data[at : at + (size - first) * HASH_BYTES]
+        found = tuple(row[i : i + HASH_BYTES] for i in range(0, len(row), HASH_BYTES))
+        return found, tuple(plan.resolve(tiles))
+
+    def _tile(self, tile: Tile, size: int) -> bytes:
+        level, index = tile
+        width = width_at(level, index, size)
+        path = tile_path(TilePath(level=level, index=index, width=width))
+        data = self._get(f"tile/{path}", WIDTH * HASH_BYTES)
+        if len(data) != width * HASH_BYTES:
+            raise _no_log(f"tile {path} has {len(data)} bytes")
+        return data
 
     def _json(self, path: str, limit: int) -> dict[str, Any]:
         value = parse_json_strict(self._get(path, limit), max_bytes=limit)
@@ -116,6 +141,50 @@ def look(reader: LogReader, key: NoteKey, held: Checkpoint | None) -> Look:
     if found is not None:
         return Look(seen=seen, held=held, conviction=found)
     return Look(seen=seen, held=new if new.head.size >= held.head.size else held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How a promise stands. ``index`` is the leaf's place in ``checkpoint``; with no ``conviction`` either, its time is to come."""
+
+    checkpoint: Checkpoint
+    index: int | None = None
+    conviction: BrokenPromise | None = None
+
+
+def ask_promise(reader: LogReader, key: NoteKey, promise: Signed[LogPromise]) -> Kept:
+    """Look for a promised leaf; where it is not in a tree that is dated late enough, gather what convicts the log.
+
+    The promise's signature is the caller's to check. Raises Unavailable; VerificationError ``conviction.foreign`` (of another log),
+    ``merkle.*``, ``log.answer`` where the log shows leaves that are not its tree's.
+    """
+    told = promise.statement
+    if told.log_key != str(key):
+        raise VerificationError("conviction.foreign", "the promise is of another log than the trust file's")
+    checkpoint = verify_checkpoint(reader.checkpoint(), key)
+    head = checkpoint.head
+    if head.size > told.first:
+        try:
+            index, path = reader.inclusion(told.leaf, head.size)
+        except VerificationError as error:
+            if error.code != "log.unknown_leaf":
+                raise
+        else:
+            verify_inclusion(told.leaf, index, head.size, path, head.root)
+            return Kept(checkpoint=checkpoint, index=index)
+    if checkpoint.time_s * 1000 < told.integrate_by:
+        return Kept(checkpoint=checkpoint)
+    leaves, paths = reader.leaves(told.first, head.size)
+    conviction = BrokenPromise(
+        kind="broken_promise",
+        log=str(key),
+        promise=promise,
+        checkpoint=str(checkpoint.note),
+        leaves=leaves,
+        path=paths,
+    )
+    judge(conviction, [key])
+    return Kept(checkpoint=checkpoint, conviction=conviction)
 
 
 def _hash(value: object) -> bytes:
