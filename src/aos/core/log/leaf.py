@@ -26,9 +26,11 @@ Kind = Literal[
     "evidence",
     "snapshot",
     "boot",
+    "audit_order",
+    "audit_report",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""A kind's number in an entry is its place here, from 1 on; migration 0007 says the same."""
+"""A kind's number in an entry is its place here, from 1 on; migration 0009 says the same."""
 
 SALT_BYTES = 32
 ENTRY_BYTES = len(tag("log-entry")) + 1 + 32

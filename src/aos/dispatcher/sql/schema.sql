@@ -358,9 +358,44 @@ CREATE TABLE tee_boot (
     model_id    bytea       NOT NULL,
     evidence    text        NOT NULL,
     not_after   bigint      NOT NULL,
-    accepted_at timestamptz NOT NULL DEFAULT now()
+    accepted_at timestamptz NOT NULL DEFAULT now(),
+    device      text        NOT NULL DEFAULT ''
 );
 CREATE INDEX tee_boot_node ON tee_boot (node_id, not_after);
+
+CREATE INDEX tee_boot_device ON tee_boot (not_after, device);
+
+-- Audits over the network (docs/spec/14-audit.md, "Over the network"). A row stays; the bundle's chunks, which show tokens, go
+-- when closes_at has passed.
+CREATE TABLE audit (
+    audit      bytea  PRIMARY KEY,           -- the request's hash
+    seq        bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    receipt_id text   NOT NULL REFERENCES receipt,
+    request    text   NOT NULL,
+    ordered    text   NOT NULL,
+    asked_at   bigint NOT NULL,
+    due_at     bigint NOT NULL,
+    closes_at  bigint NOT NULL,
+    opening    text,
+    hashes     bytea[],                      -- of the chunks
+    opened_at  bigint,                       -- all chunks are there and lead to the claim's state root
+    refused    text   NOT NULL DEFAULT '',   -- why the last bundle was none
+    report     text,
+    erased     boolean NOT NULL DEFAULT false,
+    CHECK ((opening IS NULL) = (hashes IS NULL)),
+    CHECK (opened_at IS NULL OR opening IS NOT NULL),
+    CHECK (report IS NULL OR opened_at IS NOT NULL)
+);
+CREATE INDEX audit_claim ON audit (receipt_id);
+CREATE INDEX audit_waiting ON audit (closes_at) WHERE opened_at IS NULL;
+CREATE INDEX audit_held ON audit (closes_at) WHERE NOT erased;
+
+CREATE TABLE audit_chunk (
+    audit bytea   NOT NULL REFERENCES audit,
+    index integer NOT NULL,
+    data  bytea   NOT NULL,
+    PRIMARY KEY (audit, index)
+);
 
 -- The transparency log (docs/spec/15-log.md). A fact and its leaf are one transaction: triggers write the leaf, so that no statement
 -- that stores a fact can forget it, and none takes a further round trip.
@@ -369,7 +404,7 @@ CREATE INDEX tee_boot_node ON tee_boot (node_id, not_after);
 -- `digest` is the salted hash of the fact, `leaf` the hash of the entry over it. The salt goes to those who may read the fact.
 CREATE TABLE log_leaf (
     seq        bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind       smallint NOT NULL CHECK (kind BETWEEN 1 AND 12),
+    kind       smallint NOT NULL CHECK (kind BETWEEN 1 AND 14),
     subject    text     NOT NULL,
     salt       bytea    NOT NULL CHECK (length(salt) = 32),
     digest     bytea    NOT NULL CHECK (length(digest) = 32),
@@ -519,3 +554,18 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER log_boot AFTER INSERT ON tee_boot FOR EACH ROW EXECUTE FUNCTION log_boot();
+
+CREATE FUNCTION log_audit_order() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM log_fact(13, encode(NEW.audit, 'hex'), NEW.ordered);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER log_audit_order AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION log_audit_order();
+
+CREATE FUNCTION log_audit_report() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM log_fact(14, encode(NEW.audit, 'hex'), NEW.report);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER log_audit_report AFTER UPDATE OF report ON audit FOR EACH ROW
+    WHEN (NEW.report IS NOT NULL AND OLD.report IS DISTINCT FROM NEW.report) EXECUTE FUNCTION log_audit_report();

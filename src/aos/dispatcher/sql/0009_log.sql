@@ -5,7 +5,7 @@
 -- `digest` is the salted hash of the fact, `leaf` the hash of the entry over it. The salt goes to those who may read the fact.
 CREATE TABLE log_leaf (
     seq        bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind       smallint NOT NULL CHECK (kind BETWEEN 1 AND 12),
+    kind       smallint NOT NULL CHECK (kind BETWEEN 1 AND 14),
     subject    text     NOT NULL,
     salt       bytea    NOT NULL CHECK (length(salt) = 32),
     digest     bytea    NOT NULL CHECK (length(digest) = 32),
@@ -158,3 +158,18 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER log_boot AFTER INSERT ON tee_boot FOR EACH ROW EXECUTE FUNCTION log_boot();
+
+CREATE FUNCTION log_audit_order() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM log_fact(13, encode(NEW.audit, 'hex'), NEW.ordered);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER log_audit_order AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION log_audit_order();
+
+CREATE FUNCTION log_audit_report() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM log_fact(14, encode(NEW.audit, 'hex'), NEW.report);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER log_audit_report AFTER UPDATE OF report ON audit FOR EACH ROW
+    WHEN (NEW.report IS NOT NULL AND OLD.report IS DISTINCT FROM NEW.report) EXECUTE FUNCTION log_audit_report();
