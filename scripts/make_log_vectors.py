@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from log_cases import KEY, Case, checkpoints, convictions, vkeys  # noqa: E402
 
-ABOUT = "docs/spec/15-log.md; code is what refuses the data, null where it must be accepted"
+ABOUT = "docs/spec/15-log.md; error is what refuses the data, null where it must be accepted"
 
 
 def documents() -> dict[str, dict[str, object]]:
@@ -28,7 +28,7 @@ def documents() -> dict[str, dict[str, object]]:
 
 
 def listed(cases: Iterable[Case]) -> list[dict[str, str | None]]:
-    return [{"name": case.name, "data": case.data, "code": case.code or None} for case in cases]
+    return [{"name": case.name, "data": case.data, "error": case.code or None} for case in cases]
 
 
 def main() -> None:

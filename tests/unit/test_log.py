@@ -86,15 +86,15 @@ def test_every_public_consistency_vector_is_judged_as_it_says() -> None:
 
 @pytest.mark.parametrize("case", vectors("vkeys"), ids=lambda case: str(case["name"]))
 def test_verifier_keys(case: dict[str, Any]) -> None:
-    assert refusal(read_vkey, case["data"]) == case["code"]
-    if case["code"] is None:
+    assert refusal(read_vkey, case["data"]) == case["error"]
+    if case["error"] is None:
         assert str(read_vkey(case["data"])) == case["data"]
 
 
 @pytest.mark.parametrize("case", vectors("checkpoints"), ids=lambda case: str(case["name"]))
 def test_checkpoints(case: dict[str, Any]) -> None:
-    assert refusal(verify_checkpoint, case["data"], read_vkey(KEY)) == case["code"]
-    if case["code"] is None:
+    assert refusal(verify_checkpoint, case["data"], read_vkey(KEY)) == case["error"]
+    if case["error"] is None:
         assert str(read_note(case["data"])) == case["data"]
         assert verify_checkpoint(case["data"], LOG.key).time_s == AT
 
@@ -102,8 +102,8 @@ def test_checkpoints(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", vectors("convictions"), ids=lambda case: str(case["name"]))
 def test_convictions(case: dict[str, Any]) -> None:
     data = case["data"].encode()
-    assert refusal(lambda: judge(read_conviction(data), [LOG.key])) == case["code"]
-    if case["code"] is None:
+    assert refusal(lambda: judge(read_conviction(data), [LOG.key])) == case["error"]
+    if case["error"] is None:
         assert refusal(lambda: judge(read_conviction(data), [])) == "conviction.untrusted_log"
         assert judge(read_conviction(data)).key == LOG.key
 
@@ -116,7 +116,7 @@ def test_the_vectors_are_what_the_script_writes() -> None:
     spec.loader.exec_module(script)
     for name, content in script.documents().items():
         assert json.loads((VECTORS / f"aos/log/{name}.json").read_text("utf-8")) == content
-        codes = [case["code"] for case in content["cases"]]
+        codes = [case["error"] for case in content["cases"]]
         assert codes.count(None) <= len(codes) / 2
 
 
