@@ -4,6 +4,7 @@
  */
 import { p384 } from "@noble/curves/nist.js";
 import { concat, fromBig, hex, sameBytes } from "./bytes.js";
+import { remembered } from "./crypto.js";
 import { AosError, refuse } from "./errors.js";
 
 const OID = {
@@ -264,9 +265,9 @@ function rawSignature(der) {
 }
 
 /** ECDSA with SHA-384, the signature being r ‖ s. */
-export function verifyP384(key, signature, data) {
+export const verifyP384 = remembered((key, signature, data) => {
   if (signature.length !== 96) return false;
   const numbers = [fromBig(signature.subarray(0, 48)), fromBig(signature.subarray(48))];
   if (numbers.some((number) => number <= 0n || number >= P384_ORDER)) return false;
   return p384.verify(signature, data, key, { lowS: false });
-}
+});

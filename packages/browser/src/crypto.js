@@ -2,6 +2,7 @@
  * Signatures and VRF proofs (docs/spec/02-signing.md, 03-vrf.md). Curves and hashes are @noble's; the rules around
  * them are those of the Python verifier, libsodium's and libsecp256k1's included.
  */
+import { mulAddUnsafe } from "@noble/curves/abstract/curve.js";
 import { ed25519 } from "@noble/curves/ed25519.js";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { sha512 } from "@noble/hashes/sha2.js";
@@ -20,7 +21,7 @@ const ZERO = Uint8Array.of(0);
 const MOST_REMEMBERED = 4096;
 
 /** Several checks ask the same of the same bytes, and a curve is slow: an answer is kept by all that it depends on. */
-function remembered(compute) {
+export function remembered(compute) {
   const known = new Map();
   return (...parts) => {
     const key = parts.map(hex).join(".");
@@ -83,11 +84,12 @@ export const ed25519Verify = remembered((publicKey, message, signature) => {
   }
   if (key.isSmallOrder() || nonce.isSmallOrder()) return false;
   const challenge = fromLittle(sha512(concat(signature.subarray(0, 32), publicKey, message))) % L;
-  const expected = times(Point.BASE, scalar).subtract(times(key, challenge));
+  const expected = combined(Point.BASE, scalar, key, challenge);
   return sameBytes(expected.toBytes(), signature.subarray(0, 32));
 });
 
-const times = (point, scalar) => (scalar === 0n ? Point.ZERO : point.multiplyUnsafe(scalar));
+/** a·A - b·B. Not in constant time: nothing here is secret. */
+const combined = (A, a, B, b) => mulAddUnsafe(Point, [A, B.negate()], [a, b]);
 
 // --- ECVRF-EDWARDS25519-SHA512-TAI (RFC 9381), keys and Gamma in the prime-order subgroup
 
@@ -97,7 +99,7 @@ function canonicalPoint(encoded) {
   return y < P && !(number >> 255n && (y === 1n || y === P - 1n));
 }
 
-function subgroupPoint(encoded) {
+const subgroupPoint = remembered((encoded) => {
   if (!canonicalPoint(encoded)) return null;
   try {
     const point = Point.fromBytes(encoded, false);
@@ -105,7 +107,7 @@ function subgroupPoint(encoded) {
   } catch {
     return null;
   }
-}
+});
 
 function encodeToCurve(salt, alpha) {
   for (let counter = 0; counter < 256; counter++) {
@@ -133,8 +135,8 @@ export const vrfVerify = remembered((publicKey, pi, alpha) => {
   const s = fromLittle(pi.subarray(48));
   if (s >= L) throw refuse("vrf.scalar_range", "s is not below the group's order");
   const h = encodeToCurve(publicKey, alpha);
-  const u = times(Point.BASE, s).subtract(times(key, c));
-  const v = times(h, s).subtract(times(gamma, c));
+  const u = combined(Point.BASE, s, key, c);
+  const v = combined(h, s, gamma, c);
   const points = [key, h, gamma, u, v].map((point) => point.toBytes());
   const challenge = sha512(concat(SUITE, Uint8Array.of(2), ...points, ZERO)).subarray(0, 16);
   if (!sameBytes(challenge, pi.subarray(32, 48)))

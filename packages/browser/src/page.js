@@ -113,7 +113,7 @@ function present(found, milliseconds) {
   $("verdict-card").className = `verdict card ${tone}`;
   $("sign").textContent = sign;
   $("verdict").textContent = found.verdict;
-  $("headline").textContent = found.headline;
+  $("headline").textContent = found.headline.slice(found.verdict.length).replace(/^:? /, "");
   $("levels").replaceChildren(...found.levels.map((level) => make("span", "pill", level)));
   $("simulated").hidden = !found.levels.includes("simulated");
   $("hint").textContent = hintOf(found);
