@@ -21,8 +21,9 @@ from test_receipt_attacks import Attack
 
 from aos.cli.verify import report_json
 from aos.core.answer import write_answer
+from aos.core.attest.result import AWS_NITRO
 from aos.core.codec import encode
-from aos.core.encoding import canonical_json
+from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.receipt import CHECKS, verify_answer
 from aos.core.trust import Trust, load_policy, read_trust
 from aos.errors import AOSError
@@ -179,7 +180,7 @@ def mutations(name: str) -> Iterator[tuple[str, bytes]]:
             yield f"{path} with more", fields.changed(document, (*path, "zzz"), fields.put("1"))
         for wrong in (None, True, 7, "7", [], {}):
             number += 1
-            if type(wrong) is not type(value) and number % 3 == 0:
+            if type(wrong) is not type(value) and number % 5 == 0:
                 yield f"{path} = {wrong!r}", fields.changed(document, path, fields.put(wrong))
         for other in fields.other_values(path, value):
             number += 1
@@ -277,7 +278,7 @@ BROKEN_TRUST: tuple[bytes, ...] = (b"", b"{}", b"[1]", b"\xff", b'{"type":"aos.t
 def test_a_trust_file_is_refused_alike(page: Page) -> None:
     genuine = encode(fields.TRUST)
     root = {"tee": "simulated", "root": "A" * 43}
-    aws = {"tee": "simulated", "root": "ZBoDIaPiRO_kVkYxldYGMX7XzcwXVuCYk_PGj3m7Wzs"[:43]}
+    aws = {"tee": "simulated", "root": b64u_encode(AWS_NITRO.sha256)}
     zero = {**genuine["tee_measurements"][0], "pcr1": "0" * 96}
     changes: list[dict[str, Any]] = [
         {"tee_roots": [], "tee_measurements": genuine["tee_measurements"]},
@@ -400,7 +401,7 @@ def test_the_saved_report_is_the_one_of_the_command(page: Page, tmp_path: Path) 
     choose(page, "#answer-file", answer)
     settled(page, "VERIFIED")
     page.run(
-        "window.saved = new Promise(r => { URL.createObjectURL = (blob) => { blob.text().then(r); return '#'; }; })"
+        "window.saved = new Promise(r => { URL.createObjectURL = (blob) => { blob.text().then(r); return '#'; }; }); 0"
     )
     page.run("document.querySelector('#save').click()")
     report = verify_answer(answer.read_bytes(), trust=fields.TRUST, policy=load_policy("dev"))

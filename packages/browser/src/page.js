@@ -192,6 +192,7 @@ async function dropped(list, zone) {
 for (const kind of ["answer", "trust"])
   $(`${kind}-file`).addEventListener("change", async (event) => {
     const [file] = event.target.files;
+    event.target.value = ""; // so that the same file, changed since, can be chosen again
     if (file) await take(kind, file).then(verify);
   });
 $("policy").addEventListener("change", verify);
