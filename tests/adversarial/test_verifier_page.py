@@ -167,7 +167,10 @@ def test_every_attack_and_lie_is_judged_alike(page: Page) -> None:
     """Those that only a re-execution finds are left to ``aos verify --replay``: here ``local-1`` is a SKIP in both."""
     attacks = [attack for attack in conditions.BY_NAME.values() if attack.replay is None]
     assert len(attacks) > 180
-    assert compared(page, fields.GENUINE["opml"], [attack_item(attack) for attack in attacks]) >= len(attacks) - 2
+    assert (
+        compared(page, fields.GENUINE["opml"], [attack_item(attack) for attack in attacks])
+        >= len(attacks) - 2
+    )
 
 
 def mutations(name: str) -> Iterator[tuple[str, bytes]]:
@@ -297,15 +300,15 @@ def test_a_trust_file_is_refused_alike(page: Page) -> None:
         with pytest.raises(AOSError) as refusal:
             read_trust(data)
         said = page.run(
-            "(() => { try { aosVerifier.readTrust(Uint8Array.from(atob('%s'), c => c.charCodeAt(0))); return 'read'; }"
-            " catch (error) { return [error.code, error.message]; } })()" % base64.b64encode(data).decode()
+            "(() => { try { aosVerifier.readTrust(Uint8Array.from(atob('"
+            + base64.b64encode(data).decode()
+            + "'), c => c.charCodeAt(0))); return 'read'; } catch (error) { return [error.code, error.message]; } })()"
         )
         assert said == [refusal.value.code, refusal.value.message], data[-200:]
     accepted = json.dumps(genuine, indent=2).encode()
     assert read_trust(accepted) == fields.TRUST
     assert page.run(
-        "aosVerifier.readTrust(Uint8Array.from(atob('%s'), c => c.charCodeAt(0))).network"
-        % base64.b64encode(accepted).decode()
+        f"aosVerifier.readTrust(Uint8Array.from(atob('{base64.b64encode(accepted).decode()}'), c => c.charCodeAt(0))).network"
     ) == (fields.TRUST.network)
 
 
@@ -382,7 +385,9 @@ def test_both_files_are_dropped_anywhere_and_told_apart(page: Page, tmp_path: Pa
 
 
 def test_text_in_a_file_is_never_markup(page: Page, tmp_path: Path) -> None:
-    evil = "</pre><img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>"
+    evil = (
+        "</pre><img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>"
+    )
     data = write_answer(fields.NETWORK.run(min_operators=1, prompt=evil)).replace(
         b"AI is", json.dumps(evil)[1:-1].encode()
     )

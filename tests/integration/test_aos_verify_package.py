@@ -59,7 +59,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def answered(command: list[str | Path], **more: Any) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AOS_", "PYTHON"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("AOS_", "PYTHON"))
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **more)
     assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
@@ -164,7 +166,9 @@ def test_it_says_what_aos_verify_says_of_every_vector(alone: Path, tmp_path: Pat
         [*genuine, "--policy", "none"],
         [genuine[0], "--trust", genuine[0]],
     ]
-    there = json.loads(answered([alone / "python", "-I", "-c", BATCH], input=json.dumps(commands), cwd=tmp_path))
+    there = json.loads(
+        answered([alone / "python", "-I", "-c", BATCH], input=json.dumps(commands), cwd=tmp_path)
+    )
     codes = set()
     for command, said in zip(commands, there, strict=True):
         stdout, stderr = io.StringIO(), io.StringIO()

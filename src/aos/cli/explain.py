@@ -79,7 +79,9 @@ def _rows(answer: Answer) -> Iterator[Row]:
     yield _tagged(
         "request_hash", "request", "nonce ‖ request", nonce, answer.request.encode(), core.request_hash
     )
-    yield _tagged("response_hash", "response", "nonce ‖ text", nonce, answer.text.encode(), core.response_hash)
+    yield _tagged(
+        "response_hash", "response", "nonce ‖ text", nonce, answer.text.encode(), core.response_hash
+    )
     ids = hashes.token_bytes(answer.tokens)
     yield _tagged("tokens_hash", "tokens", "nonce ‖ token ids, 4 bytes each", nonce, ids, core.tokens_hash)
     params = _params(answer)
@@ -170,7 +172,10 @@ def _drawn(answer: Answer) -> Iterator[Row]:
     if part.first_draw is not None:
         yield from _signed("first_draw", part.first_draw, core.dispatcher)
     yield _tagged(
-        "sampling_seed", "sampling", "the first draw's seed; 8 bytes of it are used", first.statement.draw_seed
+        "sampling_seed",
+        "sampling",
+        "the first draw's seed; 8 bytes of it are used",
+        first.statement.draw_seed,
     )
     for node_id in record.seats:
         place = call.draw_seed + call.attempt.to_bytes(4, "big")
