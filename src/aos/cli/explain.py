@@ -4,7 +4,7 @@ Shows, decides nothing: the verdict is ``aos.core.receipt``'s. The bytes are put
 specification (docs/spec/01, 04, 06), and not by the code that verifies: the two must come to the same digests.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -227,7 +227,9 @@ def _tagged(
     )
 
 
-def _tree(name: str, entries: list[bytes], stated: bytes | None = None) -> Iterator[Row]:
+def _tree(
+    name: str, entries: list[bytes], stated: bytes | None = None
+) -> Generator[Row, None, bytes]:
     """The rows of an RFC 9162 tree, leaves first; its root is returned."""
     level = []
     for index, entry in enumerate(entries):
