@@ -154,7 +154,7 @@ class _Parser(argparse.ArgumentParser):
         raise _usage(message)
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def _parser(program: str = "aos verify") -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         description="Check an answer file offline: one line a check, exit 0 only when VERIFIED.\n\n"
