@@ -8,6 +8,7 @@ from typing import Any
 from aos.attack.forge import countersigned_again
 from aos.attack.live import Live
 from aos.attack.play import Play, Seat, play, seated, submit_to_guests
+from aos.attack.rows.games import stories_in_games
 from aos.attack.table import Trial, row
 from aos.core.answer import read_answer
 from aos.core.statements import sign
@@ -102,6 +103,9 @@ def _covered_up(live: Live, data: bytes) -> tuple[str, ...]:
     "equivocation.chunk",
     "equivocation.commit",
     "equivocation.receipt",
+    "dispute.contradiction",
+    "dispute.two_unit_roots",
+    "dispute.two_state_roots",
     guests=True,
 )
 async def two_stories(live: Live, t: Trial) -> None:
@@ -130,3 +134,4 @@ async def two_stories(live: Live, t: Trial) -> None:
     t.attack("a second receipt", "equivocation.receipt", await seat.send_reveal(seat.reveal(later)))
     await job.status()
     t.twin("the first story stands", live.judge(await job.file()))
+    await stories_in_games(live, t)
