@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from aos.attack.engines import Damage, adapted, coarser, damage_blocks
 from aos.core.arithmetic.floats import F16, F32, NumericTrap
 from aos.core.arithmetic.matmul import BlockMatrix, quantise
 from aos.core.dispute.fine.tile import recomputed
@@ -20,7 +21,7 @@ from aos.core.statements import Prompt
 from aos.engine.canonical import Claim, Run
 from aos.engine.fast_trace import whole_op
 from aos.engine.forward import Context, Matrix, Sink
-from aos.engine.gguf import GGUF, read_gguf
+from aos.engine.gguf import GGUF, Tensor, read_gguf
 from aos.engine.llama import Layer
 from aos.engine.native import NativeEngine
 from aos.engine.party import Party
@@ -39,7 +40,7 @@ FORGED_HEAD: Final = 1
 _HEAD_ERROR, _LOGIT_ERROR = np.float32(0.125), np.float32(0.5)
 _LOGIT_TILE, _LOGITS = 1, 64
 
-IN_WEIGHTS: Final = ("weight", "norm", "layer", "exit")
+IN_WEIGHTS: Final = ("weight", "norm", "layer", "exit", "coarse", "adapter")
 IN_RUN: Final = ("seed", "temperature", "early_stop", "token")
 IN_ARITHMETIC: Final = ("head", "logits", "cache", "foreign_cache")
 KINDS: Final = (*IN_WEIGHTS, *IN_ARITHMETIC, *IN_RUN)
@@ -61,19 +62,22 @@ def liar(
 
 # --- wrong weights
 
+_Change = Callable[[bytearray, Mapping[str, Tensor], int], None]
+"""Changes a model file's bytes; its tensors by name, and how many layers it has."""
 
-def _one_bit(data: bytearray, tensors: Mapping[str, Any], _layers: int) -> None:
+
+def _one_bit(data: bytearray, tensors: Mapping[str, Tensor], _layers: int) -> None:
     data[tensors["blk.2.ffn_up.weight"].offset + 34 * 7 + 5] ^= 0x40
 
 
-def _one_norm(data: bytearray, tensors: Mapping[str, Any], _layers: int) -> None:
+def _one_norm(data: bytearray, tensors: Mapping[str, Tensor], _layers: int) -> None:
     data[tensors["blk.1.attn_norm.weight"].offset + 4 * 11 + 2] ^= 0x40
 
 
-def _without(*skipped: int) -> Callable[[bytearray, Mapping[str, Any], int], None]:
+def _without(*skipped: int) -> _Change:
     """Layers (from the end, where negative) that add nothing to the residual."""
 
-    def change(data: bytearray, tensors: Mapping[str, Any], layers: int) -> None:
+    def change(data: bytearray, tensors: Mapping[str, Tensor], layers: int) -> None:
         for layer in skipped:
             for name in ("attn_output", "ffn_down"):
                 tensor = tensors[f"blk.{layer % layers}.{name}.weight"]
@@ -82,17 +86,27 @@ def _without(*skipped: int) -> Callable[[bytearray, Mapping[str, Any], int], Non
     return change
 
 
-_DAMAGE: Final = {
+def _blocks(damage: Damage, *, all_tensors: bool) -> _Change:
+    """``damage`` to the first quantised tensor of a layer, or to all."""
+
+    def change(data: bytearray, tensors: Mapping[str, Tensor], _layers: int) -> None:
+        damage_blocks(data, list(tensors.values()), damage, all_tensors=all_tensors)
+
+    return change
+
+
+_DAMAGE: Final[dict[str, _Change]] = {
     "weight": _one_bit,
     "norm": _one_norm,
     "layer": _without(1),
     "exit": _without(-1, -2),
+    "coarse": _blocks(coarser, all_tensors=True),
+    "adapter": _blocks(adapted, all_tensors=False),
 }
 
 
 def altered_model(path: Path, kind: str, directory: Path) -> Path:
-    """A copy, in ``directory``, of a model file with other weights: one bit, one norm, a layer that adds nothing, or the last
-    two."""
+    """A copy, in ``directory``, of a model file with the weights of this kind of lie."""
     data, file = bytearray(path.read_bytes()), read_gguf(path)
     _DAMAGE[kind](data, {tensor.name: tensor for tensor in file.tensors}, _layers_of(file))
     lying = directory / f"{kind}-{path.name}"

@@ -20,7 +20,8 @@ from aos.errors import AOSError, InvalidMessage, Unavailable
 
 GUESTS = ("guest-1", "guest-2", "guest-3")
 GUEST_MODEL = "attack-guest.gguf"
-LIARS = ("liar-1", "liar-2")
+LIARS = ("liar-1", "liar-2", "liar-3", "liar-4")
+"""More than the operators, so that they can be the majority."""
 OPERATORS = 3
 SETTINGS = {
     "deadlines": {"commit_ms": 3_000, "reveal_ms": 2_000},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from aos.attack.live import Live
 
-Needs = Literal["disputes", "log", "chain", "attestation", ""]
+Needs = Literal["log", "chain", ""]
 Verdict = Literal["REFUSED", "ACCEPTED", "PASSED", "WRONG REASON", "TWIN REFUSED", "BROKEN", "SKIPPED"]
 ACCEPTED = "accepted"
 """What an attack is found to be where nothing refused it."""

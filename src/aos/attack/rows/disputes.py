@@ -1,4 +1,4 @@
-"""Lies about the computation: rows 1, 5, 6, 7, 37, 40, 50.
+"""Lies about the computation: rows 1, 5, 6, 7, 37, 39, 40, 50.
 
 The liars sit among the network's own operators, which compute, challenge and answer by themselves.
 """
@@ -58,7 +58,7 @@ def _verdict(game: dict[str, Any], place: tuple[int, int]) -> str:
     return str(game["code"])
 
 
-async def _lie(live: Live, t: Trial, name: str, kind: str, code: str, *, unit: int, late: int = 0) -> None:
+async def told(live: Live, t: Trial, name: str, kind: str, code: str, *, unit: int, late: int = 0) -> None:
     """A lie about a unit of the model: its first differing leaf is of ``unit``, at position ``late`` or later."""
     hearing = await tried(live, kind)
     (liar,) = hearing.accused
@@ -75,27 +75,27 @@ async def _honest(live: Live, t: Trial) -> None:
 
 @row(1, "one weight bit flipped", "tile.weights", guests=True)
 async def one_bit(live: Live, t: Trial) -> None:
-    await _lie(live, t, "one bit of one weight", "weight", "tile.weights", unit=3)
+    await told(live, t, "one bit of one weight", "weight", "tile.weights", unit=3)
     await _honest(live, t)
 
 
 @row(5, "layer skipped, early exit", "tile.weights", guests=True)
 async def skipped(live: Live, t: Trial) -> None:
-    await _lie(live, t, "a layer that adds nothing", "layer", "tile.weights", unit=2)
-    await _lie(live, t, "the last two layers left out", "exit", "tile.weights", unit=3)
+    await told(live, t, "a layer that adds nothing", "layer", "tile.weights", unit=2)
+    await told(live, t, "the last two layers left out", "exit", "tile.weights", unit=3)
     await _honest(live, t)
 
 
 @row(6, "KV cache quantised or taken over", "tile.commitment", guests=True)
 async def cached(live: Live, t: Trial) -> None:
-    await _lie(live, t, "keys and values with half of their bits", "cache", "tile.commitment", unit=1)
-    await _lie(live, t, "keys and values of another prompt", "foreign_cache", "tile.commitment", unit=1)
+    await told(live, t, "keys and values with half of their bits", "cache", "tile.commitment", unit=1)
+    await told(live, t, "keys and values of another prompt", "foreign_cache", "tile.commitment", unit=1)
     await _honest(live, t)
 
 
 @row(7, "attention forged at a late token", "tile.value", guests=True)
 async def forged_head(live: Live, t: Trial) -> None:
-    await _lie(live, t, "one head from position 10 on", "head", "tile.value", unit=1, late=10)
+    await told(live, t, "one head from position 10 on", "head", "tile.value", unit=1, late=10)
     await _honest(live, t)
 
 
@@ -109,13 +109,13 @@ async def forged_head(live: Live, t: Trial) -> None:
 async def approves(live: Live, t: Trial) -> None:
     hearing = await tried(live, "token", COPY)
     faulty, approver = hearing.accused
-    await _around(t, "a planted fault", faulty, "around.tokens")
-    await _around(t, "who signed it as its own", approver, "around.tokens")
+    await convicted_around(t, "a planted fault", faulty, "around.tokens")
+    await convicted_around(t, "who signed it as its own", approver, "around.tokens")
     t.twin("the honest answer, without both", await hearing.honest_result())
     t.twin("who approves what is right", await (await tried(live, None, COPY)).agreed())
 
 
-async def _around(t: Trial, name: str, liar: Accused, code: str) -> None:
+async def convicted_around(t: Trial, name: str, liar: Accused, code: str) -> None:
     game = await liar.defend()
     t.attack(name, code, game["code"] if game["against"] == "claimant" else f"against the {game['against']}")
     listed = await liar.court.convicted(liar.seat.key[0])
@@ -127,7 +127,7 @@ async def two_liars(live: Live, t: Trial) -> None:
     hearing = await tried(live, "layer", "token")
     one, two = hearing.accused
     await convicted(live, t, "a layer left out", one, "tile.weights", await first_difference(live, one))
-    await _around(t, "a token replaced", two, "around.tokens")
+    await convicted_around(t, "a token replaced", two, "around.tokens")
     t.twin("the honest answer, without both", await hearing.honest_result())
     t.twin("both compute as asked", await (await tried(live, None, None)).agreed())
 

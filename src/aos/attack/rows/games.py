@@ -1,4 +1,4 @@
-"""The dispute game: rows 38, 47, 49, 51, 53. The other side is always one of the network's own operators."""
+"""The dispute game: rows 38, 47, 49, 51, 52, 53, and 48 in part. The other side is always one of the network's own operators."""
 
 import asyncio
 import secrets
@@ -17,6 +17,7 @@ from aos.core.dispute.state_opening import StateTree
 from aos.core.dispute.transcript import read_transcript
 from aos.core.encoding import b64u_encode
 from aos.core.merkle import tree_root
+from aos.core.statements import hash_of
 from aos.engine.around import check_with_tokenizer
 from aos.errors import RuleViolation
 
@@ -316,6 +317,54 @@ async def spam(live: Live, t: Trial) -> None:
     quorum = live.seed_body(min_operators=60)
     t.attack("a quorum beyond the operators", "field.range", await live.post("/api/job/submit", quorum))
     t.twin("its answer stays VERIFIED", live.judge(answer))
+
+
+# --- data withheld
+
+
+async def _withhold(live: Live) -> None:
+    """A liar reveals, and serves nothing of its run."""
+    live.begun[52] = await tried(live, "weight")
+
+
+@row(
+    52,
+    "data withheld, retention ended early",
+    "dispute.not_served",
+    "dispute.served",
+    "dispute.foreign_data",
+    guests=True,
+    missing="what an operator erases before its windows close is its own loss: it is withheld",
+    begin=_withhold,
+)
+async def withheld(live: Live, t: Trial) -> None:
+    hearing: Hearing = live.begun[52]
+    (liar,) = hearing.accused
+    court = liar.court
+    t.attack("serves nothing", "dispute.not_served", await _leaves(court, liar.claim))
+    right = liar.party.leaves(liar.known)
+    other = b64u_encode(secrets.token_bytes(32 * (len(liar.known.tree.units[0]))))
+    for name, code, leaves in (
+        ("serves leaves of its own making", "dispute.served", {"units": [other, *right["units"][1:]]}),
+        ("serves another model's manifest", "dispute.foreign_data", {"manifest": "{}"}),
+    ):
+        t.attack(name, code, await court.serve(liar.claim, right | leaves))
+    t.twin("the honest answer, without who withholds", await hearing.honest_result())
+    found = await court.convicted(hearing.key[0])
+    t.twin("who is not convicted: silence proves nothing", ACCEPTED if not found else "convicted")
+    t.twin("its leaves, late", await court.serve(liar.claim, right))
+    t.twin("and they are there", await _leaves(court, liar.claim))
+    honest = (await live.single()).receipt.core
+    await accuser(live, honest)
+    t.twin("what an honest operator serves", await _leaves(court, b64u_encode(hash_of(honest))))
+
+
+async def _leaves(court: Court, claim: str) -> str:
+    try:
+        await court.read(f"/claims/{claim}/leaves")
+    except RuleViolation as error:
+        return error.code
+    return ACCEPTED
 
 
 # --- sizes

@@ -9,7 +9,6 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
         "chain",
         "the beacon is the dispatcher's; nobody else's enters the draw seed",
     ),
-    (52, "data withheld, retention ended early", "log", "nothing says what must be kept, and until when"),
     (
         54,
         "D drops, tells two histories, reorders, back-dates",
