@@ -1,7 +1,7 @@
 """One operator of three lies, on a running network of processes: the requester receives the honest answer, the liar is convicted,
 and a fresh process without a model file finds the same from the transcript (docs/spec/13-dispute.md, "In the network").
 
-CI tells two lies; ``AOS_LIES=all`` tells every kind, ``AOS_LIES=seed,head`` some (docs/log.md has the run).
+CI tells three lies; ``AOS_LIES=all`` tells every kind, ``AOS_LIES=seed,head`` some (docs/log.md has the run).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,22 @@ import httpx
 import pytest
 from peers.lying_network import LIAR, LyingNetwork
 from peers.lying_worker import IN_GAME, KINDS
-from peers.running_network import kill, query, rows_of, submit
+from peers.running_network import kill, query, rows_of, submit, wait_until
 
 from aos.cli.network import found
+from aos.core.dispute.moves import Open, game_id
 from aos.core.encoding import b64u_encode
 from aos.core.hashes import job_ref
+from aos.core.keys import parse_key
 from aos.core.receipt import verify_answer
+from aos.core.statements import ReceiptCore, hash_of, read_signed, sign
 from aos.core.trust import load_policy, read_trust
 from aos.local.network import RunningNetwork
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
-CHOSEN = os.environ.get("AOS_LIES", "weight,token")
+CHOSEN = os.environ.get("AOS_LIES", "weight,token,foreign_cache")
 ALL = CHOSEN == "all"
 LIES = KINDS if ALL else tuple(CHOSEN.split(","))
 DISPUTES = {
@@ -230,3 +234,55 @@ def test_a_dispute_outlives_the_death_of_its_processes(network: RunningNetwork, 
     assert all(row["n"] == 1 for row in query(network, "dispatcher", turns))
     against_honest = "SELECT 1 FROM conviction WHERE node_id <> $1"
     assert query(network, "dispatcher", against_honest, liar) == []
+
+
+def test_an_operator_that_contradicts_its_own_signed_move_is_convicted(
+    network: RunningNetwork, lie: Path, tmp_path: Path
+) -> None:
+    liar = address(network, LIAR)
+    key = parse_key((network.trust_path.parent / LIAR / "signer.key").read_text().strip(), name="signer")
+    lie.write_text("stall")  # its worker moves nowhere: what is signed for it below is all that it says
+    job = submit(network, PROMPT, params=HONEST, blind=True)
+    with network.client() as client:
+        for event in client.events(job.job_id):
+            if event.kind == "status" and event.data["status"] == "disputed":
+                break
+    cores = {
+        row["node_id"]: read_signed(ReceiptCore, json.loads(row["core"])).statement
+        for row in query(
+            network, "dispatcher", "SELECT node_id, core FROM receipt WHERE job_id = $1", job.job_id
+        )
+    }
+    claim = next(core for node_id, core in cores.items() if node_id != liar)
+    name = b64u_encode(hash_of(claim))
+    wait_until(lambda: bool(get(network, f"/claims/{name}", token=True).json()["served"]))
+    opening = Open(
+        network=claim.network,
+        challenger=liar,
+        claimant=claim.operator,
+        claim=hash_of(claim),
+        job_ref=claim.job_ref,
+        attempt=claim.attempt,
+        kind="unit",
+        position=0,
+        unit=0,
+        state_root=cores[liar].state_root,
+        leaf=bytes(32),
+        bond=16,
+    )
+    for move in (opening, replace(opening, unit=1)):
+        answer = httpx.post(
+            f"{network.url}/v1/aos/disputes", json=sign(key, move).to_json(), timeout=60, trust_env=False
+        )
+        assert answer.status_code == 200, answer.text
+    game = b64u_encode(game_id(opening))
+    listed = get(network, "/convictions").json()["convictions"]
+    assert [(each["node_id"], each["code"]) for each in listed if each["game"] == game] == [
+        (liar, "dispute.contradiction")
+    ]
+    path = tmp_path / "game.json"
+    path.write_bytes(get(network, f"/{game}/transcript", token=True).content)
+    judged = referee(path, tmp_path)
+    assert judged.returncode == 0, "the challenge failed, by its own author's fault"
+    assert "dispute.contradiction" in judged.stdout
+    assert query(network, "dispatcher", "SELECT 1 FROM conviction WHERE node_id <> $1", liar) == []

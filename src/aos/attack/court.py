@@ -29,7 +29,7 @@ from aos.core.statements import CommitSet, Prompt, ReceiptCore, Signed, hash_of,
 from aos.engine.around import check_with_tokenizer
 from aos.engine.party import Party
 from aos.engine.trace import KnownRun
-from aos.errors import RuleViolation, VerificationError
+from aos.errors import RuleViolation, Unavailable, VerificationError
 from aos.ports import Generation, SamplingParams
 
 PATIENCE_S = 60.0
@@ -113,7 +113,7 @@ class Court:
                     raise
             return None
 
-        found: Json = await until(served)
+        found: Json = await until(served, "a claimant serves its leaves")
         return found
 
     @property
@@ -131,14 +131,17 @@ class Court:
         return {"x-aos-reader": b64u_encode(canonical_json(sign(guest.keys.signer, question).to_json()))}
 
 
-async def until(ask: Callable[[], Any], *, patience_s: float = PATIENCE_S) -> Any:
-    """Ask until there is an answer. Raises TimeoutError."""
-    async with asyncio.timeout(patience_s):
-        while True:
-            found = await ask()
-            if found is not None:
-                return found
-            await asyncio.sleep(POLL_S)
+async def until(ask: Callable[[], Any], what: str) -> Any:
+    """Ask until there is an answer. Raises Unavailable ``attack.patience``."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                found = await ask()
+                if found is not None:
+                    return found
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise Unavailable("attack.patience", f"waited {PATIENCE_S:g} s in vain: {what}") from None
 
 
 # --- liars among the network's operators
@@ -189,12 +192,22 @@ class Accused:
             code = await self.court.serve(self.claim, leaves)
             return None if code == "dispute.not_wanted" else code
 
-        return str(await until(taken))
+        return str(await until(taken, "a liar's leaves are wanted"))
 
     async def waiting(self) -> list[str]:
         """Games in which it is this guest's turn as claimant."""
         waits = await self.court.read("/waiting", guest=self.guest)
         return [each["game"] for each in waits["move"] if each["claim"] == self.claim]
+
+    async def challenged(self, many: int) -> list[str]:
+        """So many games in which it is to move, once they wait. Raises Unavailable ``attack.patience``."""
+
+        async def enough() -> list[str] | None:
+            games = await self.waiting()
+            return games[:many] if len(games) >= many else None
+
+        found: list[str] = await until(enough, "the liar is challenged")
+        return found
 
     async def own_move(self, game: str) -> Move:
         """The next move of its claim's defence."""
@@ -223,18 +236,20 @@ class Accused:
             )
 
     async def defend(self) -> Json:
-        """Serve, and answer every challenger, until one game is proven: its public facts. Raises TimeoutError."""
+        """Serve, and answer one challenger until the game is proven: its public facts. The others wait in vain: one proof is
+        enough."""
         await self.serve()
+        (game,) = await self.challenged(1)
 
         async def proven() -> Json | None:
-            for game in await self.waiting():
+            if game in await self.waiting():
                 code = await self.court.move(game, await self.own_move(game), self.guest.keys.signer)
-                if code not in (ACCEPTED, "dispute.over"):
+                if code != ACCEPTED:
                     raise RuleViolation("attack.game", f"a liar's move was refused with {code}")
-            games = await self.court.games(self.seat.key[0])
-            return next((g for g in games if g["claim"] == self.claim and g["state"] == "proven"), None)
+            found = await self.court.game(game)
+            return found if found["state"] == "proven" else None
 
-        found: Json = await until(proven)
+        found: Json = await until(proven, "the liar's game is proven")
         return found
 
 
@@ -246,6 +261,14 @@ class Hearing:
     accepted: Accepted
     key: Key
     accused: tuple[Accused, ...]
+
+    async def revealed(self) -> bool:
+        """Let ours reveal; False where somebody else was too slow to."""
+        for each in self.accused:
+            await each.reveal()
+        await self.live.follow(self.accepted.job_id)
+        rows = await self.live.rows_of(self.accepted.job_id)
+        return len(rows) == self.live.honest_operators + len(self.accused)
 
     async def end(self) -> Json:
         """The data of the job's last event."""
@@ -290,7 +313,7 @@ COPY = "copy"
 async def tried(live: Live, *kinds: str | None, changes: Sequence[Change | None] = ()) -> Hearing:
     """A job for every opML operator of the network and a guest for each of ``kinds``: liars of ``aos.attack.liars``, None for an
     honest one, ``COPY``. All have revealed. ``changes`` alter what a guest is about to commit. Asked again where an operator
-    was too slow to commit."""
+    was too slow."""
     guests = live.liars[: len(kinds)]
     for guest in guests:
         if (code := await guest.connect()) != ACCEPTED:
@@ -298,14 +321,19 @@ async def tried(live: Live, *kinds: str | None, changes: Sequence[Change | None]
     try:
         for _ in range(3):
             hearing = await _committed(live, guests, kinds, changes)
-            if hearing is not None:
-                for each in hearing.accused:
-                    await each.reveal()
+            if hearing is not None and await hearing.revealed():
                 return hearing
     finally:
         for guest in guests:
             await guest.leave()
-    raise RuleViolation("attack.slow", "three times in a row an operator was too slow to commit")
+    raise RuleViolation("attack.slow", "three times in a row an operator was too slow to commit or reveal")
+
+
+async def fair(live: Live) -> Hearing:
+    """The honest twin of every liar's job: the same request, and a guest that computes it as asked. Made once."""
+    if live.fair is None:
+        live.fair = await tried(live, None)
+    return live.fair
 
 
 async def _committed(
@@ -388,7 +416,8 @@ class Accuser:
 
     async def accuse(self, opening: Open, *, last: bool = False) -> str:
         """Open a game and play it, always down to the first child, or the last: the code of the verdict against the
-        accuser, or of the refusal; ``accepted`` where the claimant lost. Raises TimeoutError where it is not decided."""
+        accuser, or of the refusal; ``accepted`` where the claimant lost. Raises Unavailable where it is
+        not decided."""
         code = await self.court.open(opening, self.key)
         if code != ACCEPTED:
             return code
@@ -402,7 +431,7 @@ class Accuser:
                 await self.court.move(name, await self._choice(name, last=last), self.key)
             return None
 
-        game = await until(over)
+        game = await until(over, "the accuser's game is proven")
         return str(game["code"]) if game["against"] == "challenger" else ACCEPTED
 
     async def _choice(self, name: str, *, last: bool) -> Choose:

@@ -29,6 +29,7 @@ from aos.engine.party import Party
 from aos.errors import AOSError, ConfigError, RuleViolation
 
 if TYPE_CHECKING:
+    from aos.attack.court import Hearing
     from aos.attack.guest import Guest
     from aos.ports import Engine
 
@@ -73,6 +74,8 @@ class Live:
     """Guests that offer the network's own model. They have no link but where a row seats them."""
     honest_operators: int = 0
     """Operators of the network that offer its model in the tag opml, beside ``liars``."""
+    fair: "Hearing | None" = None
+    """The honest twin of the liars' jobs, once it was played."""
     stop: str = "zebra"
     begun: dict[int, Any] = field(default_factory=dict)
     """By row: what its ``begin`` left for it."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from aos.attack.court import COPY, Accused, tried
+from aos.attack.court import COPY, Accused, fair, tried
 from aos.attack.live import Live
 from aos.attack.table import ACCEPTED, Trial, row
 from aos.core.dispute.audit import AuditBundle, AuditRequest
@@ -70,7 +70,7 @@ async def told(live: Live, t: Trial, name: str, kind: str, code: str, *, unit: i
 
 
 async def _honest(live: Live, t: Trial) -> None:
-    t.twin("the same request computed as asked", await (await tried(live, None)).agreed())
+    t.twin("the same request computed as asked", await (await fair(live)).agreed())
 
 
 @row(1, "one weight bit flipped", "tile.weights", guests=True)
@@ -171,9 +171,9 @@ async def only_when_audited(live: Live, t: Trial) -> None:
     lucky = next(drawn for drawn in numbers if 1 not in replace(told, beacon=drawn).drawn(layers))
     found = await audited(liar, liar.known, lying, lucky, 1)
     t.attack("draws by a beacon of its own", "audit.bundle", found)
-    hearing = await tried(live, None)
-    (fair,) = hearing.accused
-    t.twin("opens what it computed as asked", await audited(fair, fair.known, engine))
+    hearing = await fair(live)
+    (honest_one,) = hearing.accused
+    t.twin("opens what it computed as asked", await audited(honest_one, honest_one.known, engine))
     t.twin("and was paid for it", await hearing.agreed())
 
 

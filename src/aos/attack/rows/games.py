@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import replace
 
-from aos.attack.court import Accused, Accuser, Court, Hearing, accuser, tried, until
+from aos.attack.court import Accused, Accuser, Court, Hearing, accuser, fair, tried, until
 from aos.attack.guest import now_ms
 from aos.attack.live import Live
 from aos.attack.rows.disputes import convicted
@@ -69,12 +69,7 @@ async def _fall_silent(live: Live) -> None:
     hearing = await tried(live, "weight")
     (liar,) = hearing.accused
     await liar.serve()
-
-    async def challenged() -> list[str] | None:
-        games = await liar.waiting()
-        return games if len(games) > 1 else None
-
-    answered, silent = (await until(challenged))[:2]
+    answered, silent = await liar.challenged(2)
     t = Trial()
     t.twin("an answer in time", await _answer(liar, answered))
     sham = await accuser(live, honest.receipt.core)
@@ -114,13 +109,13 @@ async def _time_passes(
 
 
 async def _defaulted(court: Court, game: str, against: str) -> str:
-    """The code that a silent party's game has, once it has one. Raises TimeoutError."""
+    """The code that a silent party's game has, once it has one."""
 
     async def come() -> str | None:
         found = await court.game(game)
         return str(found["code"]) if (found["state"], found["against"]) == ("defaulted", against) else None
 
-    return str(await until(come))
+    return str(await until(come, f"a game defaults against its {against}"))
 
 
 @row(
@@ -148,12 +143,7 @@ async def stories_in_games(live: Live, t: Trial) -> None:
     (liar,) = hearing.accused
     court, key = liar.court, liar.guest.keys.signer
     await liar.serve()
-
-    async def challenged() -> list[str] | None:
-        games = await liar.waiting()
-        return games if len(games) > 1 else None
-
-    first, second = (await until(challenged))[:2]
+    first, second = await liar.challenged(2)
     before = await court.transcript(first)
     answer = await liar.own_move(first)
     for name in ("an answer", "the same again"):
@@ -260,7 +250,7 @@ async def edges(live: Live, t: Trial) -> None:
         for (name, place), liar in zip(places.items(), hearing.accused, strict=True):
             await convicted(live, t, f"a lie in the {name} leaf", liar, "state.opening", place(liar))
         t.twin("the honest answer, without them", await hearing.honest_result())
-    t.twin("every leaf as computed", await (await tried(live, None)).agreed())
+    t.twin("every leaf as computed", await (await fair(live)).agreed())
     short = await live.ask(min_operators=live.honest_operators, params={"temperature": 0.0, "max_tokens": 1})
     sham = await accuser(live, short.receipt.core)
     t.attack("accused over a single token", "dispute.refuted", await sham.accuse(sham.opening()))
@@ -388,11 +378,7 @@ async def oversized(live: Live, t: Trial) -> None:
         await court.serve(liar.claim, b'"' + b"a" * (33 << 20) + b'"'),
     )
     t.twin("leaves as they are", await liar.serve())
-
-    async def challenged() -> str | None:
-        return next(iter(await liar.waiting()), None)
-
-    game = str(await until(challenged))
+    (game,) = await liar.challenged(1)
     honest = await liar.own_move(game)
     if not isinstance(honest, Answer):
         raise RuleViolation("attack.game", "the game does not begin with an answer")
@@ -405,9 +391,5 @@ async def oversized(live: Live, t: Trial) -> None:
     path = f"/v1/aos/disputes/{game}/moves"
     t.attack("a move beyond 64 KiB", "encoding.too_large", await live.post(path, huge))
     t.twin("an answer of its size", await court.move(game, honest, key))
-    t.twin("the honest answer, for none of it changed the game", await _ended(hearing, liar))
-
-
-async def _ended(hearing: Hearing, liar: Accused) -> str:
     await liar.defend()
-    return await hearing.honest_result()
+    t.twin("the honest answer, for none of it changed the game", await hearing.honest_result())
