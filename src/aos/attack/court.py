@@ -314,6 +314,7 @@ async def tried(live: Live, *kinds: str | None, changes: Sequence[Change | None]
     """A job for every opML operator of the network and a guest for each of ``kinds``: liars of ``aos.attack.liars``, None for an
     honest one, ``COPY``. All have revealed. ``changes`` alter what a guest is about to commit. Asked again where an operator
     was too slow."""
+    await _traced(live)
     guests = live.liars[: len(kinds)]
     for guest in guests:
         if (code := await guest.connect()) != ACCEPTED:
@@ -327,6 +328,16 @@ async def tried(live: Live, *kinds: str | None, changes: Sequence[Change | None]
         for guest in guests:
             await guest.leave()
     raise RuleViolation("attack.slow", "three times in a row an operator was too slow to commit or reveal")
+
+
+async def _traced(live: Live) -> None:
+    """Let every operator serve a claim before one that is disputed: the first time its worker reads the whole model, and who is
+    too slow by then counts as silent."""
+    if not live.traced:
+        answer = await live.opml()
+        for receipt in (answer.receipt, *answer.peers):
+            await Court(live).leaves(b64u_encode(hash_of(receipt.core)))
+        live.traced = True
 
 
 async def fair(live: Live) -> Hearing:

@@ -76,6 +76,8 @@ class Live:
     """Operators of the network that offer its model in the tag opml, beside ``liars``."""
     fair: "Hearing | None" = None
     """The honest twin of the liars' jobs, once it was played."""
+    traced: bool = False
+    """Every operator has served a claim's leaves."""
     stop: str = "zebra"
     begun: dict[int, Any] = field(default_factory=dict)
     """By row: what its ``begin`` left for it."""

@@ -25,7 +25,7 @@ LIARS = ("liar-1", "liar-2", "liar-3", "liar-4")
 OPERATORS = 3
 SETTINGS = {
     "deadlines": {"commit_ms": 3_000, "reveal_ms": 2_000},
-    "disputes": {"grace_ms": 10_000, "budget_ms": 0, "window_ms": 45_000},
+    "disputes": {"grace_ms": 15_000, "budget_ms": 0, "window_ms": 50_000},
 }
 """Short, because some rows wait for them to pass."""
 

@@ -88,7 +88,7 @@ async def skipped(live: Live, t: Trial) -> None:
 
 @row(6, "KV cache quantised or taken over", "tile.commitment", guests=True)
 async def cached(live: Live, t: Trial) -> None:
-    await told(live, t, "keys and values with half of their bits", "cache", "tile.commitment", unit=1)
+    await told(live, t, "keys and values with four bits of mantissa", "cache", "tile.commitment", unit=1)
     await told(live, t, "keys and values of another prompt", "foreign_cache", "tile.commitment", unit=1)
     await _honest(live, t)
 
