@@ -110,7 +110,7 @@ async def _begun(row: Row, begin: Begin, live: Live) -> None:
     """Begin a row. What goes wrong is said when the row is played."""
     try:
         await begin(live)
-    except (AOSError, TimeoutError) as error:
+    except (AOSError, TimeoutError, httpx.TransportError) as error:
         live.begun[row.number] = error
 
 
