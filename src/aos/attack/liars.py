@@ -317,8 +317,8 @@ class LyingTrace(UnitTrace):
     kind = ""
 
     def _compute(self, fast: bool) -> Sequence[bytes]:
-        operands = _OwnOperands(self)
         with self._other_rules():
+            operands = _OwnOperands(self)  # takes the rules as they are now
             for op in self.shape.ops:
                 data, at = (whole_op(operands, op) if fast else None), 0
                 for tile in range(op.grid.tiles):
