@@ -24,7 +24,7 @@ from aos.workers import serving
 from aos.workers.execution import Answer
 from aos.workers.opml_main import OpmlBackend
 from aos.workers.question import Question, SeedQuestion
-from aos.workers.tracer import TraceQuestion, Tracer
+from aos.workers.tracer import AuditQuestion, TraceQuestion, Tracer
 
 IN_GAME = ("stall", "withhold")
 KINDS = (*liars.KINDS, *IN_GAME)
@@ -80,6 +80,14 @@ class LyingBackend:
         assert tracer is not None
         return await tracer.answer(question)
 
+    async def audit_trace(self, question: AuditQuestion) -> Any:
+        kind = self._told[question.run.nonce]
+        if kind == "withhold":
+            await asyncio.sleep(3600)
+        tracer = self._backend(kind).tracer
+        assert tracer is not None
+        return await tracer.audit(question)
+
 
 class _AsTracer:
     def __init__(self, backend: LyingBackend) -> None:
@@ -87,6 +95,9 @@ class _AsTracer:
 
     async def answer(self, question: TraceQuestion) -> dict[str, Any]:
         return await self._backend.answer_trace(question)
+
+    async def audit(self, question: AuditQuestion) -> Any:
+        return await self._backend.audit_trace(question)
 
 
 def main() -> int:

@@ -16,24 +16,27 @@ import numpy as np
 from aos.attack.engines import Damage, adapted, coarser, damage_blocks
 from aos.core.arithmetic.floats import F16, F32, NumericTrap
 from aos.core.arithmetic.matmul import BlockMatrix, quantise
+from aos.core.dispute.audit import AuditRequest
 from aos.core.dispute.fine.tile import recomputed
 from aos.core.statements import Prompt
+from aos.engine.audit import open_layers
 from aos.engine.canonical import Claim, Run
 from aos.engine.fast_trace import whole_op
 from aos.engine.forward import Context, Matrix, Sink
 from aos.engine.gguf import GGUF, Tensor, read_gguf
 from aos.engine.llama import Layer
+from aos.engine.manifest import tensor_leaves
 from aos.engine.native import NativeEngine
 from aos.engine.party import Party
 from aos.engine.reference import ReferenceEngine, _Kept
-from aos.engine.trace import UnitTrace, _OwnOperands
+from aos.engine.trace import KnownRun, UnitTrace, _OwnOperands
 from aos.ports import SamplingParams
 
 LATE_TOKEN: Final = 6
 """The token of the answer that is replaced, from 1."""
 OTHER_TOKEN: Final = 300
 LATE_POSITION: Final = 10
-"""The position from which on a head is forged."""
+"""The position from which on a head is forged, and the one whose keys and values are, in one layer, those of position 0."""
 FOREIGN_POSITIONS: Final = 4
 """So many positions have their keys and values from elsewhere."""
 FORGED_HEAD: Final = 1
@@ -42,7 +45,7 @@ _LOGIT_TILE, _LOGITS = 1, 64
 
 IN_WEIGHTS: Final = ("weight", "norm", "layer", "exit", "coarse", "adapter")
 IN_RUN: Final = ("seed", "temperature", "early_stop", "token")
-IN_ARITHMETIC: Final = ("head", "logits", "cache", "foreign_cache")
+IN_ARITHMETIC: Final = ("head", "logits", "cache", "coarse_cache", "foreign_cache")
 KINDS: Final = (*IN_WEIGHTS, *IN_ARITHMETIC, *IN_RUN)
 
 
@@ -52,12 +55,13 @@ def liar(
     """The engine and the party of a liar of this kind; ``honest`` is the engine of the model file ``path``. What it needs of
     files it puts in ``directory``."""
     engine: NativeEngine | ReferenceEngine
+    true = path
     if kind in IN_ARITHMETIC:
         engine = LyingReference(path, kind)
     else:
         path = altered_model(path, kind, directory) if kind in IN_WEIGHTS else path
         engine = LyingNative(path, honest, kind)
-    return engine, LyingParty(engine, path, kind=kind)
+    return engine, LyingParty(engine, path, kind=kind, honest=true)
 
 
 # --- wrong weights
@@ -164,7 +168,7 @@ class _Replacing:
 
 
 class LyingReference(ReferenceEngine):
-    """The reference engine with a forged head, other logits, coarser keys and values, or those of another prompt."""
+    """The reference engine with a forged head, other logits, or keys and values that are coarser, or from elsewhere."""
 
     def __init__(self, path: Path, kind: str) -> None:
         super().__init__(path)
@@ -290,8 +294,10 @@ class _LyingContext(Context):
         self, index: int, position: int, residual: F32, keys: F16, values: F16
     ) -> tuple[F32, F16, F16]:
         """What stays of a position in the cache, and is committed; later positions attend to it."""
-        if self._kind == "cache":
+        if self._kind == "coarse_cache":
             keys, values = coarse(keys), coarse(values)
+        elif (self._kind, index, position) == ("cache", 1, LATE_POSITION):
+            keys, values = self.cache(index, 0, 1)
         elif self._kind == "foreign_cache" and position < FOREIGN_POSITIONS:
             keys, values = self._elsewhere.cache(index, position, position + 1)
         else:
@@ -352,11 +358,18 @@ class LyingTrace(UnitTrace):
 
 
 class LyingParty(Party):
-    """Plays with the traces of its lie."""
+    """Plays with the traces of its lie. ``honest`` is the model's own file."""
 
-    def __init__(self, engine: NativeEngine | ReferenceEngine, path: Path, *, kind: str) -> None:
+    def __init__(
+        self, engine: NativeEngine | ReferenceEngine, path: Path, *, kind: str, honest: Path
+    ) -> None:
         super().__init__(engine, path)
-        self._kind = kind
+        self._kind, self._honest = kind, honest
+
+    def audit(self, known: KnownRun, request: AuditRequest) -> tuple[int, Iterator[bytes]]:
+        """Opens what it committed, under the model's own weights: anything else opens nothing."""
+        leaves, _ = tensor_leaves(read_gguf(self._honest))
+        return open_layers(known, self._engine, leaves, request)
 
     def _own(self, known: Any, position: int, unit: int, against: Any) -> UnitTrace:
         tail = unit > known.run.manifest.graph.n_layers

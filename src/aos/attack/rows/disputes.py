@@ -88,7 +88,9 @@ async def skipped(live: Live, t: Trial) -> None:
 
 @row(6, "KV cache quantised or taken over", "tile.commitment", guests=True)
 async def cached(live: Live, t: Trial) -> None:
-    await told(live, t, "keys and values with four bits of mantissa", "cache", "tile.commitment", unit=1)
+    await told(
+        live, t, "keys and values with four bits of mantissa", "coarse_cache", "tile.commitment", unit=1
+    )
     await told(live, t, "keys and values of another prompt", "foreign_cache", "tile.commitment", unit=1)
     await _honest(live, t)
 
@@ -142,7 +144,7 @@ async def two_liars(live: Live, t: Trial) -> None:
     "audit.opening",
     "audit.bundle",
     guests=True,
-    missing="no audit goes over the network: bundles are files here",
+    missing="an audit over the network: the openings are handed over here",
 )
 async def only_when_audited(live: Live, t: Trial) -> None:
     leaves, _ = await asyncio.to_thread(tensor_leaves, read_gguf(live.model_path))

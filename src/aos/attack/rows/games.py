@@ -324,7 +324,7 @@ async def _withhold(live: Live) -> None:
     "dispute.served",
     "dispute.foreign_data",
     guests=True,
-    missing="what an operator erases before its windows close is its own loss: it is withheld",
+    missing="retention ended early: it is the operator's own loss, as it is then withheld",
     begin=_withhold,
 )
 async def withheld(live: Live, t: Trial) -> None:
