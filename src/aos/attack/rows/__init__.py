@@ -1,11 +1,26 @@
 """The rows, one module a topic: importing this package fills ``aos.attack.table.ROWS``."""
 
-from aos.attack.rows import decoding, draws, failopen, incentives, later, links, log, models, receipts, tee
+from aos.attack.rows import (
+    decoding,
+    disputes,
+    draws,
+    failopen,
+    games,
+    incentives,
+    later,
+    links,
+    log,
+    models,
+    receipts,
+    tee,
+)
 
 __all__ = [
     "decoding",
+    "disputes",
     "draws",
     "failopen",
+    "games",
     "incentives",
     "later",
     "links",

@@ -23,7 +23,7 @@ from aos.dispatcher.registry import Registry
 from aos.dispatcher.streams import Streams
 from aos.dispatcher.ui import figures, plots, store, story
 from aos.dispatcher.ui.judging import Judge
-from aos.dispatcher.ui.pages import NAV, SECURITY, page, static
+from aos.dispatcher.ui.pages import NAV, SECURITY, page, static, verifier
 from aos.errors import AOSError, InvalidMessage, RuleViolation
 
 MOST_FOLLOWERS = 256
@@ -331,6 +331,13 @@ async def playground(request: Request) -> Response:
         models=offers,
         levels=sorted({level for offer in offers for level in offer["aos"]["verify"]}),
     )
+
+
+@router.get("/verify")
+async def verify() -> Response:
+    """The browser verifier, the same bytes that work opened from disk."""
+    data, headers = verifier()
+    return Response(data, media_type="text/html; charset=utf-8", headers=headers)
 
 
 @data_router.get("/static/{name}")
