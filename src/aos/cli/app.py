@@ -14,6 +14,7 @@ from aos.cli.challenge import CHALLENGE_EXAMPLES, challenge, dispute_app
 from aos.cli.draw import DRAW_EXAMPLES, draw
 from aos.cli.help import Command, Root
 from aos.cli.keys import keys_app
+from aos.cli.log import log_app
 from aos.cli.models import model_app
 from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, doctor, project_app, up
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
@@ -99,6 +100,7 @@ app.command(cls=Command, short_help="What is wrong here, and what to do.", epilo
 app.command(cls=Command, short_help="Play the attacks that must fail.", epilog=ATTACK_EXAMPLES)(attack)
 app.add_typer(job_app, name="job")
 app.add_typer(dispute_app, name="dispute")
+app.add_typer(log_app, name="log")
 app.add_typer(attest_app, name="attest")
 app.add_typer(tee_app, name="tee")
 app.add_typer(keys_app, name="keys")

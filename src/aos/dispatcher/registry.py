@@ -12,6 +12,7 @@ from aos.adapters.postgres import Connection, Pool, Record, unavailable
 from aos.core import beacon, draw, vrf
 from aos.core.codec import decode, encode
 from aos.core.encoding import canonical_json
+from aos.core.log.checkpoint import log_key, origin_of
 from aos.core.signing import statement_hash
 from aos.core.statements import (
     Registration,
@@ -129,6 +130,10 @@ class Registry:
                 "length": self.network.beacon_length,
             },
             "max_range": self.network.max_range,
+            "log_key": ""
+            if config.keys.log is None
+            else str(log_key(origin_of(config.network, config.keys.address), config.keys.log)),
+            "witnesses": [str(key) for key in config.witnesses],
         }
 
     def epoch(self) -> int:

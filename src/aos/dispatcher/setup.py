@@ -129,6 +129,9 @@ async def found_first_network(
         "tee_roots": [encode(root) for root in config.tee_roots],
         "tee_measurements": [encode(image) for image in config.tee_measurements],
         "policy": "default",
+        "log_key": network["log_key"],
+        "witnesses": [],
+        "witness_quorum": 0,
     }
 
 
@@ -145,7 +148,14 @@ async def _write_network(
     async with unavailable(), pool.acquire() as db, db.transaction():
         if await db.fetchval("SELECT 1 FROM job LIMIT 1"):
             raise RuleViolation("network.founded", "this database holds a network with jobs already")
-        await db.execute("TRUNCATE network, operator, snapshot, model, project, token, clock_state CASCADE")
+        if await db.fetchval("SELECT 1 FROM log_checkpoint LIMIT 1"):
+            # Founded anew it would contradict what it has signed.
+            raise RuleViolation(
+                "network.founded", "this database holds a network whose log is signed already"
+            )
+        await db.execute(
+            "TRUNCATE network, operator, snapshot, model, project, token, clock_state, log_leaf, log_head CASCADE"
+        )
         await db.execute(
             """INSERT INTO network (network, address, vrf_key, genesis_ms, epoch_ms, max_range, range_width,
                                     beacon_anchor, beacon_length)

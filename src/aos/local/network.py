@@ -299,6 +299,7 @@ class LocalNetwork:
             "signer_key": "file:signer.key",
             "vrf_key": "file:vrf.key",
             "beacon_seed_file": layout.beacon_seed_file().name,
+            "log_key": f"file:{layout.log_key_file().name}",
             **layout.tee_trust(),
             "accept_tee": ["simulated"],
             "open_registration": True,
@@ -400,6 +401,9 @@ class LocalNetwork:
             "registry_roots": [founded.registry_root],
             **self._layout.tee_trust(),
             "policy": "dev",
+            "log_key": network["log_key"],
+            "witnesses": [],
+            "witness_quorum": 0,
         }
 
     def _add(self, name: str, argv: list[str], ready: str, env: dict[str, str] | None = None) -> None:
