@@ -129,7 +129,7 @@ async def found_first_network(
         "tee_roots": [encode(root) for root in config.tee_roots],
         "tee_measurements": [encode(image) for image in config.tee_measurements],
         "policy": "default",
-        "log_key": network["log_key"],
+        "log_key": network.get("log_key", ""),
         "witnesses": [],
         "witness_quorum": 0,
     }
