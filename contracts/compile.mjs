@@ -24,11 +24,24 @@ for (const folder of Object.keys(targets)) {
     sources[`${folder}/${name}`] = { content: readFileSync(join(here, folder, name), "utf8") };
   }
 }
-const wanted = ["abi", "metadata", "evm.bytecode.object", "evm.deployedBytecode.object"];
+const wanted = [
+  "abi",
+  "metadata",
+  "evm.bytecode.object",
+  "evm.deployedBytecode.object",
+  "evm.deployedBytecode.immutableReferences",
+];
 const input = { language: "Solidity", sources, settings: { ...settings, outputSelection: { "*": { "*": wanted } } } };
 const output = JSON.parse(solc.compile(JSON.stringify(input)));
 for (const problem of output.errors ?? []) console.error(problem.formattedMessage);
 if (output.errors?.length) process.exit(1); // warnings too
+
+// Where the deployed code holds values that the constructor put there: [start, length], ascending.
+const immutables = (references) =>
+  Object.values(references ?? {})
+    .flat()
+    .map(({ start, length }) => [start, length])
+    .sort(([a], [b]) => a - b);
 
 for (const target of Object.values(targets)) {
   rmSync(target, { recursive: true, force: true });
@@ -49,6 +62,7 @@ for (const [source, contracts] of Object.entries(output.contracts).sort()) {
       abi: built.abi,
       bytecode: code,
       deployed_bytecode: built.evm.deployedBytecode.object,
+      immutables: immutables(built.evm.deployedBytecode.immutableReferences),
     };
     writeFileSync(join(targets[source.split("/")[0]], `${name}.json`), JSON.stringify(artifact, null, 1) + "\n");
   }

@@ -7,6 +7,7 @@ floor for calldata. It must never be told to commit: every later call would halt
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,11 @@ class Node:
         if to is not None:
             fields["to"] = to
         self.ask("eth_call", fields, "pending")
-        receipt = self.ask("eth_getTransactionReceipt", self.ask("eth_sendTransaction", fields))
+        sent = self.ask("eth_sendTransaction", fields)
+        deadline = time.monotonic() + 60
+        while (receipt := self.ask("eth_getTransactionReceipt", sent)) is None:
+            assert time.monotonic() < deadline, "the node mines nothing"
+            time.sleep(0.01)
         assert receipt["status"] == "0x1", receipt
         logs = tuple(
             Log(

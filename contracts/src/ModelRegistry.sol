@@ -60,7 +60,7 @@ contract ModelRegistry is IModelRegistry {
                     "\",\"arithmetic\":",
                     _decimal(manifest.arithmetic),
                     ",\"chat_template\":",
-                    manifest.chatTemplate == 0 ? bytes("null") : _text(manifest.chatTemplate),
+                    manifest.chatTemplate == 0 ? bytes("\"\"") : _text(manifest.chatTemplate),
                     ",\"file_sha256\":",
                     _text(manifest.fileSha256),
                     ",\"file_size\":",

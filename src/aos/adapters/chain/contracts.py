@@ -42,6 +42,8 @@ class Contract:
     bytecode: bytes
     deployed_bytecode: bytes
     """As compiled: immutable values are zero in it."""
+    immutables: Sequence[tuple[int, int]]
+    """Where they stand in it: start and length."""
 
     @classmethod
     def read(cls, path: Path) -> "Contract":
@@ -55,7 +57,15 @@ class Contract:
             abi=artifact["abi"],
             bytecode=bytes.fromhex(artifact["bytecode"]),
             deployed_bytecode=bytes.fromhex(artifact["deployed_bytecode"]),
+            immutables=[(start, length) for start, length in artifact["immutables"]],
         )
+
+    def is_code(self, code: bytes) -> bool:
+        """Whether ``code``, as a node holds it, is this contract's, whatever its immutable values are."""
+        plain = bytearray(code)
+        for start, length in self.immutables:
+            plain[start : start + length] = bytes(len(plain[start : start + length]))
+        return bytes(plain) == self.deployed_bytecode
 
     def creation(self, *args: object) -> bytes:
         """Data of the transaction that deploys it."""
