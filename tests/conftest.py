@@ -142,3 +142,16 @@ def evm(request: pytest.FixtureRequest) -> Evm:
     """Either EVM: a test that takes this runs in both."""
     chosen: Evm = request.getfixturevalue("revm" if request.param == "revm" else "node")
     return chosen
+
+
+@pytest.fixture(scope="session")
+def steady_anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A second real node, whose clock nobody moves: for what reads the wall clock too. It signs for every account."""
+    if find_anvil() is None:
+        absent("anvil is not installed: make chain-tools")
+    server = EmbeddedAnvil(tmp_path_factory.mktemp("steady-anvil"))
+    node = Node(server.start())
+    node.ask("anvil_autoImpersonateAccount", True)
+    yield node
+    node.close()
+    server.stop()

@@ -87,6 +87,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
             app.state.attestation = attestation
             signing = asyncio.create_task(registry.keep_signing())
+            sending = None if registry.chain is None else asyncio.create_task(registry.chain.keep())
             webhooks = Webhooks(pool, config, told=metrics.webhook)
             arithmetic = Canonical(check_with_tokenizer)
             ending = Ending(pool, config, clock, events, runs.moves, arithmetic=arithmetic, now_ms=now_ms)
@@ -108,11 +109,14 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 yield
             finally:
                 signing.cancel()
+                if sending is not None:
+                    sending.cancel()
                 judging.cancel()
                 await court.stop()
                 await webhooks.stop()
                 await runs.stop()
                 await links.close()
+                await registry.close()
         finally:
             await pool.close()
 

@@ -75,7 +75,9 @@ class EmbeddedAnvil:
             )
         keep = [] if self._state is None else ["--state", str(self._state)]
         # Prague's rules: with the price of calldata that the gas ceilings are for.
-        argv = [str(program), "--host", "127.0.0.1", "--port", str(self._port), "--hardfork", "prague", *keep]
+        # One slot an epoch: a block is final when two lie on it.
+        argv = [str(program), "--host", "127.0.0.1", "--port", str(self._port), "--hardfork", "prague"]
+        argv += ["--slots-in-an-epoch", "1", *keep]
         with self._log.open("wb") as log:
             self._popen = spawn(argv, output=log)
         deadline = time.monotonic() + _START_TIMEOUT_S
