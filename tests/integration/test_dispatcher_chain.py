@@ -15,9 +15,9 @@ from peers.hub_peer import MODEL, MODEL_ID, OperatorPeer
 
 from aos.adapters.embedded.anvil import CHAIN_ID
 from aos.adapters.postgres import Pool, connect_pool
+from aos.core.beacon import BLOCK_LAG_MS
 from aos.core.signing import address_of
 from aos.core.vrf import ecvrf_public_key
-from aos.dispatcher.chain import BEACON_LAG_MS
 from aos.dispatcher.config import load_config
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.setup import admit_operator, found_network
@@ -295,7 +295,7 @@ async def test_the_beacon_is_a_final_block(open_case: Open) -> None:
     case = await open_case(OperatorPeer("g0"), beacon=True)
     value, source = await case.registry.beacon(0)
     assert source == "chain"
-    begins_s = (case.registry.network.genesis_ms - BEACON_LAG_MS) / 1_000
+    begins_s = (case.registry.network.genesis_ms - BLOCK_LAG_MS) / 1_000
     number = 0
     while int(case.node.ask("eth_getBlockByNumber", hex(number), False)["timestamp"], 16) < begins_s:
         number += 1

@@ -10,6 +10,7 @@ from aos.cli.ask import ASK_EXAMPLES, ask, job_app
 from aos.cli.attack import ATTACK_EXAMPLES, attack
 from aos.cli.attest import attest_app
 from aos.cli.audit import AUDIT_EXAMPLES, audit
+from aos.cli.chain import chain_app
 from aos.cli.challenge import CHALLENGE_EXAMPLES, challenge, dispute_app
 from aos.cli.draw import DRAW_EXAMPLES, draw
 from aos.cli.help import Command, Group
@@ -106,5 +107,6 @@ app.add_typer(model_app, name="model")
 app.add_typer(operator_app, name="operator")
 app.add_typer(dispatcher_app, name="dispatcher")
 app.add_typer(registry_app, name="registry")
+app.add_typer(chain_app, name="chain")
 app.add_typer(project_app, name="project")
 app.add_typer(config_app, name="config")

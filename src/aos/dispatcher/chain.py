@@ -7,19 +7,19 @@ Without ``chain`` in the configuration nothing here runs, and the dispatcher's o
 import asyncio
 import time
 from collections.abc import Mapping
+from decimal import Decimal
 
 from aos.adapters.chain.contracts import contract
 from aos.adapters.chain.journal import Entry, Journal
 from aos.adapters.chain.node import ChainNode
 from aos.adapters.chain.registry import SQL, OperatorContract
 from aos.adapters.postgres import Pool, migrate
+from aos.core.beacon import block_time
 from aos.dispatcher.config import DispatcherConfig
-from aos.errors import RuleViolation, Unavailable
+from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.ports import OnChainOperator, RegistryView
 
 GWEI = 10**9
-BEACON_LAG_MS = 1_200_000
-"""An epoch's block is this much older than the epoch, so that it is final when the epoch begins."""
 SETTLE_S = 120.0
 
 REGISTRY = contract("OperatorRegistry")
@@ -43,6 +43,13 @@ class DispatcherChain:
         settings = config.chain
         if settings is None:
             return None
+        if not settings.operator_registry:
+            raise ConfigError(
+                "chain.none",
+                "the configuration names a chain and no OperatorRegistry",
+                field="chain.operator_registry",
+                hint="`aos chain deploy` deploys one and prints its address",
+            )
         await migrate(pool, SQL)
         node = ChainNode(settings.rpc_url, chain_id=settings.chain_id)
         operators = OperatorContract(
@@ -79,8 +86,8 @@ class DispatcherChain:
         if found.stake < self._operators.min_stake:
             raise RuleViolation(
                 "registration.stake",
-                f"{node_id} has {_ether(found.stake)} ether staked in a final block, the contract asks for"
-                f" {_ether(self._operators.min_stake)}",
+                f"{node_id} has {ether(found.stake)} ether staked in a final block, the contract asks for"
+                f" {ether(self._operators.min_stake)}",
                 hint="`aos operator stake` deposits it; a deposit counts once its block is final",
             )
         if found.vrf_key != vrf_key:
@@ -131,13 +138,13 @@ class DispatcherChain:
             f"anchor {size}", to=self._operators.address, data=REGISTRY.call("anchor", root, size)
         )
 
-    async def beacon_at(self, epoch: int, epoch_begins_ms: int) -> bytes:
-        """The hash of the first block that is not older than the epoch's begin less the lag; it is final.
+    async def beacon_at(self, epoch: int, genesis_ms: int, epoch_ms: int) -> bytes:
+        """The hash of the epoch's block, which is final.
 
         Raises Unavailable ``chain.too_early``; as ``view``.
         """
         if (held := self._beacons.get(epoch)) is None:
-            block = await self._operators.block_since(-(-(epoch_begins_ms - BEACON_LAG_MS) // 1_000))
+            block = await self._operators.block_since(block_time(epoch, genesis_ms, epoch_ms))
             if len(self._beacons) >= 16:
                 self._beacons.pop(min(self._beacons))
             held = self._beacons[epoch] = block.hash
@@ -149,5 +156,6 @@ def stake_units(operator: OnChainOperator) -> int:
     return operator.stake // GWEI
 
 
-def _ether(wei: int) -> str:
-    return f"{wei / 10**18:g}"
+def ether(wei: int) -> str:
+    """Wei as ether, for people."""
+    return format((Decimal(wei) / 10**18).normalize(), "f")

@@ -55,7 +55,7 @@ class Chain(BaseModel):
 
     rpc_url: str = Field(repr=False)
     chain_id: int = Field(ge=1, lt=1 << 53)
-    operator_registry: str = Field(pattern=r"^0x[0-9a-fA-F]{40}$")
+    operator_registry: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
     max_fee_gwei: int = Field(200, ge=1, le=1_000_000)
     beacon: bool = False
 

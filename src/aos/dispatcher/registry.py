@@ -23,7 +23,7 @@ from aos.core.statements import (
     sign,
     verify_signed,
 )
-from aos.dispatcher.chain import BEACON_LAG_MS, DispatcherChain, stake_units
+from aos.dispatcher.chain import DispatcherChain, stake_units
 from aos.dispatcher.config import DispatcherConfig
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 from aos.ports import OnChainOperator
@@ -135,7 +135,7 @@ class Registry:
         chain: dict[str, object] = {}
         if self.chain is not None:
             chain["chain"] = self.chain.facts()
-        beacon_source = {"source": "chain", "lag_ms": BEACON_LAG_MS} if self._of_chain else {}
+        beacon_source = {"source": "chain"} if self._of_chain else {}
         return {
             "type": "aos.network",
             "v": 1,
@@ -183,8 +183,8 @@ class Registry:
         """The epoch's beacon (32 bytes) and whose it is. Raises Unavailable ``chain.*``, VerificationError ``chain.*``."""
         if self.chain is None or not self.chain.beacon:
             return await asyncio.to_thread(self.beacon_of, epoch), "dispatcher"
-        begins = self.network.genesis_ms + epoch * self.network.epoch_ms
-        return await self.chain.beacon_at(epoch, begins), "chain"
+        facts = self.network
+        return await self.chain.beacon_at(epoch, facts.genesis_ms, facts.epoch_ms), "chain"
 
     async def in_force(self, epoch: int) -> SnapshotInForce:
         """The snapshot for draws of ``epoch``: signed for it or earlier; the next epoch's is signed ahead.

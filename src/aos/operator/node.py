@@ -22,6 +22,7 @@ from aos.adapters.redis_queue import RedisQueue
 from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.attesting import Attesting
+from aos.operator.chain import OperatorAccount
 from aos.operator.config import OperatorConfig
 from aos.operator.disputes import Disputes
 from aos.operator.draws import Refusal
@@ -130,6 +131,7 @@ class OperatorNode:
         registry: Registry,
         clients: list[WorkerClient],
     ) -> None:
+        account = await OperatorAccount.open(self._config, self._identity)
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
@@ -164,6 +166,7 @@ class OperatorNode:
             metrics=self.metrics,
             disputes=disputes,
             now_ms=now_ms,
+            chain=account,
         )
         self._runners = [
             Runner(
@@ -198,6 +201,7 @@ class OperatorNode:
             disputes.run(),
             server.serve(sockets=[listener]),
             self._stop.wait(),
+            *([] if account is None else [account.keep()]),
         ]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
@@ -208,6 +212,8 @@ class OperatorNode:
             listener.close()
             await end_tasks(tasks)
             await disputes.close()
+            if account is not None:
+                await account.close()
 
     async def _erase(self) -> None:
         while True:
