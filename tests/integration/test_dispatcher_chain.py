@@ -303,7 +303,7 @@ async def test_the_beacon_is_a_final_block(open_case: Open) -> None:
     with pytest.raises(Unavailable) as refusal:
         await case.registry.beacon(10_000)
     assert refusal.value.code == "chain.too_early"
-    assert case.registry.network_file()["beacon"]["source"] == "chain"  # type: ignore[index]
+    assert case.registry.network_file()["beacon_source"] == "chain"
 
 
 @pytest.mark.parametrize(

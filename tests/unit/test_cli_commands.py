@@ -106,7 +106,19 @@ def leaves(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 LEAVES = dict(leaves())
-GROUPS = ["", "attest", "job", "keys", "model", "operator", "dispatcher", "registry", "project", "config"]
+GROUPS = [
+    "",
+    "attest",
+    "job",
+    "keys",
+    "model",
+    "operator",
+    "dispatcher",
+    "registry",
+    "chain",
+    "project",
+    "config",
+]
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
@@ -117,6 +129,7 @@ def test_the_commands_that_the_product_names_are_there() -> None:
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )
     named += "|operator register|dispatcher run|registry list|registry admit"
+    named += "|chain deploy|chain status|operator stake|operator exit|demo-chain"
     assert set(named.split("|")) == set(LEAVES)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
+from aos.cli.logs import quiet
 from aos.cli.nodes import operator_app
 from aos.errors import ConfigError, InvalidMessage
 
@@ -62,6 +63,7 @@ def deploy(
     from aos.dispatcher.chain_setup import deploy_contracts
 
     stake = wei(min_stake)
+    quiet()
     confirm(
         f"deploy two contracts with the dispatcher's key (minimal stake {min_stake} ether)?",
         yes=yes,
@@ -90,6 +92,7 @@ def status(*, config: DispatcherConfig, as_json: AsJson = False) -> None:
     """Read the chain as the dispatcher does: the newest final block, and what the registry holds in it."""
     from aos.dispatcher.chain_setup import chain_status
 
+    quiet()
     found = asyncio.run(chain_status(config))
     if as_json:
         voice.data_json("chain.status", found)
@@ -125,6 +128,7 @@ def stake(
     """Deposit what is missing to the amount, with this operator's VRF key. Run again, it deposits nothing more."""
     from aos.operator.chain import account
 
+    quiet()
     target = None if amount is None else wei(amount)
 
     async def run() -> "Standing":
@@ -157,6 +161,8 @@ def leave(*, config: OperatorConfig, yes: Yes = False, as_json: AsJson = False) 
     From the next epoch on this operator is in no draw. Its claims stay disputable while the delay runs.
     """
     from aos.operator.chain import account
+
+    quiet()
 
     async def run() -> "Standing":
         async with account(config) as mine:

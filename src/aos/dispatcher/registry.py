@@ -135,7 +135,8 @@ class Registry:
         chain: dict[str, object] = {}
         if self.chain is not None:
             chain["chain"] = self.chain.facts()
-        beacon_source = {"source": "chain"} if self._of_chain else {}
+            if self.chain.beacon:
+                chain["beacon_source"] = "chain"
         return {
             "type": "aos.network",
             "v": 1,
@@ -147,15 +148,10 @@ class Registry:
             "beacon": {
                 "anchor": self._anchor,
                 "length": self.network.beacon_length,
-                **beacon_source,
             },
             "max_range": self.network.max_range,
             **chain,
         }
-
-    @property
-    def _of_chain(self) -> bool:
-        return self.chain is not None and self.chain.beacon
 
     def epoch(self) -> int:
         return self.epoch_at(self._wall_ms())

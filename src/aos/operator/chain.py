@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +171,7 @@ class OperatorAccount:
             )
         if now.stake < target:
             data = REGISTRY.call("deposit", self._identity.vrf_key)
-            await self._do(f"stake {target} wei", data, value=target - now.stake)
+            await self._do(f"stake up to {target / 10**18:g} ether", data, value=target - now.stake)
         return await self.standing()
 
     async def leave(self) -> Standing:
@@ -228,12 +228,14 @@ class OperatorAccount:
 
 
 @asynccontextmanager
-async def account(path: Path | None) -> AsyncIterator[OperatorAccount]:
+async def account(
+    path: Path | None, *, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[OperatorAccount]:
     """The account of the operator with this configuration; its database is made where it is missing.
 
     Raises ConfigError ``chain.none`` (no chain is configured), ``config.*``, ``key.*``, Unavailable.
     """
-    config = load_config(path)
+    config = load_config(path, environment=environment)
     if config.chain is None:
         raise ConfigError(
             "chain.none",
@@ -241,7 +243,7 @@ async def account(path: Path | None) -> AsyncIterator[OperatorAccount]:
             field="chain.chain_id",
             hint="set chain.chain_id, chain.chain_rpc_url and chain.vrf_range_contract (docs/chain.md)",
         )
-    identity, _ = load_identity(config)
+    identity, _ = load_identity(config, environment=environment)
     await create_database(config.pg_url)
     opened = await OperatorAccount.open(config, identity)
     assert opened is not None  # noqa: S101  the chain is configured

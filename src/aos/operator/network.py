@@ -56,7 +56,7 @@ def read_network(value: object) -> Network:
             epoch_ms=_count(members["epoch_ms"], low=1),
             anchor=b64u_decode(_word(chain["anchor"]), length=32),
             length=_count(chain["length"], low=1),
-            beacon_source=_word(chain.get("source", "dispatcher")),
+            beacon_source=_word(members.get("beacon_source", "dispatcher")),
         )
     except (KeyError, TypeError, IndexError, InvalidMessage) as error:
         raise InvalidMessage("network.file", f"the network file is incomplete: {error}") from error
