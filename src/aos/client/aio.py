@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from aos.client.answer import Answer, Stream
-from aos.client.sync import Accepted, Client, JobEvent, Messages, Submission
+from aos.client.events import JobEvent
+from aos.client.sync import Accepted, Client, Messages, Submission
 
 T = TypeVar("T")
 

@@ -75,6 +75,7 @@ class _Settings(BaseModel):
     tee_roots: list[dict[str, str]] = Field(default_factory=list)
     tee_measurements: list[dict[str, str]] = Field(default_factory=list)
     accept_tee: list[Literal["simulated", "nitro"]] = Field(default_factory=list)
+    max_weight_per_device: int | None = Field(None, ge=1, le=10**12)
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
@@ -129,6 +130,8 @@ class DispatcherConfig:
     tee_roots: tuple[TrustedTeeRoot, ...]
     tee_measurements: tuple[TeeMeasurement, ...]
     """What ``tee_references`` is made of, as a trust file lists it."""
+    max_weight_per_device: int
+    """How much of the range operators may hold together whose enclaves share a device."""
     open_registration: bool
     deadlines: Deadlines
     disputes: Disputes
@@ -203,6 +206,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         tee_policy=policy_digest(references),
         tee_roots=roots,
         tee_measurements=measurements,
+        max_weight_per_device=settings.max_weight_per_device or 10**settings.vrf_sort_precision // 4,
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
         disputes=settings.disputes,

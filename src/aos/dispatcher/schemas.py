@@ -330,11 +330,14 @@ class AttestationReport(Shape):
     """Enclaves that serve a model, each with a document over the nonce that was asked with."""
 
     type: Literal["aos.tee.report"]
-    v: Literal[1]
+    v: Literal[2]
     model_id: str
     model_attestations: list[dict[str, Any]] = Field(
         description="`model_name`, `signing_address`, `signing_algo`, `request_nonce`, `operator`, `boot`, "
         "`boot_signature`, `document`."
+    )
+    left_out: list[dict[str, str]] = Field(
+        description="`operator` and `code` of each that has an accepted enclave and gave no good document in time."
     )
 
 

@@ -356,6 +356,8 @@ CREATE TABLE tee_boot (
     model_id    bytea       NOT NULL,
     evidence    text        NOT NULL,
     not_after   bigint      NOT NULL,
-    accepted_at timestamptz NOT NULL DEFAULT now()
+    accepted_at timestamptz NOT NULL DEFAULT now(),
+    device      text        NOT NULL DEFAULT ''
 );
 CREATE INDEX tee_boot_node ON tee_boot (node_id, not_after);
+CREATE INDEX tee_boot_device ON tee_boot (not_after, device);
