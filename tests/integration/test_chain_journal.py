@@ -252,6 +252,9 @@ async def test_a_poor_account_is_told_so(pool: Pool, chain: ChainNode, node: Nod
     assert failed.state == "failed"
     assert "nsufficient funds" in failed.error
     node.ask("anvil_setBalance", journal.sender, hex(5 * ETHER))
+    with pytest.raises(RuleViolation):  # for something else it does not begin again
+        await journal.want("pay", to=sink, data=b"", value=1)
+    assert not await journal.open()
     await journal.want("pay", to=sink, data=b"", value=2 * ETHER)  # wanting it again begins it again
     await finish(journal, node)
     assert node.balance(sink) == 2 * ETHER

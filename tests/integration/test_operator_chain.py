@@ -162,6 +162,26 @@ async def test_leaving_step_by_step(place: Place, mine: OperatorAccount) -> None
     assert (await mine.leave()).exit_at == standing.exit_at  # not due yet: nothing happens
 
 
+async def test_after_the_delay_the_stake_comes_back(place: Place) -> None:
+    node = place.node
+    short = deploy(node, "OperatorRegistry", 1_000_000, ETHER, 1)
+    settle(node)
+    content = yaml.safe_load(place.path.read_text())
+    content["chain"]["vrf_range_contract"] = short.address
+    place.path.write_text(yaml.safe_dump(content))
+    before = node.balance(place.node_id)
+    async with account(place.path) as mine:
+        await mine.stake_to(2 * ETHER)
+        while (await mine.leave()).stake:
+            await asyncio.sleep(0.2)  # its second has to pass on the chain
+            settle(node)
+        with pytest.raises(RuleViolation) as refusal:
+            await mine.leave()
+        assert refusal.value.code == "chain.nothing"
+    assert node.balance(short.address) == 0
+    assert before - node.balance(place.node_id) < ETHER // 100  # fees
+
+
 async def test_who_is_owed_withdraws(place: Place, mine: OperatorAccount) -> None:
     node = place.node
     court, liar = deploy(node, "CourtDouble"), ACCOUNTS[1]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from aos.adapters.chain.contracts import contract
-from aos.adapters.chain.journal import Entry, Journal
+from aos.adapters.chain.journal import Journal
 from aos.adapters.chain.node import ChainNode
 from aos.adapters.chain.registry import SQL, OperatorContract
 from aos.adapters.postgres import Pool, migrate
@@ -20,7 +20,7 @@ from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.ports import OnChainOperator, RegistryView
 
 GWEI = 10**9
-SETTLE_S = 120.0
+SETTLE_S = 1_800.0
 
 REGISTRY = contract("OperatorRegistry")
 
@@ -128,15 +128,6 @@ class DispatcherChain:
                 left = ", ".join(entry.purpose for entry in await self._journal.open())
                 raise Unavailable("chain.not_final", f"not final after {within_s:.0f} s: {left}")
             await asyncio.sleep(0.2)
-
-    async def entry(self, purpose: str) -> Entry | None:
-        return await self._journal.entry(purpose)
-
-    async def anchor(self, root: bytes, size: int) -> None:
-        """Have a checkpoint of the log recorded (root of 32 bytes over ``size`` entries), once."""
-        await self._journal.want(
-            f"anchor {size}", to=self._operators.address, data=REGISTRY.call("anchor", root, size)
-        )
 
     async def beacon_at(self, epoch: int, genesis_ms: int, epoch_ms: int) -> bytes:
         """The hash of the epoch's block, which is final.

@@ -75,26 +75,28 @@ class Journal:
         """Record that this is to be done; ``to`` None deploys. A purpose that is there already is not touched, one that failed
         begins again. Raises RuleViolation ``chain.purpose`` where it was recorded for something else.
         """
-        async with unavailable():
-            row = await self._pool.fetchrow(
+        named = (self._node.chain_id, self.sender, purpose)
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            await db.execute(
                 """INSERT INTO chain_transaction (chain_id, sender, purpose, target, data, value)
-                   VALUES ($1, $2, $3, $4, $5, $6)
-                   ON CONFLICT (chain_id, sender, purpose) DO UPDATE
-                   SET state = CASE chain_transaction.state WHEN 'failed' THEN 'wanted' ELSE chain_transaction.state END,
-                       nonce = CASE chain_transaction.state WHEN 'failed' THEN NULL ELSE chain_transaction.nonce END,
-                       hash = CASE chain_transaction.state WHEN 'failed' THEN NULL ELSE chain_transaction.hash END,
-                       block = CASE chain_transaction.state WHEN 'failed' THEN NULL ELSE chain_transaction.block END,
-                       error = ''
-                   RETURNING *""",
-                self._node.chain_id,
-                self.sender,
-                purpose,
+                   VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (chain_id, sender, purpose) DO NOTHING""",
+                *named,
                 to,
                 data,
                 Decimal(value),
             )
-        if (row["target"], row["data"], row["value"]) != (to, data, Decimal(value)):
-            raise RuleViolation("chain.purpose", f"{purpose!r} was recorded for another transaction")
+            row = await db.fetchrow(
+                "SELECT * FROM chain_transaction WHERE chain_id = $1 AND sender = $2 AND purpose = $3 FOR UPDATE",
+                *named,
+            )
+            if (row["target"], row["data"], row["value"]) != (to, data, Decimal(value)):
+                raise RuleViolation("chain.purpose", f"{purpose!r} was recorded for another transaction")
+            if row["state"] == "failed":
+                row = await db.fetchrow(
+                    """UPDATE chain_transaction SET state = 'wanted', nonce = NULL, hash = NULL, block = NULL, error = ''
+                       WHERE id = $1 RETURNING *""",
+                    row["id"],
+                )
         self._woken.set()
         return _entry(row)
 

@@ -31,7 +31,7 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
         28,
         "requester grinds prompts or ids",
         "chain",
-        "the beacon is the dispatcher's; nobody else's enters the draw seed",
+        "this command's network has no chain; with one, a block enters the draw seed",
     ),
     (37, "approves everything", "disputes", "nobody plants faults yet"),
     (38, "accuses an honest operator", "disputes", "networks play it; this command does not yet"),
@@ -58,7 +58,12 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
         "log",
         "two histories told to two strangers go unseen",
     ),
-    (41, "many identities of one owner", "", "registration costs nothing in this version"),
+    (
+        41,
+        "many identities of one owner",
+        "",
+        "each costs a stake where the registry is on a chain, and nothing elsewhere",
+    ),
     (42, "requester, operator and verifier in one hand", "", "whose trust file it is decides"),
 )
 
