@@ -20,6 +20,7 @@ FILES = [
     "0005_disputes.sql",
     "0006_explorer.sql",
     "0007_tee_device.sql",
+    "0008_audits.sql",
 ]
 
 

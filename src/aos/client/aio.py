@@ -25,6 +25,10 @@ class AsyncStream(AsyncIterator[str]):
     def superseded(self) -> bool:
         return self._stream.superseded
 
+    @property
+    def text(self) -> str:
+        return self._stream.text
+
     async def __anext__(self) -> str:
         text = await asyncio.to_thread(next, self._stream, None)
         if text is None:

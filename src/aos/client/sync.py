@@ -28,8 +28,10 @@ from aos.client.transfer import (
 )
 from aos.core import hashes
 from aos.core.codec import decode, encode
-from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
-from aos.core.statements import Acceptance, ChatMessage, Request, Signed, verify_signed
+from aos.core.dispute.court import Read
+from aos.core.encoding import b64u_decode, b64u_encode, canonical_json, parse_canonical, parse_json_strict
+from aos.core.signing import address_of
+from aos.core.statements import Acceptance, ChatMessage, Request, Signed, sign, verify_signed
 from aos.core.tee import References
 from aos.core.tee_report import MAX_REPORT_BYTES, VerifiedEnclave, read_report, verify_report
 from aos.core.trust import Policy, Trust
@@ -101,7 +103,8 @@ class Client:
         self._url = url.rstrip("/")
         self._project = project
         self._token = token
-        self._bearer = {"Authorization": f"Bearer {token}"}  # reads the files of private jobs
+        # Reads the files of private jobs. Whoever signs its questions may have none.
+        self._bearer = {"Authorization": f"Bearer {token}"} if token else {}
         self._dispatcher = dispatcher
         self._policy = policy
         # A proxy is of no use for a dispatcher on this machine, and mostly cannot reach it.
@@ -183,11 +186,7 @@ class Client:
     def submit(self, submission: Submission) -> Accepted:
         """Submit a job and check what was accepted. Raises AOSError of the class that says who is at fault."""
         if self._dispatcher is None:  # before anything is sent: what comes back could not be checked
-            raise ConfigError(
-                "client.no_trust",
-                "no trust file names the dispatcher's key, so nothing that it signs can be checked",
-                hint="pass --trust FILE, or run where .aos/trust.json is",
-            )
+            raise _no_trust()
         model_id = self._believed_model(submission) if submission.attested else None
         nonce = secrets.token_bytes(32)
         job = {
@@ -225,11 +224,41 @@ class Client:
         self._check_request(job_id, submission, acceptance.statement, nonce, model_id)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
 
-    def disputes(self, path: str = "", *, value: object = None) -> bytes:
-        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. Raises AOSError."""
-        body: dict[str, Any] = {} if value is None else {"json": value}
-        method = "GET" if value is None else "POST"
-        return self._call(method, f"/v1/aos/disputes{path}", headers=self._bearer, **body).content
+    def disputes(
+        self, path: str = "", *, value: object = None, key: bytes | None = None, subject: bytes = b""
+    ) -> bytes:
+        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. ``key`` (32 bytes) signs a ``GET``
+        about ``subject``, a claim or game, for a reader who is entitled without a token. Raises AOSError."""
+        return self._court("disputes", path, "POST", value, key, subject)
+
+    def audits(
+        self, path: str = "", *, value: object = None, key: bytes | None = None, subject: bytes = b""
+    ) -> bytes:
+        """``GET``, or with ``value`` ``POST`` (below ``""``, ``PUT``), under ``/v1/aos/audits``; as ``disputes``."""
+        return self._court("audits", path, "PUT" if path else "POST", value, key, subject)
+
+    def _court(
+        self, what: str, path: str, method: str, value: object, key: bytes | None, subject: bytes
+    ) -> bytes:
+        headers = dict(self._bearer)
+        if key is not None and value is None and (self.trust is not None or not headers):
+            headers["x-aos-reader"] = self._signed_reader(key, subject)
+        more: dict[str, Any] = {} if value is None else {"json": value}
+        return self._call(
+            "GET" if value is None else method, f"/v1/aos/{what}{path}", headers=headers, **more
+        ).content
+
+    def _signed_reader(self, key: bytes, subject: bytes) -> str:
+        if self.trust is None or self._dispatcher is None:
+            raise _no_trust()
+        question = Read(
+            network=self.trust.network,
+            dispatcher=self._dispatcher,
+            reader=address_of(key),
+            subject=subject,
+            time=time.time_ns() // 1_000_000,
+        )
+        return b64u_encode(canonical_json(sign(key, question).to_json()))
 
     def attest(self, model: str) -> tuple[VerifiedEnclave, ...]:
         """Ask for documents over a nonce of ours from the enclaves that serve ``model``, and believe all of them or none.
@@ -426,6 +455,14 @@ class Client:
         stored = (request.job.prompt, request.job.model, request.job.tag, request.user, request.blind)
         if meant != stored or model_id not in (None, request.job.model_id):
             raise VerificationError("client.request", "the dispatcher changed the request")
+
+
+def _no_trust() -> ConfigError:
+    return ConfigError(
+        "client.no_trust",
+        "no trust file names the dispatcher's key, so nothing that it signs can be checked",
+        hint="pass --trust FILE, or run where .aos/trust.json is",
+    )
 
 
 def _messages(messages: Messages) -> tuple[ChatMessage, ...]:
