@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from evm import Evm, Node, Revm
+from needed import absent
 
 from aos.adapters.embedded.anvil import EmbeddedAnvil, find_anvil
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.embedded.redis import EmbeddedRedis
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-IN_CI = os.environ.get("AOS_CI") == "1"
 
 _numbers = itertools.count(1)
-
-
-def absent(reason: str) -> None:
-    """Skip the test, with the reason printed; in CI it fails."""
-    if IN_CI:
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
