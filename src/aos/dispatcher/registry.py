@@ -178,6 +178,8 @@ class Registry:
     async def beacon(self, epoch: int) -> tuple[bytes, Literal["dispatcher", "chain"]]:
         """The epoch's beacon (32 bytes) and whose it is. Raises Unavailable ``chain.*``, VerificationError ``chain.*``."""
         if self.chain is None or not self.chain.beacon:
+            if self._beacon[0] == epoch:
+                return self._beacon[1], "dispatcher"
             return await asyncio.to_thread(self.beacon_of, epoch), "dispatcher"
         facts = self.network
         return await self.chain.beacon_at(epoch, facts.genesis_ms, facts.epoch_ms), "chain"
@@ -445,9 +447,9 @@ class Registry:
         while True:
             try:
                 epoch = self.epoch()
+                await self.in_force(epoch)
                 await self.beacon(epoch)
                 await self._give_ranges()
-                await self.in_force(epoch)
             except AOSError as error:
                 log.warning("registry.not_signed", code=error.code, message=error.message)
             now, facts = self._wall_ms(), self.network
