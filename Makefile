@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-chain test lint chain-tools contracts neon sanitize constraints clean
+.PHONY: help setup demo demo-chain test lint docs chain-tools contracts neon sanitize constraints clean
 
 READY := .venv/.ready
 CLIENTS := .venv/.clients
@@ -16,6 +16,7 @@ help:
 	@echo "make demo-chain   the same with stakes and ranges in a contract, on a real Ethereum node"
 	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
 	@echo "make lint         ruff and mypy only"
+	@echo "make docs         the documentation as a site in site/; a broken link ends it"
 	@echo "make neon         the ARM build of the engine against the vectors, under an emulator"
 	@echo "make sanitize     the engine against the vectors with the compiler's sanitizers"
 	@echo "make contracts    compile the contracts; their artefacts are checked in"
@@ -48,6 +49,9 @@ $(CLIENTS): $(READY)
 	@echo "setup: installing clients that only the tests use"
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt langchain-openai
 	@touch $@
+
+docs: $(READY)
+	@$(BIN)/python scripts/make_site.py
 
 # Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user-static
 neon: $(READY)

@@ -1,4 +1,4 @@
-"""A byte counter on stderr for long work; silent where stderr is no terminal."""
+"""How far long work is, on stderr; silent where stderr is no terminal."""
 
 import os
 import sys
@@ -24,6 +24,22 @@ class Progress:
             _draw(f"\r{self._label} {bar} {percent:3d} %" + ("\n" if done >= total else ""))
         else:
             _draw(f"\r{self._label} {done >> 20} MiB")
+
+
+class Steps:
+    """Called with steps done and steps in all; draws over its own line, and ends it where all are done."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._shown: tuple[int, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if (done, total) == self._shown or not sys.stderr.isatty():
+            return
+        self._shown = (done, total)
+        filled = 25 if done >= total else 25 * done // total
+        bar = "█" * filled + "░" * (25 - filled)
+        _draw(f"\r{self._label} {bar} {done} of {total}" + ("\n" if done >= total else ""))
 
 
 def _draw(text: str) -> None:

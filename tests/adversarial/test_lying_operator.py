@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from peers.browser import Page, browser
 from peers.lying_network import LIAR, LyingNetwork
 from peers.lying_worker import IN_GAME, KINDS
 from peers.running_network import kill, query, rows_of, submit, wait_until
@@ -178,6 +179,59 @@ def report_of(network: RunningNetwork, job_id: str) -> None:
     assert report.verdict == "VERIFIED"
     assert "redundant:2" in report.levels
     assert next(check.status for check in report.checks if check.id == "resolve-1") == "PASS"
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Page]:
+    with browser(tmp_path) as page:
+        yield page
+
+
+def test_the_explorer_shows_a_dispute_as_a_ladder_while_it_is_played(
+    network: RunningNetwork, lie: Path, tab: Page
+) -> None:
+    liar = address(network, LIAR)
+    lie.write_text("weight")
+    tab.open(f"{network.url}/ui/disputes")
+    tab.until("document.querySelector('[data-live-state]').textContent === 'live'")
+    job = submit(network, PROMPT, params=HONEST, blind=True)
+    ref = b64u_encode(job_ref(job.job_id))
+    link = f"document.querySelector('a[href=\"/ui/jobs/{ref}\"]')"
+    tab.until(f"!!{link}")  # nobody reloads the page
+    last_status(network, job.job_id)
+    games = get(network, f"?job_ref={ref}").json()["games"]
+    proven = next(game for game in games if game["state"] == "proven" and game["claimant"] == liar)
+    for scheme, width in (("light", 1280), ("dark", 360)):
+        tab.scheme(scheme)
+        tab.size(width)
+        for path in (
+            "/ui/disputes",
+            f"/ui/jobs/{ref}",
+            f"/ui/operators/{liar}",
+            *(f"/ui/disputes/{game['game']}" for game in games),
+        ):
+            tab.open(network.url + path)
+            assert tab.run("document.querySelectorAll('h1').length") == 1, path
+            assert tab.run("document.documentElement.scrollWidth") <= width, path
+            if not path.startswith("/ui/disputes/"):
+                assert proven["game"] in tab.run("document.body.innerHTML"), path
+    tab.open(f"{network.url}/ui/disputes/{proven['game']}")
+    sides = tab.run("[...document.querySelectorAll('.ladder > li')].map(li => li.classList[0])")
+    assert sides == ["challenger" if turn % 2 == 0 else "claimant" for turn in range(proven["moves"])]
+    # What an answer marks is what the next move chose; the last move is the one that loses.
+    marked = tab.run(
+        "[...document.querySelectorAll('.plot.parts')].map(p => [...p.children].findIndex(c => c.matches('.one')) + 1)"
+    )
+    chosen = tab.run(
+        "[...document.querySelectorAll('.ladder .muted')].map(e => /^part (\\d+) /.exec(e.textContent))"
+        ".filter(Boolean).map(found => Number(found[1]))"
+    )
+    assert marked == chosen != []
+    assert tab.run("document.querySelector('.ladder > li:last-child').classList.contains('wrong')")
+    assert proven["code"] in tab.run("document.querySelector('.wrong .problem').textContent")
+    assert httpx.get(f"{network.url}/ui/disputes/{ref}", timeout=30).status_code == 404
+    assert tab.errors == []
+    assert tab.hosts == {network.url.removeprefix("http://")}
 
 
 def aos(network: RunningNetwork, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,15 @@ from aos.local.network import RunningNetwork
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-PAGES = ("/ui", "/ui/jobs", "/ui/operators", "/ui/models", "/ui/attestations", "/ui/playground")
+PAGES = (
+    "/ui",
+    "/ui/jobs",
+    "/ui/operators",
+    "/ui/models",
+    "/ui/disputes",
+    "/ui/attestations",
+    "/ui/playground",
+)
 PROMPT = "What is a receipt?</pre><img src=x onerror=\"document.title='broken in'\">"
 
 

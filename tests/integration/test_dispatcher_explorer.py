@@ -26,7 +26,7 @@ from aos.dispatcher.setup import new_project, new_token
 from aos.dispatcher.ui import store
 from aos.errors import Unavailable
 
-PAGES = ("", "/jobs", "/operators", "/models", "/attestations", "/playground")
+PAGES = ("", "/jobs", "/operators", "/models", "/disputes", "/attestations", "/playground")
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}</script><script>alert(2)</script>"
 
 

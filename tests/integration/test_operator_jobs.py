@@ -203,12 +203,18 @@ async def test_draining_declines_draws_and_finishes_what_is_held(operator: Scene
     worker.gate.set()
     await dispatcher.commit(job)
     assert await dispatcher.reveal(job)
+    await operator.job_state(job, "done")
+    answer = await rest(operator.content, "POST", "/api/v1/operator/resume")
+    assert answer.json() == {"code": 200, "result": {"draining": False, "unfinished": 0}}
+    claimed = await dispatcher.draw(dispatcher.new_job())
+    assert claimed.statement.answer == "claim"
 
 
+@pytest.mark.parametrize("route", ["drain", "resume"])
 @pytest.mark.parametrize("header", ["origin", "x-forwarded-for"])
-async def test_drain_is_not_taken_from_elsewhere(operator: Scene, header: str) -> None:
+async def test_drain_is_not_taken_from_elsewhere(operator: Scene, header: str, route: str) -> None:
     answer = await rest(
-        operator.content, "POST", "/api/v1/operator/drain", headers={header: "http://elsewhere"}
+        operator.content, "POST", f"/api/v1/operator/{route}", headers={header: "http://elsewhere"}
     )
     assert (answer.status_code, answer.json()["error"]) == (403, "operator.not_local")
     assert not (await operator.status())["draining"]

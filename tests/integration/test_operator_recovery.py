@@ -6,6 +6,10 @@ The dispatcher peer asserts by itself that claims, chunks and commits never come
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -472,6 +476,59 @@ async def test_sigterm_ends_it_cleanly_in_the_middle_of_a_job_and_the_next_one_f
         worker.gate.set()
     process.start()
     await finish(surroundings, job)
+
+
+async def test_a_drain_outlives_kills_of_the_operator_and_of_the_command_that_waits(
+    surroundings: Scene, process: OperatorProcess
+) -> None:
+    dispatcher = surroundings.dispatcher
+    await surroundings.ready()
+    for worker in surroundings.workers:
+        worker.hold(at_token=18)
+    job = await dispatcher.seated()
+    await dispatcher.until(lambda: len(dispatcher.chunks.get(job.key, [])) == 2)
+    waiting = command("operator", "drain", "-c", str(surroundings.path), "--wait")
+
+    async def draining() -> bool:
+        return bool((await surroundings.status())["draining"])
+
+    await eventually(draining)
+    waiting.send_signal(signal.SIGINT)
+    assert (await ended(waiting))[0] == 130
+    late = command("operator", "drain", "-c", str(surroundings.path), "--wait", "--timeout", "1", "--json")
+    code, out, _ = await ended(late)
+    assert (code, json.loads(out)["error"]["code"]) == (20, "operator.not_drained")
+    process.kill()
+    process.start()
+    await surroundings.ready(connects=2)
+    assert await draining()
+    declined = await dispatcher.draw(dispatcher.new_job())
+    assert (declined.statement.answer, declined.statement.reason) == ("decline", "draining")
+    again = command("operator", "drain", "-c", str(surroundings.path), "--wait", "--json")
+    for worker in surroundings.workers:
+        worker.gate.set()
+    await finish(surroundings, job)
+    code, out, err = await ended(again)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["result"] == {"draining": True, "unfinished": 0}
+    assert await asyncio.to_thread(process.terminate) == 0
+    process.start()
+    await surroundings.ready(connects=3)
+    code, _, err = await ended(command("operator", "resume", "-c", str(surroundings.path)))
+    assert (code, err.partition(":")[0]) == (0, "resumed")
+    assert (await dispatcher.draw(dispatcher.new_job())).statement.answer == "claim"
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    """`aos …`, as a process."""
+    argv = [sys.executable, "-m", "aos.cli.main", *arguments]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+async def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    out, err = await asyncio.to_thread(process.communicate, timeout=60)
+    return process.returncode, out, err
 
 
 # --- the link

@@ -123,14 +123,16 @@ GROUPS = [
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
-    named = "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|keys new"
-    named += "|project new|project token|config show"
-    named += "|attest verify|tee pcrs|tee measure|tee challenge|tee report|referee|attack|audit|challenge|dispute list|dispute show"
-    named += (
-        "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
+    named = (
+        "demo|up|ask|verify|draw|doctor|job submit|job result|job detail|job cancel|job answer|"
+        "job watch|job list|keys new|keys show|project new|project token|project list|"
+        "project revoke|config show|attest verify|tee pcrs|tee measure|tee challenge|"
+        "tee report|referee|attack|audit|challenge|dispute list|dispute show|replay|model add|"
+        "model pull|model list|model show|operator init-db|operator run|operator status|"
+        "operator drain|operator resume|operator register|dispatcher init|dispatcher run|"
+        "registry list|registry admit"
     )
     named += "|log checkpoint|log show|log watch|log convict|log promise|log key|log witness"
-    named += "|operator register|dispatcher run|registry list|registry admit"
     named += "|chain deploy|chain status|operator stake|operator exit|demo-chain"
     assert set(named.split("|")) == set(LEAVES)
 
@@ -249,6 +251,13 @@ WRONG = [
     Wrong("ask hi", 30, "config.client", {"AOS_STATE_DIR": "directory"}),
     Wrong("job submit hi", 20, "client.unreachable", NOWHERE | {"AOS_TRUST": "trust.json"}),
     Wrong("job result x", 20, "client.unreachable", NOWHERE),
+    Wrong("job watch x", 20, "client.unreachable", NOWHERE),
+    Wrong("job list", 20, "client.unreachable", NOWHERE),
+    Wrong("keys show absent", 30, "keystore.unreadable"),
+    Wrong("model show absent", 2, "cli.usage"),
+    Wrong("model show truncated.gguf", 2, "gguf.tensor_range"),
+    Wrong("project list -c absent.yaml", 30, "config.file"),
+    Wrong("project revoke p-1 -c absent.yaml", 30, "config.file"),
     Wrong("job detail x", 20, "client.unreachable", NOWHERE),
     Wrong("job cancel x", 20, "client.unreachable", NOWHERE),
     Wrong("job answer x --save answer.aos", 20, "client.unreachable", NOWHERE),
@@ -301,6 +310,10 @@ WRONG = [
     Wrong("operator run -c absent.yaml", 30, "config.file"),
     Wrong("operator -c absent.yaml", 30, "config.file"),
     Wrong("dispatcher run -c absent.yaml", 30, "config.file"),
+    Wrong("dispatcher init -c absent.yaml --model truncated.gguf", 2, "gguf.tensor_range"),
+    Wrong("dispatcher init -c absent.yaml --model absent.gguf", 2, "cli.usage"),
+    Wrong("operator drain -c absent.yaml --timeout 3", 2, "cli.usage"),
+    Wrong("operator resume -c absent.yaml", 30, "config.file"),
     Wrong("project new x -c absent.yaml", 30, "config.file"),
     Wrong("registry list -c absent.yaml", 30, "config.file"),
     Wrong("registry admit 0x00 -c absent.yaml", 30, "config.file"),
@@ -454,6 +467,41 @@ def test_keys_are_made_both_or_none_and_never_replaced(aos: Aos, tmp_path: Path)
     assert (again.code, "[keystore.exists]" in again.err) == (30, True)
     assert vrf.read_bytes() == before
     assert not signer.exists(), "a signing key without its VRF key is of no use"
+
+
+def test_keys_are_shown_without_a_password_and_checked_with_one(aos: Aos, tmp_path: Path) -> None:
+    made = aos("keys", "new", "k", "--json", AOS_KEYSTORE_PASSWORD="correct horse").result
+    shown = aos("keys", "show", "k", "--json")
+    assert shown.result == {**made, "opened": False}
+    assert aos("keys", "show", "k", "--open", AOS_KEYSTORE_PASSWORD="correct horse").code == 0
+    assert "[keystore.wrong_password]" in aos("keys", "show", "k", "--open", AOS_KEYSTORE_PASSWORD="x").err
+    signer, vrf = tmp_path / "k" / "signer.json", tmp_path / "k" / "vrf.json"
+    kept = signer.read_text()
+    signer.write_text(kept.replace(made["node_id"].removeprefix("0x"), "11" * 20))
+    assert aos("keys", "show", "k").code == 0, "what a file says of itself"
+    assert (
+        "[keystore.mismatch]" in aos("keys", "show", "k", "--open", AOS_KEYSTORE_PASSWORD="correct horse").err
+    )
+    signer.write_text(kept.replace(made["node_id"].removeprefix("0x"), "\\u001b[2J"))
+    assert "[keystore.format]" in aos("keys", "show", "k").err
+    shutil.copy(vrf, signer)
+    assert "[keystore.kind]" in aos("keys", "show", "k").err
+
+
+def test_a_model_that_has_changed_since_it_was_registered_is_told(aos: Aos, tmp_path: Path) -> None:
+    shutil.copy(MODEL, tmp_path / "tiny.gguf")
+    added = aos("model", "add", "tiny.gguf", "--json").result
+    shown = aos("model", "show", "tiny.gguf", "--json")
+    assert (shown.code, shown.result["model_id"], shown.result["as_registered"]) == (
+        0,
+        added["model_id"],
+        True,
+    )
+    with (tmp_path / "tiny.gguf").open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(b"\0" * 8)
+    changed = aos("model", "show", "tiny.gguf")
+    assert (changed.code, "NO: the file has changed" in changed.out) == (10, True)
 
 
 def test_config_show_masks_secrets_and_says_where_values_come_from(aos: Aos) -> None:

@@ -258,3 +258,32 @@ def test_evidence_without_an_end_is_cut_off() -> None:
         code, output = attest(url, "--json")
     assert code == 0
     assert json.loads(output)["result"]["verdict"] == "ACCEPTED"
+
+
+def pages(*cursors: object) -> Talk:
+    """One row a page, then a cursor of each, the last one again and again."""
+    left = list(cursors)
+
+    def talk(connection: socket.socket) -> None:
+        cursor = left.pop(0) if len(left) > 1 else left[0]
+        page = json.dumps(
+            {"code": 200, "result": [{"job_id": "x"}]} | ({} if cursor is None else {"cursor": cursor})
+        )
+        connection.sendall(OK + b"content-length: %d\r\n\r\n" % len(page) + page.encode())
+
+    return talk
+
+
+def test_results_are_read_page_by_page_to_their_end() -> None:
+    with serving(pages("30", "12", None)) as url, client_of(url) as client:
+        assert len(list(client.results("alice"))) == 3
+
+
+@pytest.mark.parametrize("cursors", [("30", "30"), ("12", "30"), ("-1",), (7,), ("9" * 40,), ("",)])
+def test_pages_that_lead_on_for_ever_are_not_followed(cursors: tuple[object, ...]) -> None:
+    with (
+        serving(pages(*cursors)) as url,
+        client_of(url) as client,
+        pytest.raises(InvalidMessage, match=r"lead nowhere"),
+    ):
+        list(client.results("alice"))

@@ -7,6 +7,7 @@ environment or a prompt, never from a command line.
 
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from aos.core.encoding import parse_json_strict
 from aos.core.signing import address_of
 from aos.core.vrf import ecvrf_public_key
-from aos.errors import AOSError, ConfigError, Unavailable
+from aos.errors import AOSError, ConfigError, InvalidMessage, Unavailable
 
 KeyKind = Literal["signer", "vrf", "log"]
 """``log``: an Ed25519 seed that signs a log's checkpoints, or cosigns those of others."""
@@ -123,6 +124,29 @@ def load_keystore(path: Path, password: bytes, *, kind: KeyKind) -> bytes:
     if named is not None and str(named).lower().removeprefix("0x") != public.removeprefix("0x"):
         raise ConfigError("keystore.mismatch", f"the key inside {path} is not the one it names")
     return key
+
+
+def public_of(path: Path) -> tuple[KeyKind, str]:
+    """Kind and public part that a keystore file names, unopened: address, or VRF public key (hex).
+
+    Raises ConfigError ``keystore.unreadable``, ``keystore.mode``, ``keystore.format``.
+    """
+    try:
+        document = parse_json_strict(_read_private(path), max_bytes=MAX_FILE_BYTES)
+    except InvalidMessage as error:
+        raise ConfigError("keystore.format", f"{path} is not a keystore: {error.message}") from error
+    mark = document.get("aos") if isinstance(document, dict) else None
+    if isinstance(mark, dict):
+        kind, named, form = "vrf", mark.get("public_key"), r"[0-9a-f]{64}"
+    else:
+        kind, named, form = (
+            "signer",
+            document.get("address") if isinstance(document, dict) else None,
+            r"(0x)?[0-9a-fA-F]{40}",
+        )
+    if not isinstance(named, str) or re.fullmatch(form, named) is None:
+        raise ConfigError("keystore.format", f"{path} names no public key")
+    return ("vrf", named) if kind == "vrf" else ("signer", "0x" + named.lower().removeprefix("0x"))
 
 
 def new_key() -> bytes:

@@ -14,7 +14,7 @@ from aos.cli.chain import chain_app
 from aos.cli.challenge import CHALLENGE_EXAMPLES, challenge, dispute_app
 from aos.cli.demo_chain import DEMO_CHAIN_EXAMPLES, demo_chain
 from aos.cli.draw import DRAW_EXAMPLES, draw
-from aos.cli.help import Command, Group
+from aos.cli.help import Command, Root
 from aos.cli.keys import keys_app
 from aos.cli.log import log_app
 from aos.cli.models import model_app
@@ -27,7 +27,7 @@ from aos.cli.tee import tee_app
 app = typer.Typer(
     name="aos",
     help="Verifiable AI inference: ask a network, get an answer with a receipt that anyone can check offline.",
-    cls=Group,
+    cls=Root,
     epilog="""aos up                                     # a local network, until Ctrl-C
 aos ask "What is AI?" --save answer.aos    # in a second terminal
 aos verify answer.aos                      # offline; exit code 0 only when VERIFIED""",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ job_app = typer.Typer(
     help="Submit a job and read its results, as the seed's API does.",
     cls=Group,
     epilog="""aos job submit "What is AI?" --operators 3
+aos job watch JOB_ID
 aos job result JOB_ID
 aos job answer JOB_ID --save answer.aos""",
     no_args_is_help=True,
@@ -277,6 +279,84 @@ def job_submit(
         voice.data_json("job.submit", encode_acceptance(accepted))
     else:
         voice.data(accepted.job_id)
+
+
+@job_app.command(
+    "watch",
+    cls=Command,
+    short_help="Follow a job to its end.",
+    epilog="""aos job watch JOB_ID
+aos job watch JOB_ID --after 12 --json""",
+)
+def job_watch(
+    job_id: JobId,
+    *,
+    after: Annotated[
+        str,
+        typer.Option(metavar="EVENT", help="Begin after this event, which was seen; default: the beginning."),
+    ] = "",
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a job's progress to its end, also over lost connections. A job that ended is told from its beginning.
+
+    Stopped with Ctrl-C it says after which event to go on. Exit code 1 where the job ended without a result.
+    """
+    events: list[dict[str, Any]] = []
+    status, seen, wrote = "created", after, False
+    with load_client_settings(url=url).client() as client:
+        try:
+            for event in client.events(job_id, after=after):
+                seen, status = event.id or seen, str(event.data.get("status", status))
+                events.append({"id": event.id, "event": event.kind, "data": event.data})
+                if as_json:
+                    continue
+                if event.kind == "text":
+                    voice.data_of_others(str(event.data.get("text", "")), end="")
+                    wrote = True
+                elif event.kind == "status":
+                    voice.say(("\n" if wrote else "") + voice.dim(f"· {voice.plain(status)}"))
+                    wrote = False
+        except KeyboardInterrupt:
+            go_on = f" --after {shlex.quote(seen)}" if seen else ""
+            voice.say(
+                f"\nthe job goes on; follow it: {voice.program()} job watch {shlex.quote(job_id)}{go_on}"
+            )
+            raise
+    if as_json:
+        voice.data_json("job.watch", {"status": status, "events": events})
+    else:
+        if wrote:
+            voice.data("")
+        voice.say(voice.dim(f"· {voice.plain(status)}"))
+    if status not in ("verified", "disputed"):
+        raise typer.Exit(1)
+
+
+@job_app.command(
+    "list",
+    cls=Command,
+    short_help="Print a user's newest results.",
+    epilog="aos job list --user alice\naos job list --user alice --limit 100 --json",
+)
+def job_list(
+    *,
+    user: User = "local",
+    limit: Annotated[int, typer.Option(min=1, help="Most rows, the newest first.")] = 20,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the results of one user of the project, newest first: a row an operator, as /api/job/verify gives them."""
+    with load_client_settings(url=url).client() as client:
+        rows = list(islice(client.results(user), limit))
+    if as_json:
+        voice.data_json("job.list", rows)
+        return
+    for row in rows:
+        first = " ".join(str(row["result"]).split())[:60]
+        voice.data_of_others(voice.plain(f"{row['created_at']}  {row['job_id']}  {row['operator']}  {first}"))
+    if not rows:
+        voice.say(f"no results of the user {voice.plain(user)}")
 
 
 @job_app.command(

@@ -27,6 +27,60 @@ class Group(TyperGroup):
         """Nothing: the examples came first."""
 
 
+class Root(Group):
+    """``aos`` itself: exit codes, variables and files that all commands share stand at the end, as on a manual page."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        for title, rows in _SHARED:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+_SHARED = (
+    (
+        "Exit codes",
+        [
+            ("0", "done; VERIFIED"),
+            ("1", "an unexpected failure"),
+            ("2", "called wrongly, or input that is not well formed"),
+            ("10", "NOT VERIFIED: something does not hold"),
+            ("11", "PARTIAL: a required check was skipped"),
+            ("12", "evidence missing or unreadable"),
+            ("20", "a service is not reachable, or not in time"),
+            ("30", "bad configuration"),
+        ],
+    ),
+    (
+        "Environment",
+        [
+            ("AOS_STATE_DIR", "where a local network and model names are kept; default .aos"),
+            (
+                "AOS_URL, AOS_PROJECT, AOS_TOKEN",
+                "the dispatcher, and whose token; default: those of `aos up`",
+            ),
+            ("AOS_MODEL, AOS_TRUST", "the model to ask for; the trust file to verify with"),
+            ("AOS_KEYSTORE_PASSWORD_FILE", "file with the keystores' password (or AOS_KEYSTORE_PASSWORD)"),
+            ("AOS_<SECTION>_<KEY>", "a setting of an operator; AOS_DISPATCHER_<KEY> of a dispatcher"),
+            ("NO_COLOR", "no colour"),
+        ],
+    ),
+    (
+        "Files",
+        [
+            (".aos/client.json", "address, project and token of the local network (0600)"),
+            (".aos/trust.json", "what verification believes of it; public"),
+        ],
+    ),
+    (
+        "Output",
+        [
+            ("stdout", 'data; with --json one document {"schema", "result" or "error"}'),
+            ("stderr", "talk and progress"),
+        ],
+    ),
+)
+
+
 def _write_examples(examples: str | None, formatter: Any) -> None:
     # Never wrapped: a line that is copied must work.
     if examples:

@@ -12,7 +12,10 @@ from aos.cli.help import Command, Group
 from aos.errors import ConfigError
 
 keys_app = typer.Typer(
-    help="Make an operator's keys.", cls=Group, epilog="aos keys new keys", no_args_is_help=True
+    help="Make an operator's keys, and show what is public of them.",
+    cls=Group,
+    epilog="aos keys new keys\naos keys show keys",
+    no_args_is_help=True,
 )
 
 
@@ -59,6 +62,55 @@ def new(
         f"Put these three into the operator's configuration. VRF public key: {vrf_key}\n"
         "Keep the password: there is no other way into the files."
     )
+
+
+@keys_app.command(
+    "show",
+    cls=Command,
+    short_help="Show addresses and public keys.",
+    epilog="""aos keys show keys
+AOS_KEYSTORE_PASSWORD_FILE=password aos keys show keys --open""",
+)
+def show(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="Where signer.json and vrf.json are.")
+    ] = Path("keys"),
+    *,
+    opened: Annotated[
+        bool, typer.Option("--open", help="Open both with the password: do they hold what they name?")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Show what is public of an operator's keys. Without --open this is what the files say of themselves."""
+    from aos.adapters.keystore import KeyKind, load_keystore, public_of, read_password
+
+    kinds: tuple[KeyKind, ...] = ("signer", "vrf")
+    files = {kind: directory / f"{kind}.json" for kind in kinds}
+    public = {}
+    for kind, path in files.items():
+        found, public[kind] = public_of(path)
+        if found != kind:
+            raise ConfigError("keystore.kind", f"{path} holds a {found} key, a {kind} key is needed")
+    if opened:
+        password = read_password(prompt=None if as_json or not sys.stdin.isatty() else _password)
+        for kind, path in files.items():
+            load_keystore(path, password, kind=kind)
+    facts = {
+        "node_id": public["signer"],
+        "vrf_key": public["vrf"],
+        "signer_file": str(files["signer"]),
+        "vrf_file": str(files["vrf"]),
+        "opened": opened,
+    }
+    if as_json:
+        voice.data_json("keys.show", facts)
+        return
+    for name, value in facts.items():
+        voice.data(f"{name:<12} {('yes' if value else 'no') if isinstance(value, bool) else value}")
+
+
+def _password() -> str:
+    return getpass.getpass("Password of the keystores: ")
 
 
 def new_password() -> str:

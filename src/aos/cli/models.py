@@ -118,6 +118,52 @@ def pull(
     voice.say(f"register it: {voice.program()} model add {pulled.path}")
 
 
+@model_app.command(
+    "show",
+    cls=Command,
+    short_help="Digest a model anew and show what it is.",
+    epilog="aos model show models/aos-demo.Q8_0.gguf\naos model show aos-demo.Q8_0.gguf --json",
+)
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered name, or a GGUF file.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Read a model's file anew and show its digests, its graph, and whether it is what was registered under its name.
+
+    Exit code 10 where the file is not the registered one any more.
+    """
+    known = next((entry for entry in model_store.list_models(state_dir()) if entry.name == model), None)
+    path = Path(known.path) if known is not None and Path(known.path).is_file() else _file(Path(model))
+    manifest = _read_manifest(path, voice.Progress("digesting"))
+    same = None if known is None else manifest.model_id == known.model_id
+    facts = {
+        **encode(manifest),
+        "model_id": encode(manifest.model_id),
+        "path": str(path),
+        "as_registered": same,
+    }
+    if as_json:
+        voice.data_json("model.show", facts)
+    else:
+        words = {None: "not registered", True: "yes", False: "NO: the file has changed"}
+        for name in (
+            "path",
+            "model_id",
+            "file_sha256",
+            "file_size",
+            "weights_root",
+            "architecture",
+            "arithmetic",
+        ):
+            voice.data(f"{name:<14} {facts[name]}")
+        for name, value in (facts["graph"] or {}).items():
+            voice.data(f"  {name:<18} {value}")
+        voice.data(f"{'as registered':<14} {words[same]}")
+    if same is False:
+        raise typer.Exit(10)
+
+
 @model_app.command("list", cls=Command, epilog="aos model list --json")
 def list_(*, as_json: AsJson = False) -> None:
     """List the registered models."""

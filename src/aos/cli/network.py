@@ -6,6 +6,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -268,3 +269,48 @@ def project_token(
         voice.data_json("project.token", {"project": project, "token": token})
         return
     voice.data(f"{'token':<15} {token}")
+
+
+@project_app.command(
+    "list",
+    cls=Command,
+    short_help="Projects, their limits and tokens.",
+    epilog="aos project list -c .aos/dispatcher/config-dispatcher.yaml",
+)
+def project_list(*, config: DispatcherConfigFile, as_json: AsJson = False) -> None:
+    """List every project with its limits, its jobs and what its tokens are for. Tokens themselves are nowhere stored."""
+    from aos.dispatcher.setup import list_projects
+
+    rows = asyncio.run(list_projects(config))
+    if as_json:
+        voice.data_json("project.list", [asdict(row) for row in rows])
+        return
+    for row in rows:
+        scopes = "; ".join(" ".join(token) for token in row.tokens) or "no token"
+        voice.data(f"{row.project}  {voice.plain(row.name):<20} {row.jobs:>7} jobs  {scopes}")
+
+
+@project_app.command(
+    "revoke",
+    cls=Command,
+    short_help="Take none of its tokens any more.",
+    epilog="""aos project revoke p-0123456789abcdef -c .aos/dispatcher/config-dispatcher.yaml
+aos project token p-0123456789abcdef -c .aos/dispatcher/config-dispatcher.yaml""",
+)
+def project_revoke(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="The project's id.")],
+    *,
+    config: DispatcherConfigFile,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke all tokens of a project at once, for instance where one leaked; `aos project token` then makes a new one.
+
+    Its jobs and results stay. Requests that are under way are finished.
+    """
+    from aos.dispatcher.setup import revoke_tokens
+
+    revoked = asyncio.run(revoke_tokens(config, project))
+    if as_json:
+        voice.data_json("project.revoke", {"project": project, "revoked": revoked})
+        return
+    voice.say(f"revoked {revoked} token{'' if revoked == 1 else 's'} of {project}")

@@ -1,12 +1,16 @@
 """``aos operator``, ``aos dispatcher``, ``aos config``: running the network's nodes."""
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
+from aos.errors import Unavailable
+
+DRAIN_LOOK_S = 0.5
 
 operator_app = typer.Typer(
     help="Run an operator, or ask a running one how it is.",
@@ -17,7 +21,11 @@ aos operator status -c FILE.yaml""",
     invoke_without_command=True,
 )
 dispatcher_app = typer.Typer(
-    help="Run a dispatcher.", cls=Group, epilog="aos dispatcher run -c FILE.yaml", no_args_is_help=True
+    help="Found a network and run its dispatcher.",
+    cls=Group,
+    epilog="""aos dispatcher init -c FILE.yaml --model models/aos-demo.Q8_0.gguf
+aos dispatcher run -c FILE.yaml""",
+    no_args_is_help=True,
 )
 config_app = typer.Typer(
     help="Look at an operator's configuration.",
@@ -27,6 +35,7 @@ config_app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Option("-c", "--config", help="The operator's YAML file.")]
+DispatcherConfig = Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's YAML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -104,19 +113,79 @@ def status(*, config: ConfigFile, as_json: AsJson = False) -> None:
     "drain",
     cls=Command,
     short_help="Let it finish, and take nothing new.",
-    epilog="aos operator drain -c .aos/operator-1/config-operator.yaml",
+    epilog="""aos operator drain -c .aos/operator-1/config-operator.yaml --wait
+aos operator drain -c FILE.yaml --wait --timeout 600 --json""",
 )
-def drain(*, config: ConfigFile, as_json: AsJson = False) -> None:
-    """Tell a running operator to finish what it has and take nothing new."""
+def drain(
+    *,
+    config: ConfigFile,
+    wait: Annotated[bool, typer.Option("--wait", help="Return once nothing is under way.")] = False,
+    timeout: Annotated[
+        int | None, typer.Option("--timeout", min=1, metavar="SECONDS", help="With --wait: at most so long.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a running operator to finish what it has and take nothing new.
+
+    It lasts, over restarts too, until `aos operator resume`. Ctrl-C ends the waiting, not the draining; waiting again goes on.
+    Exit code 20 where jobs were still under way after --timeout.
+    """
     from aos.operator.runer import drain as drain_it
 
+    if timeout is not None and not wait:
+        raise voice.usage("--timeout is for --wait", hint="aos operator drain -c FILE --wait --timeout 600")
     result = drain_it(config)
+    if wait:
+        result = _wait_until_empty(config, result, timeout)
     if as_json:
         voice.data_json("operator.drain", result)
         return
-    voice.say(
-        "draining: it declines every draw from now on; stop it when `aos operator status` shows nothing running"
-    )
+    left = result["unfinished"]
+    if left:
+        voice.say(
+            f"draining: {left} under way are finished, every draw is declined; --wait waits for the end"
+        )
+    else:
+        voice.say("drained: nothing is under way, every draw is declined; it can be stopped now")
+
+
+def _wait_until_empty(config: Path, result: dict[str, Any], timeout: int | None) -> dict[str, Any]:
+    from aos.operator.runer import status as status_of
+    from aos.progress import Steps
+
+    until = None if timeout is None else time.monotonic() + timeout
+    progress, total = Steps("finishing jobs"), result["unfinished"]
+    while left := result["unfinished"]:
+        total = max(total, left)
+        progress(total - left, total)
+        if until is not None and time.monotonic() >= until:
+            raise Unavailable(
+                "operator.not_drained",
+                f"{left} jobs are still under way; the operator goes on draining",
+                hint="wait again with `aos operator drain -c FILE --wait`",
+            )
+        time.sleep(DRAIN_LOOK_S)
+        result = {"draining": True, "unfinished": status_of(config)["unfinished"]}
+    if total:
+        progress(total, total)
+    return result
+
+
+@operator_app.command(
+    "resume",
+    cls=Command,
+    short_help="Take jobs again after a drain.",
+    epilog="aos operator resume -c .aos/operator-1/config-operator.yaml",
+)
+def resume(*, config: ConfigFile, as_json: AsJson = False) -> None:
+    """Tell a running operator that drains to take part in draws again."""
+    from aos.operator.runer import resume as resume_it
+
+    result = resume_it(config)
+    if as_json:
+        voice.data_json("operator.resume", result)
+        return
+    voice.say("resumed: it takes part in draws again; `aos operator status` shows how it is drawn")
 
 
 @operator_app.command(
@@ -161,10 +230,47 @@ def register(
         voice.say("it waits: the dispatcher's owner admits it with `aos registry admit`")
 
 
-@dispatcher_app.command("run", cls=Command, epilog="aos dispatcher run -c FILE.yaml")
-def dispatcher_run(
-    *, config: Annotated[Path, typer.Option("-c", "--config", help="The dispatcher's YAML file.")]
+@dispatcher_app.command(
+    "init",
+    cls=Command,
+    short_help="Found a network in an empty database.",
+    epilog="""aos dispatcher init -c config-dispatcher.yaml --model models/aos-demo.Q8_0.gguf
+aos dispatcher init -c FILE.yaml --model a.gguf --model b.gguf --epoch-minutes 60 --project my-app --json""",
+)
+def dispatcher_init(
+    *,
+    config: DispatcherConfig,
+    model: Annotated[
+        list[Path],
+        typer.Option("--model", help="A GGUF file that the network may be asked for; may be repeated."),
+    ],
+    epoch_minutes: Annotated[
+        int, typer.Option("--epoch-minutes", min=1, max=10_080, help="How long an epoch is; fixed for ever.")
+    ] = 60,
+    project: Annotated[str, typer.Option(metavar="NAME", help="Name of the first project.")] = "first",
+    as_json: AsJson = False,
 ) -> None:
+    """Found a network: make tables, genesis, a first project, and the trust file that its requesters verify with.
+
+    Missing keys are made beside the configuration file, each 0600: keep them. The models are read for their digests only. Files
+    network.json and trust.json beside the configuration are public.
+    """
+    from aos.cli.founding import found
+
+    facts = found(config, model, epoch_ms=epoch_minutes * 60_000, project=project)
+    if as_json:
+        voice.data_json("dispatcher.init", facts)
+        return
+    for name, value in facts.items():
+        voice.data(f"{name:<15} {_shown(value)}")
+    voice.say(
+        "This is the only time that the token is shown. Start it: aos dispatcher run -c FILE. Operators join with "
+        "`aos operator register`."
+    )
+
+
+@dispatcher_app.command("run", cls=Command, epilog="aos dispatcher run -c FILE.yaml")
+def dispatcher_run(*, config: DispatcherConfig) -> None:
     """Run a dispatcher until SIGTERM or Ctrl-C."""
     from aos.dispatcher.__main__ import main
 

@@ -77,6 +77,12 @@ class AsyncClient:
         while (event := await asyncio.to_thread(next, events, None)) is not None:
             yield event
 
+    async def results(self, user: str) -> AsyncIterator[dict[str, Any]]:
+        """As ``Client.results``."""
+        rows = self._client.results(user)
+        while (row := await asyncio.to_thread(next, rows, None)) is not None:
+            yield row
+
     async def answer(self, job_id: str) -> bytes:
         """As ``Client.answer``."""
         return await self._call(self._client.answer, job_id)

@@ -5,6 +5,7 @@ the dispatcher stored are those it meant. It decides nothing about receipts: ``a
 """
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -386,10 +387,26 @@ class Client:
         """Ask for the job to be cancelled."""
         return self._post("/api/job/cancel", {"job_id": job_id, "verify": self._token})
 
-    def verify(self, user: str, *, cursor: str | None = None, limit: int = 20) -> Any:
-        """All results for a user of this project, newest first."""
-        body: dict[str, Any] = {"from": self._project, "user": user, "verify": self._token, "limit": limit}
-        return self._post("/api/job/verify", body | ({"cursor": cursor} if cursor else {}))
+    def results(self, user: str) -> Iterator[dict[str, Any]]:
+        """All result rows of one user of this project, newest first; further pages are fetched as they are read."""
+        body: dict[str, Any] = {"from": self._project, "user": user, "verify": self._token, "limit": 100}
+        before = 10**18
+        while True:
+            reply = self._call("POST", "/api/job/verify", json=body)
+            yield from self._result_of(reply)
+            cursor = reply.json().get("cursor")
+            if cursor is None:
+                return
+            # Pages go back in time: a dispatcher that leads on for ever is not followed.
+            if not (
+                isinstance(cursor, str) and re.fullmatch(r"[0-9]{1,18}", cursor) and int(cursor) < before
+            ):
+                raise InvalidMessage(
+                    "client.not_aos",
+                    f"the pages of the dispatcher at {self._url} lead nowhere",
+                    field="cursor",
+                )
+            body["cursor"], before = cursor, int(cursor)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         return self._result_of(self._call("POST", path, json=body))

@@ -29,22 +29,30 @@ Document = dict[str, Any]
 
 def render(document: Document) -> str:
     """The page of an OpenAPI 3.1 document whose references all lead into its own ``components``."""
+    title = escape(document["info"]["title"])
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        '<p>The same for machines: <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>'
+        f"{_groups(document)}</body></html>"
+    )
+
+
+def content(document: Document) -> str:
+    """The same as a part of another page."""
+    return f"<h1>API reference</h1>{_groups(document)}"
+
+
+def _groups(document: Document) -> str:
     groups: dict[str, list[str]] = {}
     for path, methods in document["paths"].items():
         for verb, operation in methods.items():
             group = operation.get("tags", ["other"])[0]
             groups.setdefault(group, []).append(_operation(document, verb, path, operation))
-    info = document["info"]
-    parts = [
-        f"<h1>{escape(info['title'])}</h1><p>{escape(info.get('description', ''))}</p>",
-        '<p>The same for machines: <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>',
-    ]
+    parts = [f"<p>{escape(document['info'].get('description', ''))}</p>"]
     parts += [f"<h2>{escape(name)}</h2>{''.join(items)}" for name, items in groups.items()]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(info['title'])}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    )
+    return "".join(parts)
 
 
 def _operation(document: Document, verb: str, path: str, operation: Document) -> str:

@@ -4,14 +4,16 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aos.adapters.postgres import Pool, connect_pool, migrate, unavailable
+from aos.adapters.postgres import Pool, connect_pool, create_database, migrate, unavailable
 from aos.core import beacon
+from aos.core.codec import encode
 from aos.core.encoding import tagged_hash
 from aos.core.statements import Registration, Signed
 from aos.dispatcher.config import DispatcherConfig, load_config
@@ -80,6 +82,58 @@ async def found_network(
         )
     finally:
         await pool.close()
+
+
+async def found_first_network(
+    config_path: Path,
+    *,
+    models: Mapping[str, bytes],
+    manifests: Mapping[str, bytes],
+    genesis_ms: int,
+    epoch_ms: int,
+    project: str,
+) -> tuple[Founded, dict[str, object]]:
+    """Found a network that operators join later, in a database that is made where it is missing; and its trust file.
+
+    Raises RuleViolation ``network.founded`` where the database holds one already, and as ``found_network``.
+    """
+    config = load_config(config_path)
+    await create_database(config.pg_url)
+    pool = await connect_pool(config.pg_url, max_size=1)
+    try:
+        await migrate(pool, MIGRATIONS)
+        async with unavailable():
+            if await pool.fetchval("SELECT 1 FROM project LIMIT 1"):  # the last thing that a founding makes
+                raise RuleViolation(
+                    "network.founded",
+                    "this database holds a network already",
+                    hint="`aos dispatcher run -c FILE` runs it; another network needs another database",
+                )
+    finally:
+        await pool.close()
+    founded = await found_network(
+        config_path,
+        registrations=(),
+        models=models,
+        manifests=manifests,
+        genesis_ms=genesis_ms,
+        epoch_ms=epoch_ms,
+        project=project,
+    )
+    network = founded.network
+    return founded, {
+        "type": "aos.trust",
+        "v": 1,
+        "network": network["network"],
+        "dispatchers": [{"address": network["dispatcher"], "vrf_key": network["vrf_key"]}],
+        "genesis": network["genesis"],
+        "epoch_ms": network["epoch_ms"],
+        "beacon": network["beacon"],
+        "registry_roots": [encode(founded.registry_root)],
+        "tee_roots": [encode(root) for root in config.tee_roots],
+        "tee_measurements": [encode(image) for image in config.tee_measurements],
+        "policy": "default",
+    }
 
 
 async def _write_network(
@@ -168,6 +222,64 @@ async def new_token(config_path: Path, project: str, *, scopes: Sequence[str]) -
     pool = await connect_pool(config.pg_url, max_size=1)
     try:
         return await create_token(pool, project, scopes=scopes)
+    finally:
+        await pool.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRow:
+    """A project; ``tokens`` are the scopes of each of its tokens. None: the dispatcher's own limit holds."""
+
+    project: str
+    name: str
+    created_at: str
+    max_requests: int | None
+    max_tokens: int | None
+    jobs: int
+    tokens: list[list[str]]
+
+
+async def list_projects(config_path: Path) -> list[ProjectRow]:
+    """Every project, the oldest first. Raises ConfigError, Unavailable."""
+    pool = await connect_pool(load_config(config_path).pg_url, max_size=1)
+    try:
+        async with unavailable():
+            rows = await pool.fetch(
+                """SELECT p.*, (SELECT count(*) FROM job j WHERE j.project_id = p.project_id) AS jobs,
+                          (SELECT coalesce(json_agg(t.scopes ORDER BY t.created_at), '[]')::text FROM token t
+                           WHERE t.project_id = p.project_id) AS tokens
+                   FROM project p ORDER BY p.created_at, p.project_id"""
+            )
+    finally:
+        await pool.close()
+    return [
+        ProjectRow(
+            project=row["project_id"],
+            name=row["name"],
+            created_at=row["created_at"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+            max_requests=row["most_requests"],
+            max_tokens=row["most_tokens"],
+            jobs=row["jobs"],
+            tokens=json.loads(row["tokens"]),
+        )
+        for row in rows
+    ]
+
+
+async def revoke_tokens(config_path: Path, project: str) -> int:
+    """Take no token of a project any more; how many it had. Jobs and results stay.
+
+    Raises ConfigError, Unavailable, InvalidMessage ``project.unknown``.
+    """
+    pool = await connect_pool(load_config(config_path).pg_url, max_size=1)
+    try:
+        async with unavailable(), pool.acquire() as db, db.transaction():
+            if not await db.fetchval("SELECT 1 FROM project WHERE project_id = $1", project):
+                raise InvalidMessage(
+                    "project.unknown", f"there is no project {project[:80]!r}", field="project"
+                )
+            rows = await db.fetch("DELETE FROM token WHERE project_id = $1 RETURNING 1", project)
+            return len(rows)
     finally:
         await pool.close()
 

@@ -137,6 +137,7 @@ class OperatorNode:
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
+        self._draining = state.draining
         tee = self._config.node_type == "tee"
         self._attesting = Attesting(
             [client for client in clients if client.lane == 0] if tee else [], self._identity, now_ms=now_ms
@@ -321,7 +322,7 @@ class OperatorNode:
         if why_not:
             problems.append(f"not eligible: {why_not}")
         if self._draining:
-            problems.append("draining: takes part in no draws")
+            problems.append("draining: takes part in no draws; `aos operator resume` ends it")
         draws, jobs = await recent_draws(self._store), await self._store.count_jobs()
         connected = self._link.status.connected
         return {
@@ -348,13 +349,20 @@ class OperatorNode:
         return [_describe(held) for held in await self._store.recent(self._config.rows_maximum)]
 
     async def drain(self) -> dict[str, Any]:
-        """Decline draws from now on; lasts until the process ends."""
+        """Decline draws from now on, until ``resume``; a process that follows this one goes on with it."""
+        await self._store.set_draining(True)
         self._draining = True
         with contextlib.suppress(
             Unavailable
         ):  # without a link nobody draws this operator; declines say the rest
             await self._link.send_drain()
         return {"draining": True, "unfinished": await self._store.count_unfinished()}
+
+    async def resume(self) -> dict[str, Any]:
+        """Answer draws again."""
+        await self._store.set_draining(False)
+        self._draining = False
+        return {"draining": False, "unfinished": await self._store.count_unfinished()}
 
     async def _why_not_eligible(self) -> str:
         context = self._link.context()

@@ -1,7 +1,7 @@
 """The operator's own HTTP interface, for the person who runs it and for monitoring (docs/operator-guide.md).
 
-Reads what the running operator knows; changes nothing but ``drain``, and that only from this machine. It shows job_refs,
-states and codes, never a job_id, a prompt, an answer or a key.
+Reads what the running operator knows; changes nothing but ``drain`` and ``resume``, and these only from this machine. It
+shows job_refs, states and codes, never a job_id, a prompt, an answer or a key.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,6 +30,7 @@ class Surface(Protocol):
         """Why no job can be worked on now; empty where one can."""
 
     async def drain(self) -> Document: ...
+    async def resume(self) -> Document: ...
 
 
 def build_app(operator: Surface) -> FastAPI:
@@ -66,22 +67,30 @@ def build_app(operator: Surface) -> FastAPI:
 
     @app.post("/api/v1/operator/drain")
     async def drain(request: Request) -> JSONResponse:
-        """Take part in no more draws; what is held is finished. From this machine only."""
-        host = request.client.host if request.client is not None else ""
-        through = {"origin", "forwarded", "x-forwarded-for"} & set(request.headers)
-        if host not in _LOOPBACK or through:
-            return JSONResponse(
-                {
-                    "code": 403,
-                    "message": "drain is taken from this machine only",
-                    "field": None,
-                    "error": "operator.not_local",
-                },
-                status_code=403,
-            )
-        return await _enveloped(operator.drain)
+        """Take part in no more draws, until `resume`; what is held is finished. From this machine only."""
+        return _elsewhere(request) or await _enveloped(operator.drain)
+
+    @app.post("/api/v1/operator/resume")
+    async def resume(request: Request) -> JSONResponse:
+        """Take part in draws again. From this machine only."""
+        return _elsewhere(request) or await _enveloped(operator.resume)
 
     return app
+
+
+def _elsewhere(request: Request) -> JSONResponse | None:
+    """The refusal of whoever asks from another machine, or through something that may speak for one."""
+    host = request.client.host if request.client is not None else ""
+    through = {"origin", "forwarded", "x-forwarded-for"} & set(request.headers)
+    if host in _LOOPBACK and not through:
+        return None
+    body = {
+        "code": 403,
+        "message": "this is taken from this machine only",
+        "field": None,
+        "error": "operator.not_local",
+    }
+    return JSONResponse(body, status_code=403)
 
 
 async def _enveloped(make: Callable[[], Awaitable[Any]]) -> JSONResponse:

@@ -39,6 +39,7 @@ class NodeState:
     network: str | None
     dispatcher_vrf_key: bytes | None
     network_file: Json | None
+    draining: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,7 @@ def read_node_state(row: Record) -> NodeState:
         network=row["network"],
         dispatcher_vrf_key=row["dispatcher_vrf_key"],
         network_file=None if row["network_file"] is None else json.loads(row["network_file"]),
+        draining=row["draining"],
     )
 
 

@@ -1,6 +1,6 @@
 """The operator as a program: ``operator-runer -i URL`` makes its database, ``operator-runer -c FILE`` runs it.
 
-``init_db``, ``run``, ``status`` and ``drain`` are what ``aos operator`` calls. (The name is the original network's.)
+``init_db``, ``run``, ``status``, ``drain`` and ``resume`` are what ``aos operator`` calls. (The name is the original network's.)
 """
 
 import argparse
@@ -81,6 +81,11 @@ def status(path: Path | None) -> dict[str, Any]:
 def drain(path: Path | None) -> dict[str, Any]:
     """Tell the running operator to take part in no more draws. Raises as ``status``."""
     return _call(load_config(path), "POST", "/api/v1/operator/drain")
+
+
+def resume(path: Path | None) -> dict[str, Any]:
+    """Tell the running operator to take part in draws again. Raises as ``status``."""
+    return _call(load_config(path), "POST", "/api/v1/operator/resume")
 
 
 def _call(config: OperatorConfig, method: str, route: str) -> dict[str, Any]:

@@ -140,6 +140,11 @@ class Store:
                 hint="stop one of them; this one ends now",
             )
 
+    async def set_draining(self, draining: bool) -> None:
+        """Whether draws are declined, in this process and the next ones."""
+        async with self._connection() as connection:
+            await connection.execute("UPDATE node_state SET draining = $1", draining)
+
     # --- registry snapshots
 
     async def save_snapshot(self, snapshot: StoredSnapshot, entry_json: Json | None) -> None:

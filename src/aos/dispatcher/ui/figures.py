@@ -46,7 +46,7 @@ def assurance(row: Row) -> str:
         return "no result" if row["state"] in TERMINAL else "under way"
     if row["outcome"] == "disputed":
         return "disputed"
-    if row["outcome"] == "agreed":
+    if row["outcome"] in ("agreed", "resolved") and row["agreeing"] > 1:
         return f"redundant:{row['agreeing']}"
     if row["tee"]:
         return "simulated" if row["tee"] == "simulated" else "attested"

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from aos.core.encoding import b64u_encode
+from aos.core.encoding import b64u_decode, b64u_encode
 from aos.core.job import STATUS, RunState
 
 _STATIC = {"style.css": "text/css", "explorer.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -27,6 +27,7 @@ NAV = (
     ("/ui/jobs", "Jobs"),
     ("/ui/operators", "Operators"),
     ("/ui/models", "Models"),
+    ("/ui/disputes", "Disputes"),
     ("/ui/attestations", "Attestations"),
     ("/ui/playground", "Playground"),
     ("/ui/verify", "Verify"),
@@ -91,6 +92,7 @@ _environment.filters.update(
     sha256=lambda data: hashlib.sha256(data).hexdigest(),
     grouped=lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
     seconds=lambda number: "–" if number is None else f"{number:.2f} s",
+    hash32=lambda text: b64u_decode(text, length=32),
     pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
 )
 _environment.globals.update(nav=NAV, mark=_mark())

@@ -64,6 +64,21 @@ def against(selected: int, expected: int, scale: int) -> Markup:
     ).format(f"selected {selected} per mille, expected {expected} per mille", upper, lower)
 
 
+def parts(count: int, chosen: int | None, label: str) -> Markup:
+    """A strip of equal parts, the chosen one marked; at most 256."""
+    step = _WIDTH / max(1, count)
+    gap = min(2.0, step / 4)
+    cells = Markup().join(
+        Markup('<rect class="{}" x="{}" y="0" width="{}" height="14"/>').format(
+            "one" if index == chosen else "rail", f"{index * step:.2f}", f"{step - gap:.2f}"
+        )
+        for index in range(count)
+    )
+    return Markup(
+        '<svg class="plot parts" viewBox="0 0 {} 14" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    ).format(_WIDTH, label, cells)
+
+
 def _bar(x: float, base: float, wide: float, high: float, kind: str) -> Markup:
     if not high:
         return Markup()

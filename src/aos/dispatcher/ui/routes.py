@@ -21,7 +21,7 @@ from aos.dispatcher.offers import offers_of
 from aos.dispatcher.refusals import NotFound
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.streams import Streams
-from aos.dispatcher.ui import figures, plots, store, story
+from aos.dispatcher.ui import disputes, figures, plots, store, story
 from aos.dispatcher.ui.judging import Judge
 from aos.dispatcher.ui.pages import NAV, SECURITY, page, static, verifier
 from aos.errors import AOSError, InvalidMessage, RuleViolation
@@ -131,6 +131,13 @@ def _ref(text: str) -> bytes:
         raise NotFound("job.unknown", "no such job", field="job_ref") from None
 
 
+def _game(text: str) -> bytes:
+    try:
+        return b64u_decode(text, length=32)
+    except InvalidMessage:
+        raise NotFound("dispute.unknown", "no such game", field="game") from None
+
+
 async def _job_id(explorer: Explorer, job_ref: str) -> tuple[str, str]:
     async with store.reading(explorer.pool) as db:
         found = await store.owner_of(db, _ref(job_ref))
@@ -165,9 +172,13 @@ def _filters(request: Request) -> tuple[str, str, int | None]:
         raise InvalidMessage("field.range", "status: no such status", field="status")
     if kind not in ("", "opml", "tee"):
         raise InvalidMessage("field.range", "type: must be opml or tee", field="type")
-    if before and not (before.isascii() and before.isdigit() and len(before) < 19):
+    return wanted, kind, _cursor(before)
+
+
+def _cursor(text: str) -> int | None:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 19):
         raise InvalidMessage("field.range", "before: must be a cursor that a page gave", field="before")
-    return wanted, kind, int(before) if before else None
+    return int(text) if text else None
 
 
 @router.get("/jobs")
@@ -204,6 +215,7 @@ async def job(request: Request, job_ref: str) -> Response:
         runs = await store.runs(db, found["job_id"])
         attempts = await store.attempts(db, found["job_id"])
         seats = await store.seats(db, found["job_id"])
+        games = await disputes.of_job(db, found["job_ref"])
     first = next(run for run in runs if run["position"] != "before")
     results = [seat for seat in seats if seat["outcome"] and seat["attempt"] == first["attempt"]]
     report, judged = None, bool(results)
@@ -235,7 +247,40 @@ async def job(request: Request, job_ref: str) -> Response:
         judged=judged,
         seats=[seat for seat in seats if seat["attempt"] == first["attempt"]],
         receipts=receipts,
+        games=games,
+        where=disputes.where,
     )
+
+
+@router.get("/disputes")
+async def games(request: Request) -> Response:
+    """Games, newest first, in pages; who is convicted."""
+    explorer = _explorer(request)
+    before = _cursor(request.query_params.get("before", ""))
+    async with store.reading(explorer.pool) as db:
+        rows, following = await disputes.page_of(db, before=before)
+        convicted = await disputes.convictions(db)
+    return page(
+        "disputes.html",
+        here="/ui/disputes",
+        network=explorer.config.network,
+        rows=rows,
+        first=before is None,
+        following=following,
+        convicted=convicted,
+        where=disputes.where,
+    )
+
+
+@router.get("/disputes/{game}")
+async def game(request: Request, game: str) -> Response:
+    """One game: a ladder of moves, the verdict, the bond."""
+    explorer = _explorer(request)
+    async with store.reading(explorer.pool) as db:
+        found = await disputes.game_of(db, _game(game))
+    if found is None:
+        raise NotFound("dispute.unknown", "no such game", field="game")
+    return page("dispute.html", here="/ui/disputes", network=explorer.config.network, game=found, plots=plots)
 
 
 @router.get("/operators")
@@ -245,6 +290,7 @@ async def operators(request: Request) -> Response:
     tallies, draws = await explorer.kept("tallies", explorer.tallies)
     async with store.reading(explorer.pool) as db:
         rows = await store.operator_rows(db)
+        convicted = {row["node_id"] for row in await disputes.convictions(db)}
     shown = [(row, tallies.get(row["node_id"], figures.Tally())) for row in rows]
     max_range = explorer.registry.network.max_range
     return page(
@@ -252,6 +298,7 @@ async def operators(request: Request) -> Response:
         here="/ui/operators",
         network=explorer.config.network,
         rows=shown,
+        convicted=convicted,
         scale=max(
             (max(t.selected_per_mille(), t.expected_per_mille(max_range)) for _, t in shown), default=0
         ),
@@ -273,6 +320,7 @@ async def operator(request: Request, node_id: str) -> Response:
             raise NotFound("operator.unknown", "no admitted operator has this address", field="node_id")
         receipts = await store.operator_receipts(db, node_id)
         names = {model["model_id"]: model["name"] for model in await store.models(db)}
+        convicted = await disputes.convictions(db, node_id)
     return page(
         "operator.html",
         here="/ui/operators",
@@ -281,6 +329,7 @@ async def operator(request: Request, node_id: str) -> Response:
         tally=tallies.get(node_id, figures.Tally()),
         draws=draws,
         receipts=receipts,
+        convicted=convicted,
         models=[(names.get(model_id, ""), model_id) for model_id in row["models"]],
         connected=node_id in request.app.state.links.connected(),
         max_range=explorer.registry.network.max_range,
@@ -371,23 +420,31 @@ async def content(
 
 @data_router.get("/events")
 async def events(request: Request) -> Response:
-    """Server-sent events `changed`: of the network, or of the job that ``of`` names. They carry nothing: the page asks anew."""
+    """Server-sent events `changed`: of the network, of the job that ``of`` names, or of the dispute that ``game`` names.
+    They carry nothing: the page asks anew."""
     explorer = _explorer(request)
-    name = request.query_params.get("of", "")
-    job_id = (await _job_id(explorer, name))[0] if name else ""
-    explorer.streams.check(job_id)
-    headers = {**SECURITY, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_changes(explorer, job_id), media_type="text/event-stream", headers=headers)
+    name, played = request.query_params.get("of", ""), request.query_params.get("game", "")
+    game = _game(played) if played else b""
+    job_id = (await _job_id(explorer, name))[0] if name and not game else ""
+    followed = played or job_id
+    explorer.streams.check(followed)
 
-
-async def _changes(explorer: Explorer, job_id: str) -> AsyncIterator[str]:
     async def look() -> str:
-        if not job_id:
+        if not followed:
             return await explorer.mark()
         async with store.reading(explorer.pool) as db:
-            return await store.job_mark(db, job_id)
+            return await (disputes.mark(db, game) if game else store.job_mark(db, job_id))
 
-    with explorer.streams.counted(job_id):
+    headers = {**SECURITY, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(
+        _changes(explorer, followed, look), media_type="text/event-stream", headers=headers
+    )
+
+
+async def _changes(
+    explorer: Explorer, followed: str, look: Callable[[], Awaitable[str]]
+) -> AsyncIterator[str]:
+    with explorer.streams.counted(followed):
         try:
             seen, quiet = await look(), 0
             yield "retry: 3000\nevent: open\ndata: \n\n"

@@ -45,7 +45,8 @@ async def recent(db: Connection) -> list[Record]:
            FROM (SELECT * FROM job WHERE created_at > now() - interval '24 hours' ORDER BY created_at DESC LIMIT $1) j
            JOIN run u ON u.job_id = j.job_id AND u.position <> 'before'
            LEFT JOIN LATERAL (
-               SELECT min(s.outcome) AS outcome, count(*) AS agreeing, min(s.created_at) AS ended,
+               SELECT min(s.outcome) FILTER (WHERE s.outcome NOT IN ('convicted', 'withheld')) AS outcome,
+                      count(*) FILTER (WHERE s.outcome NOT IN ('convicted', 'withheld')) AS agreeing, min(s.created_at) AS ended,
                       min(c.core::json #>> '{statement,tee}') AS tee
                FROM result s JOIN receipt c USING (receipt_id)
                WHERE s.job_id = j.job_id AND s.position <> 'before' HAVING count(*) > 0) r ON true
@@ -184,12 +185,14 @@ async def models(db: Connection) -> list[Record]:
 
 
 async def network_mark(db: Connection) -> str:
-    """A text that changes when a job is accepted, moves on or ends."""
+    """A text that changes when a job is accepted, moves on or ends, and with every move and verdict of a dispute."""
     row = await db.fetchrow(
         """SELECT (SELECT max(run_id) FROM run) AS last, (SELECT max(seq) FROM result) AS results,
                   (SELECT string_agg(state || n, ',' ORDER BY state) FROM (
                       SELECT state, count(*) AS n FROM run WHERE state IN
-                      ('created', 'drawing', 'drawn', 'running', 'checking', 'committed') GROUP BY state) s) AS open"""
+                      ('created', 'drawing', 'drawn', 'running', 'checking', 'committed') GROUP BY state) s) AS open,
+                  (SELECT max(seq) FROM dispute_game) AS games, (SELECT count(*) FROM conviction) AS convicted,
+                  (SELECT string_agg(mover || deadline, ',' ORDER BY seq) FROM dispute_game WHERE state = 'open') AS moves"""
     )
     return json.dumps(list(row))
 
@@ -198,7 +201,9 @@ async def job_mark(db: Connection, job_id: str) -> str:
     """A text that changes when one of the job's runs moves on or a receipt comes."""
     row = await db.fetchrow(
         """SELECT (SELECT string_agg(state || attempt, ',' ORDER BY run_id) FROM run WHERE job_id = $1) AS runs,
-                  (SELECT count(*) FROM receipt WHERE job_id = $1) AS receipts""",
+                  (SELECT count(*) FROM receipt WHERE job_id = $1) AS receipts,
+                  (SELECT string_agg(g.state || g.mover, ',' ORDER BY g.seq) FROM dispute_game g JOIN receipt c
+                   USING (receipt_id) WHERE c.job_id = $1) AS games""",
         job_id,
     )
     return json.dumps(list(row))

@@ -70,9 +70,22 @@ def time_line(job: Row, runs: Sequence[Row], attempts: Sequence[Row], seats: Seq
                 steps.append(
                     Step(what=f"Seat {seat['seat']} {seat['standing']}", node=seat["node_id"], tone="bad")
                 )
-        ended = next((seat for seat in held if seat["ended"]), None)
+        # What came out is what was not convicted, where anything was not.
+        ended = min(
+            (seat for seat in held if seat["ended"]), key=lambda s: s["outcome"] == "convicted", default=None
+        )
+        for seat in held:
+            if seat["outcome"] == "convicted":
+                steps.append(
+                    Step(
+                        what="Convicted in a dispute",
+                        detail=f"seat {seat['seat']}",
+                        node=seat["node_id"],
+                        tone="bad",
+                    )
+                )
         if ended is not None:
-            tone = "bad" if ended["outcome"] == "disputed" else "good"
+            tone = "bad" if ended["outcome"] in ("disputed", "convicted") else "good"
             steps.append(Step(what=f"Outcome: {ended['outcome']}", at=ended["ended"], tone=tone))
         if attempt["failure"]:
             steps.append(Step(what=f"Attempt {number} failed", tone="bad"))
