@@ -43,7 +43,7 @@ NAV: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Understand", ("docs/architecture.md", "docs/threat-model.md", "docs/log.md")),
     ("Specification", ("docs/spec/*.md",)),
     ("Decisions", ("docs/adr/*.md",)),
-    ("Project", ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ("Project", ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "packages/*/README.md")),
 )
 OWN_STYLE = Path(__file__).with_name("site.css")
 
@@ -192,7 +192,7 @@ def openapi() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "config.yaml"
         shutil.copy(ROOT / "docs/template/config-dispatcher.yaml", config)
-        for name in ("signer.key", "vrf.key", "beacon.seed"):
+        for name in ("signer.key", "vrf.key", "log.key", "beacon.seed"):
             (config.parent / name).write_text(secrets.token_hex(32))
             (config.parent / name).chmod(0o600)
         document: dict[str, Any] = create_app(load_config(config, environment={})).openapi()

@@ -148,7 +148,12 @@ def environment_of(name: str) -> dict[str, str]:
 def test_the_dispatchers_environment_is_read_as_meant(tmp_path: Path) -> None:
     config = tmp_path / "config-dispatcher.yaml"
     shutil.copy(ROOT / "docs" / "template" / "config-dispatcher.yaml", config)
-    for file, key in (("signer.key", KEY), ("vrf.key", OTHER), ("beacon.seed", "33" * 32)):
+    for file, key in (
+        ("signer.key", KEY),
+        ("vrf.key", OTHER),
+        ("log.key", "44" * 32),
+        ("beacon.seed", "33" * 32),
+    ):
         (tmp_path / file).write_text(key)
         (tmp_path / file).chmod(0o600)
     found = load_dispatcher(config, environment=environment_of("dispatcher"))

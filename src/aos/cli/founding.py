@@ -15,7 +15,7 @@ from aos.cli import voice
 from aos.core.encoding import tagged_hash
 from aos.errors import ConfigError, InvalidMessage
 
-_KEYS = ("signer_key", "vrf_key", "beacon_seed_file")
+_KEYS = ("signer_key", "vrf_key", "log_key", "beacon_seed_file")
 
 
 def found(config: Path, models: list[Path], *, epoch_ms: int, project: str) -> dict[str, Any]:

@@ -133,6 +133,9 @@ async def found_first_network(
         "tee_roots": [encode(root) for root in config.tee_roots],
         "tee_measurements": [encode(image) for image in config.tee_measurements],
         "policy": "default",
+        "log_key": network["log_key"],
+        "witnesses": [],
+        "witness_quorum": 0,
     }
 
 
