@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs neon sanitize constraints clean
+.PHONY: help setup demo demo-chain test lint docs chain-tools contracts neon sanitize constraints clean
 
 READY := .venv/.ready
 CLIENTS := .venv/.clients
@@ -13,11 +13,14 @@ endif
 
 help:
 	@echo "make demo         start a network on this machine, ask it, check the receipts"
+	@echo "make demo-chain   the same with stakes and ranges in a contract, on a real Ethereum node"
 	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
 	@echo "make lint         ruff and mypy only"
 	@echo "make docs         the documentation as a site in site/; a broken link ends it"
 	@echo "make neon         the ARM build of the engine against the vectors, under an emulator"
 	@echo "make sanitize     the engine against the vectors with the compiler's sanitizers"
+	@echo "make contracts    compile the contracts; their artefacts are checked in"
+	@echo "make chain-tools  the contracts' compiler and a real test node, from npm, below contracts/"
 	@echo "make setup        only make .venv (PYTHON= chooses the interpreter)"
 	@echo "make constraints  pin what .venv holds now"
 	@echo "make clean        remove .venv and caches; never a state directory"
@@ -30,6 +33,9 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh native/CMakeLists.txt 
 
 demo: $(READY)
 	@$(BIN)/aos demo
+
+demo-chain: $(READY) chain-tools
+	@$(BIN)/aos demo-chain
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -54,10 +60,19 @@ neon: $(READY)
 sanitize: $(READY)
 	$(BIN)/python scripts/native_check.py --sanitize address,undefined
 
+chain-tools: contracts/node_modules/.ready
+
+contracts/node_modules/.ready: contracts/package-lock.json
+	cd contracts && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+contracts: chain-tools
+	cd contracts && node compile.mjs
+
 constraints:
 	@{ echo "# Every version that make setup installs. Made by make constraints."; \
 	   $(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable; } > constraints.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv contracts/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

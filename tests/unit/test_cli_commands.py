@@ -115,6 +115,7 @@ GROUPS = [
     "operator",
     "dispatcher",
     "registry",
+    "chain",
     "project",
     "config",
     "log",
@@ -132,6 +133,7 @@ def test_the_commands_that_the_product_names_are_there() -> None:
         "registry list|registry admit"
     )
     named += "|log checkpoint|log show|log watch|log convict|log promise|log key|log witness"
+    named += "|chain deploy|chain status|operator stake|operator exit|demo-chain"
     assert set(named.split("|")) == set(LEAVES)
 
 

@@ -98,6 +98,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
             app.state.attestation = attestation
             signing = asyncio.create_task(registry.keep_signing())
+            sending = None if registry.chain is None else asyncio.create_task(registry.chain.keep())
             webhooks = Webhooks(pool, config, told=metrics.webhook)
             arithmetic = Canonical(check_with_tokenizer)
             ending = Ending(pool, config, clock, events, runs.moves, arithmetic=arithmetic, now_ms=now_ms)
@@ -131,6 +132,8 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 yield
             finally:
                 signing.cancel()
+                if sending is not None:
+                    sending.cancel()
                 judging.cancel()
                 for task in logging:
                     task.cancel()
@@ -140,6 +143,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 await webhooks.stop()
                 await runs.stop()
                 await links.close()
+                await registry.close()
         finally:
             await pool.close()
 

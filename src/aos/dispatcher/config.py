@@ -85,6 +85,18 @@ class LogSettings(BaseModel):
     witnesses: list[WitnessSettings] = Field(default_factory=list, max_length=64)
 
 
+class Chain(BaseModel):
+    """The chain whose OperatorRegistry says who has which range (docs/chain.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rpc_url: str = Field(repr=False)
+    chain_id: int = Field(ge=1, lt=1 << 53)
+    operator_registry: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
+    max_fee_gwei: int = Field(200, ge=1, le=1_000_000)
+    beacon: bool = False
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -106,6 +118,7 @@ class _Settings(BaseModel):
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
     log: LogSettings = Field(default_factory=lambda: LogSettings.model_validate({}))
+    chain: Chain | None = None
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
     max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
@@ -166,6 +179,8 @@ class DispatcherConfig:
     log: LogSettings
     witnesses: tuple[NoteKey, ...]
     """The keys of ``log.witnesses``, in their order."""
+    chain: Chain | None
+    """None: the registry is this dispatcher's own."""
     rerun_quota: int
     max_tokens_limit: int
     max_open_runs: int
@@ -246,6 +261,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         disputes=settings.disputes,
         log=settings.log,
         witnesses=_witnesses(settings.log),
+        chain=settings.chain,
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
         max_open_runs=settings.max_open_runs,
