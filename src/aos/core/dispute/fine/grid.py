@@ -90,7 +90,9 @@ class Op:
 
     ``trap``: the op's number in rule 10, 0 for an op that it does not check. ``part``: the part of the unit's payload
     that ``state_root`` commits to whose tiles these are, tile for tile. ``demanded``: what its one tile must be in every
-    unit that did not trap. ``whole``: of the ops with the most tiles, what they compute.
+    unit that did not trap. ``whole``: of the ops with the most tiles, what they compute. ``element``: the bytes of a part
+    of a tile that is judged alone (docs/spec/16-chain-disputes.md), 0 for the whole tile; ``by_value``: from the operands of
+    its value alone, else from those of the tile.
     """
 
     name: str
@@ -101,6 +103,8 @@ class Op:
     part: int | None = None
     demanded: bytes | None = None
     whole: Product | Scores | Mix | None = None
+    element: int = 4
+    by_value: bool = False
 
     def tiles_of(self, group: int, first: int, end: int) -> range:
         """The trace's tiles that hold values ``first`` … ``end`` - 1 of a group."""
@@ -130,6 +134,8 @@ class OpList:
         part: int | None = None,
         demanded: bytes | None = None,
         whole: Product | Scores | Mix | None = None,
+        element: int = 4,
+        by_value: bool = False,
     ) -> Op:
         """List the next op."""
         op = Op(
@@ -141,6 +147,8 @@ class OpList:
             part=part,
             demanded=demanded,
             whole=whole,
+            element=element,
+            by_value=by_value,
         )
         self.ops.append(op)
         self.n_tiles += grid.tiles
@@ -167,7 +175,7 @@ class OpList:
             return bytes([not all([operands.finite_tile(tile) for tile in tiles])])
 
         values = -(-checked.grid.tiles // at_once)
-        return self.add(f"{checked.name}.finite", Grid(values=values, tile=1, size=1), flag)
+        return self.add(f"{checked.name}.finite", Grid(values=values, tile=1, size=1), flag, element=1)
 
 
 class UnitShape:
