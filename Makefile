@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint neon sanitize constraints clean
+.PHONY: help setup demo test lint chain-tools contracts neon sanitize constraints clean
 
 READY := .venv/.ready
 CLIENTS := .venv/.clients
@@ -17,6 +17,8 @@ help:
 	@echo "make lint         ruff and mypy only"
 	@echo "make neon         the ARM build of the engine against the vectors, under an emulator"
 	@echo "make sanitize     the engine against the vectors with the compiler's sanitizers"
+	@echo "make contracts    compile the contracts; their artefacts are checked in"
+	@echo "make chain-tools  the contracts' compiler and a real test node, from npm, below contracts/"
 	@echo "make setup        only make .venv (PYTHON= chooses the interpreter)"
 	@echo "make constraints  pin what .venv holds now"
 	@echo "make clean        remove .venv and caches; never a state directory"
@@ -50,10 +52,19 @@ neon: $(READY)
 sanitize: $(READY)
 	$(BIN)/python scripts/native_check.py --sanitize address,undefined
 
+chain-tools: contracts/node_modules/.ready
+
+contracts/node_modules/.ready: contracts/package-lock.json
+	cd contracts && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+contracts: chain-tools
+	cd contracts && node compile.mjs
+
 constraints:
 	@{ echo "# Every version that make setup installs. Made by make constraints."; \
 	   $(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable; } > constraints.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv contracts/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

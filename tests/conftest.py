@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from evm import Evm, Node, Revm
 
+from aos.adapters.embedded.anvil import EmbeddedAnvil, find_anvil
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.embedded.redis import EmbeddedRedis
 
@@ -16,6 +19,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 IN_CI = os.environ.get("AOS_CI") == "1"
 
 _numbers = itertools.count(1)
+
+
+def absent(reason: str) -> None:
+    """Skip the test, with the reason printed; in CI it fails."""
+    if IN_CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +42,7 @@ def shared_fixtures() -> Path:
     """
     path = REPOSITORY.parent / "shared" / "fixtures"
     if not path.is_dir():
-        reason = "the reference material is not here: ../shared/fixtures"
-        if IN_CI:
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent("the reference material is not here: ../shared/fixtures")
     return path
 
 
@@ -101,3 +108,37 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     """Address of the run's Redis, emptied for the test."""
     redis_server.flush()
     return redis_server.url()
+
+
+@pytest.fixture
+def revm() -> Revm:
+    """An EVM in this process, new for every test."""
+    if importlib.util.find_spec("pyrevm") is None:
+        absent("pyrevm is not installed (there are wheels for CPython up to 3.12 on x86-64)")
+    return Revm()
+
+
+@pytest.fixture(scope="session")
+def anvil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedAnvil]:
+    """One real Ethereum node for the whole run. Contracts are each test's own; the clock is everybody's."""
+    if find_anvil() is None:
+        absent("anvil is not installed: make chain-tools")
+    node = EmbeddedAnvil(tmp_path_factory.mktemp("anvil"))
+    node.start()
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def node(anvil: EmbeddedAnvil) -> Iterator[Node]:
+    """The node as an EVM: for gas, and for what only a real one does."""
+    node = Node(anvil.url)
+    yield node
+    node.close()
+
+
+@pytest.fixture(params=["revm", "anvil"])
+def evm(request: pytest.FixtureRequest) -> Evm:
+    """Either EVM: a test that takes this runs in both."""
+    chosen: Evm = request.getfixturevalue("revm" if request.param == "revm" else "node")
+    return chosen
