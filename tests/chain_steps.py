@@ -10,7 +10,7 @@ from aos.core.dispute.fine.element import check_element
 from aos.core.dispute.fine.onchain import FAULTS, context_words
 from aos.errors import VerificationError
 
-STEPS = ("StepNorm", "StepProduct", "StepAttention", "StepElement", "StepTail")
+STEPS = ("StepNorm", "StepProduct", "StepAttention", "StepElement", "StepLogits", "StepSampler")
 CONTEXT_BYTES = 33 * 32
 CHECK = (
     "check((" + ",".join(["bytes32"] * 8 + ["uint256"] * 25) + "),uint256,uint256,uint256,bytes)"

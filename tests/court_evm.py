@@ -9,14 +9,16 @@ import pytest
 
 from aos.core.signing import keccak256
 
-ARTIFACTS = Path(__file__).resolve().parents[1] / "contracts" / "artifacts"
+ROOT = Path(__file__).resolve().parents[1]
+ARTIFACTS = (ROOT / "src/aos/adapters/chain/artifacts", ROOT / "contracts/test/artifacts", ROOT / "contracts/artifacts")
 SENDER = "0x00000000000000000000000000000000000000a0"
 GAS = 2**40
 
 
 def artifact(name: str) -> dict[str, Any]:
     """A contract's artefact."""
-    loaded: dict[str, Any] = json.loads((ARTIFACTS / f"{name}.json").read_text())
+    path = next(folder / f"{name}.json" for folder in ARTIFACTS if (folder / f"{name}.json").is_file())
+    loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 import {F32} from "./F32.sol";
 
@@ -112,19 +112,19 @@ library Blocks {
                 if (kind == 13) w |= ((word(row + 16) >> k) & ONES) << 4;
                 return (w, 0, d, step, offset, count);
             }
-            uint256 at = row + 2;
+            uint256 here = row + 2;
             if (kind & 1 != 0) {
-                offset = F32.fromHalf(half(at));
+                offset = F32.fromHalf(half(here));
                 count = 1;
-                at += 2;
+                here += 2;
             } else {
                 bias = kind == 2 ? 8 : 16;
             }
             if (kind >= 6) {
-                w = _fifthBits(word(at) >> 224);
-                at += 4;
+                w = _fifthBits(word(here) >> 224);
+                here += 4;
             }
-            uint256 p = word(at) & HIGH;
+            uint256 p = word(here) & HIGH;
             w |= (p & NIBBLES) | ((p >> 4 & NIBBLES & HIGH) >> 128);
         }
     }

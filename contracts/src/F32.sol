@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 /// @title IEEE 754 binary32 as docs/spec/07-inference.md, rule 0, writes it
 /// @notice Round to nearest even, one rounding per operation, no fused multiply-add, subnormals kept. A value is its bit

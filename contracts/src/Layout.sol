@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
-import {Context} from "./interfaces/IStep.sol";
+import {Context} from "./IStep.sol";
 
 /// @title The operations of a unit and the numbers of their tiles (docs/spec/11-trace.md), and the sizes of a run's tree (07)
 /// @dev An operation is a word: first tile, groups, values of a group, values of a tile, bytes of a value, bytes of a value

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 /// @title SHA-256 over the trees of RFC 9162 and the tagged hashes of docs/spec/01-encoding.md
 library Sha {
     /// @dev SHA-256 of memory.
-    function raw(uint256 at, uint256 size) internal view returns (bytes32 h) {
+    function raw(uint256 here, uint256 size) internal view returns (bytes32 h) {
         assembly ("memory-safe") {
-            if iszero(staticcall(gas(), 2, at, size, 0, 32)) { revert(0, 0) }
+            if iszero(staticcall(gas(), 2, here, size, 0, 32)) { revert(0, 0) }
             h := mload(0)
         }
     }
@@ -14,11 +14,11 @@ library Sha {
     /// @return h SHA-256(0x01 ‖ left ‖ right).
     function node(bytes32 left, bytes32 right) internal view returns (bytes32 h) {
         assembly ("memory-safe") {
-            let at := mload(64)
-            mstore8(at, 1)
-            mstore(add(at, 1), left)
-            mstore(add(at, 33), right)
-            if iszero(staticcall(gas(), 2, at, 65, 0, 32)) { revert(0, 0) }
+            let here := mload(64)
+            mstore8(here, 1)
+            mstore(add(here, 1), left)
+            mstore(add(here, 33), right)
+            if iszero(staticcall(gas(), 2, here, 65, 0, 32)) { revert(0, 0) }
             h := mload(0)
         }
     }
@@ -26,17 +26,17 @@ library Sha {
     /// @return h SHA-256(0x00 ‖ tag ‖ calldata); the tag is left-aligned.
     function leaf(bytes32 tag, uint256 tagSize, uint256 offset, uint256 size) internal view returns (bytes32 h) {
         assembly ("memory-safe") {
-            let at := mload(64)
-            mstore8(at, 0)
-            mstore(add(at, 1), tag)
-            calldatacopy(add(add(at, 1), tagSize), offset, size)
-            if iszero(staticcall(gas(), 2, at, add(add(size, tagSize), 1), 0, 32)) { revert(0, 0) }
+            let here := mload(64)
+            mstore8(here, 0)
+            mstore(add(here, 1), tag)
+            calldatacopy(add(add(here, 1), tagSize), offset, size)
+            if iszero(staticcall(gas(), 2, here, add(add(size, tagSize), 1), 0, 32)) { revert(0, 0) }
             h := mload(0)
         }
     }
 
     /// @return h SHA-256(0x00 ‖ entry).
-    function leafOf(bytes memory entry) internal view returns (bytes32 h) {
+    function leafOf(bytes memory entry) internal pure returns (bytes32 h) {
         return sha256(abi.encodePacked(bytes1(0), entry));
     }
 

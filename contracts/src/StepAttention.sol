@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 import {F32} from "./F32.sol";
 import {Layout} from "./Layout.sol";
@@ -67,9 +67,9 @@ contract StepAttention is StepBase {
                     uint256 bytes_ = 2 * (Layout.least(tile * 256 + 256, left + width) - start);
                     for (uint256 i = 0; i < offsets.length; ++i) {
                         uint256 offset = offsets[i] + 2 * (start - tile * 256);
-                        uint256 at = 2 * (width * i + start - left);
+                        uint256 here = 2 * (width * i + start - left);
                         assembly ("memory-safe") {
-                            calldatacopy(add(add(data, 32), at), offset, bytes_)
+                            calldatacopy(add(add(data, 32), here), offset, bytes_)
                         }
                     }
                 }
@@ -81,10 +81,10 @@ contract StepAttention is StepBase {
             if (to > earlier) {
                 bytes memory here = _raw(p, own, 0, left, left + width);
                 if (!_finiteHalves(here, 2 * width)) p.poisoned = true;
-                uint256 at = 2 * width * (earlier - from);
-                if (from > earlier) at = 0;
+                uint256 here = 2 * width * (earlier - from);
+                if (from > earlier) here = 0;
                 assembly ("memory-safe") {
-                    mcopy(add(add(data, 32), at), add(here, 32), mload(here))
+                    mcopy(add(add(data, 32), here), add(here, 32), mload(here))
                 }
             }
         }
@@ -177,10 +177,10 @@ contract StepAttention is StepBase {
             let mask := 0x007c007c007c007c007c007c007c007c007c007c007c007c007c007c007c007c
             let more := 0x7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff7fff
             let top := 0x8000800080008000800080008000800080008000800080008000800080008000
-            let at := add(data, 32)
-            for { let end := add(at, size) } lt(at, end) { at := add(at, 32) } {
-                let w := mload(at)
-                let rest := sub(end, at)
+            let here := add(data, 32)
+            for { let end := add(here, size) } lt(here, end) { here := add(here, 32) } {
+                let w := mload(here)
+                let rest := sub(end, here)
                 if lt(rest, 32) { w := shl(sub(256, shl(3, rest)), shr(sub(256, shl(3, rest)), w)) }
                 good := and(good, eq(and(add(xor(and(w, mask), mask), more), top), top))
             }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 import {Blocks} from "./Blocks.sol";
 import {F32} from "./F32.sol";
-import {Context, IStep} from "./interfaces/IStep.sol";
+import {Context, IStep} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
 import {Sha} from "./Sha.sol";
 
@@ -25,6 +25,8 @@ abstract contract StepBase is IStep {
     uint256 internal constant COMMITMENT = 8;
     uint256 internal constant CUT = 9;
     uint256 internal constant TRAP = 10;
+    /// @dev As VALUE, of a tile that is all ones: maybe another of its elements makes it so.
+    uint256 internal constant ONES = 11;
 
     /// @dev Of the model's tensors: suffixes of "blk.N.", but for the last three.
     enum Tensor {
@@ -258,9 +260,9 @@ abstract contract StepBase is IStep {
                 uint256 tiles = (size + tileBytes - 1) / tileBytes;
                 size -= tile * tileBytes;
                 if (size > tileBytes) size = tileBytes;
-                uint256 at = _take(p, size);
-                offsets[i] = at;
-                bytes32 root = _path(p, Sha.leaf("", 0, at, size), tile, tiles);
+                uint256 here = _take(p, size);
+                offsets[i] = here;
+                bytes32 root = _path(p, Sha.leaf("", 0, here, size), tile, tiles);
                 bytes memory entry = abi.encodePacked("AOS/state-leaf/v2", bytes1(0), uint32(position + i), uint32(unit));
                 for (uint256 each = 0; each < parts; ++each) {
                     entry = abi.encodePacked(entry, each == part ? root : _hash(p));
@@ -426,7 +428,7 @@ abstract contract StepBase is IStep {
             )
         );
         if (root != p.c.unitRoot) revert Fault(PATH);
-        if (!right) revert Fault(VALUE);
+        if (!right) revert Fault(p.poisoned || !_allOnes(offset, tileSize) ? VALUE : ONES);
         if (committed) {
             uint256 part = Layout.part(word);
             bytes32 wanted = part == 1 ? p.c.partRoot0 : part == 2 ? p.c.partRoot1 : p.c.partRoot2;
@@ -480,11 +482,11 @@ abstract contract StepBase is IStep {
 
     // --- bytes
 
-    function _take(Proof memory p, uint256 size) internal pure returns (uint256 at) {
+    function _take(Proof memory p, uint256 size) internal pure returns (uint256 here) {
         unchecked {
-            at = p.cursor;
-            if (size > p.end - at) revert Fault(LENGTH);
-            p.cursor = at + size;
+            here = p.cursor;
+            if (size > p.end - here) revert Fault(LENGTH);
+            p.cursor = here + size;
         }
     }
 
@@ -532,14 +534,14 @@ abstract contract StepBase is IStep {
             let mask := 0x0000807f0000807f0000807f0000807f0000807f0000807f0000807f0000807f
             let add_ := 0x7fffffff7fffffff7fffffff7fffffff7fffffff7fffffff7fffffff7fffffff
             let top := 0x8000000080000000800000008000000080000000800000008000000080000000
-            let at := add(data, 32)
-            let end := add(at, and(mload(data), not(31)))
-            for {} lt(at, end) { at := add(at, 32) } {
-                good := and(good, eq(and(add(xor(and(mload(at), mask), mask), add_), top), top))
+            let here := add(data, 32)
+            let end := add(here, and(mload(data), not(31)))
+            for {} lt(here, end) { here := add(here, 32) } {
+                good := and(good, eq(and(add(xor(and(mload(here), mask), mask), add_), top), top))
             }
             let rest := and(mload(data), 31)
             if rest {
-                let w := shl(sub(256, shl(3, rest)), shr(sub(256, shl(3, rest)), mload(at)))
+                let w := shl(sub(256, shl(3, rest)), shr(sub(256, shl(3, rest)), mload(here)))
                 good := and(good, eq(and(add(xor(and(w, mask), mask), add_), top), top))
             }
         }

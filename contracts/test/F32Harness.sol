@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 import {F32} from "../src/F32.sol";
 
@@ -14,8 +14,8 @@ contract F32Harness {
             uint256 b = uint32(bytes4(operands[8 * i + 4:]));
             uint256 r = apply_(op, a, b);
             assembly ("memory-safe") {
-                let at := add(add(results, 32), mul(4, i))
-                mstore(at, or(shl(224, r), shr(32, shl(32, mload(at)))))
+                let here := add(add(results, 32), mul(4, i))
+                mstore(here, or(shl(224, r), shr(32, shl(32, mload(here)))))
             }
         }
     }

@@ -21,6 +21,7 @@ FAULTS = (
     "tile.commitment",
     "tile.cut",
     "tile.trap",
+    "tile.value",
 )
 """Codes of ``check_element`` by the contract's number; 0: it holds."""
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 /// @notice What a one-step rule knows before it sees a proof. Model, run, place, and what the claimant signed.
 /// @param partRoot0 Root of the unit's first part as `stateRoot` commits it, then those of the others; zero where it

@@ -1,25 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity ^0.8.28;
+pragma solidity 0.8.37;
 
 import {F32} from "./F32.sol";
 import {Layout} from "./Layout.sol";
 import {StepBase} from "./StepBase.sol";
 
-/// @title Logits and sampler (docs/spec/07-inference.md, rule 9; docs/spec/11-trace.md, "Tail", "Sampler")
-contract StepTail is StepBase {
+/// @title The choice of a token (docs/spec/07-inference.md, rule 9; docs/spec/11-trace.md, "Sampler")
+contract StepSampler is StepBase {
     uint256 private constant NONE = 0xffffffff;
     uint256 private constant MILLION = 1_000_000;
 
-    function _compute(Proof memory p, uint256 size) internal view override returns (bytes memory) {
+    function _compute(Proof memory p, uint256) internal view override returns (bytes memory) {
         uint256 op = p.op;
-        if (p.c.unit <= p.c.nLayers || op < Layout.LOGITS || op >= (p.c.temperature == 0 ? Layout.GREEDY_OPS : Layout.SAMPLED_OPS)) {
-            revert OtherStep();
-        }
-        if (op == Layout.LOGITS) return _floats(p, Layout.PRODUCT, 0, p.first, p.last);
-        if (op == Layout.SEEN) return _seen(p, size);
-        if (op == Layout.ADJUSTED) return _adjusted(p);
-        if (op == Layout.LARGEST_CHUNKS) return _largestOfChunk(p);
-        if (op == Layout.LARGEST) return _largest(p);
+        uint256 end = p.c.temperature == 0 ? Layout.GREEDY_OPS : Layout.SAMPLED_OPS;
+        if (p.c.unit <= p.c.nLayers || op < Layout.WEIGHTS || op >= end) revert OtherStep();
         if (p.c.temperature == 0) {
             (, uint256 id) = _readLargest(p);
             return _le(id);
@@ -38,82 +32,12 @@ contract StepTail is StepBase {
         return _token(p);
     }
 
-    // --- both temperatures
-
-    function _seen(Proof memory p, uint256 size) private view returns (bytes memory bits) {
-        unchecked {
-            uint256 low = p.group * 8192;
-            uint256 high = Layout.least(low + 8192, p.c.nVocab);
-            if (p.first != 0) bits = _raw(p, Layout.SEEN, p.group, p.first - 1, p.first);
-            else bits = new bytes(size);
-            uint256 end = Layout.least(1024 * p.last, p.c.position + 1);
-            for (uint256 at = 1024 * p.first; at < end; at += 64) {
-                (uint256 offset,) = _tokenTile(p, at / 64);
-                uint256 n = Layout.least(64, end - at);
-                for (uint256 i = 0; i < n; ++i) {
-                    uint256 id = _number(offset + 4 * i);
-                    if (id < low || id >= high) continue;
-                    id -= low;
-                    bits[id / 8] = bits[id / 8] | bytes1(uint8(1 << (id % 8)));
-                }
-            }
-        }
-    }
-
-    function _adjusted(Proof memory p) private view returns (bytes memory data) {
-        unchecked {
-            data = _floats(p, Layout.LOGITS, 0, p.first, p.last);
-            if (p.poisoned) return data;
-            uint256 x = _at(data, 0);
-            uint256 segments = Layout.values(p.ops[Layout.SEEN]);
-            bytes memory bits = _raw(p, Layout.SEEN, p.first / 8192, segments - 1, segments);
-            uint256 bit = p.first % 8192;
-            if (p.c.repeatPenalty != MILLION && uint8(bits[bit / 8]) >> (bit % 8) & 1 != 0) {
-                uint256 factor = _millionths(p.c.repeatPenalty);
-                x = F32.lt(0, x) ? F32.div(x, factor) : F32.mul(x, factor);
-            }
-            if (p.c.temperature != 0) x = F32.div(x, _millionths(p.c.temperature));
-            return _le(x);
-        }
-    }
-
-    function _largestOfChunk(Proof memory p) private view returns (bytes memory data) {
-        unchecked {
-            uint256 from = 256 * p.first;
-            data = _chunk(p, Layout.ADJUSTED, p.first);
-            if (p.poisoned) return data;
-            uint256 best;
-            for (uint256 i = 1; 4 * i < data.length; ++i) {
-                if (F32.lt(_at(data, best), _at(data, i))) best = i;
-            }
-            return abi.encodePacked(_le(_at(data, best)), _le(from + best));
-        }
-    }
-
-    function _largest(Proof memory p) private view returns (bytes memory data) {
-        unchecked {
-            uint256 chunks = Layout.values(p.ops[Layout.LARGEST_CHUNKS]);
-            data = _raw(p, Layout.LARGEST_CHUNKS, 0, 0, chunks);
-            uint256 best;
-            for (uint256 i = 0; i < chunks; ++i) {
-                if (!F32.isFinite(_at(data, 2 * i))) {
-                    p.poisoned = true;
-                    return data;
-                }
-                if (F32.lt(_at(data, 2 * best), _at(data, 2 * i))) best = i;
-            }
-            return abi.encodePacked(_le(_at(data, 2 * best)), _le(_at(data, 2 * best + 1)));
-        }
-    }
-
     function _readLargest(Proof memory p) private view returns (uint256 value, uint256 id) {
         bytes memory data = _raw(p, Layout.LARGEST, 0, 0, 1);
         value = _at(data, 0);
         id = _at(data, 1);
         if (!F32.isFinite(value)) p.poisoned = true;
     }
-
-    // --- the sampler
 
     function _weight(Proof memory p) private view returns (bytes memory data) {
         (uint256 m,) = _readLargest(p);
@@ -377,13 +301,13 @@ contract StepTail is StepBase {
             (uint256 m, uint256 before, uint256 after_) = _head(p);
             if (p.poisoned) return "";
             out = _buffer(p.last - p.first);
-            uint256 at;
+            uint256 here;
             if (p.first == 0) {
                 _put(out, 0, _draw(p));
                 _put(out, 1, m);
                 _put(out, 2, before);
                 _put(out, 3, after_);
-                at = 4;
+                here = 4;
             }
             uint256 chunks = Layout.values(p.ops[Layout.BEFORE_CHUNKS]);
             uint256 low = p.first == 0 ? 0 : p.first / 4 - 4;
@@ -393,7 +317,7 @@ contract StepTail is StepBase {
                 bytes memory data = _raw(p, Layout.BEFORE_CHUNKS, 0, low, end);
                 for (uint256 i = 0; i < end - low; ++i) {
                     _checkPrefix(p, data, i);
-                    _put(out, at++, _at(data, 6 * i + 1));
+                    _put(out, here++, _at(data, 6 * i + 1));
                 }
                 if (p.poisoned) return "";
             }
@@ -402,7 +326,7 @@ contract StepTail is StepBase {
                 bytes memory data = _raw(p, Layout.AFTER_CHUNKS, 0, low, high - chunks);
                 for (uint256 i = 0; i < high - chunks - low; ++i) {
                     _checkCut(p, data, i);
-                    _put(out, at++, _at(data, 3 * i + 1));
+                    _put(out, here++, _at(data, 3 * i + 1));
                 }
             }
         }
@@ -461,8 +385,8 @@ contract StepTail is StepBase {
     function _put(bytes memory data, uint256 i, uint256 w) private pure {
         w = _swapped(w) << 224;
         assembly ("memory-safe") {
-            let at := add(add(data, 32), shl(2, i))
-            mstore(at, or(w, shr(32, shl(32, mload(at)))))
+            let here := add(add(data, 32), shl(2, i))
+            mstore(here, or(w, shr(32, shl(32, mload(here)))))
         }
     }
 }
