@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from court_evm import GAS, SENDER, artifact, in_process, selector
+from evm import Deployed, Revm, deploy
 
 from aos.core.arithmetic.floats import to_half
 from aos.core.arithmetic.ops import exp
@@ -15,12 +15,16 @@ from aos.core.arithmetic.ops import exp
 U32 = npt.NDArray[np.uint32]
 AT_ONCE = 25_000
 NAN = 0x7FC00000
+# fmt: off
 SPECIAL = np.array(
-    [0, 1, 2, 0x7FFFFF, 0x800000, 0x800001, 0xFFFFFF, 0x1000000, 0x33800000, 0x33800001, 0x34000000]
-    + [0x3F7FFFFF, 0x3F800000, 0x3F800001, 0x40000000, 0x4B000000, 0x4B7FFFFF, 0x4B800000, 0x477FE000, 0x477FF000]
-    + [0x38800000, 0x387FC000, 0x33000000, 0x42AE0000, 0x42B00000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000],
+    [
+        0, 1, 2, 0x7FFFFF, 0x800000, 0x800001, 0xFFFFFF, 0x1000000, 0x33000000, 0x33800000, 0x33800001, 0x34000000,
+        0x387FC000, 0x38800000, 0x3F7FFFFF, 0x3F800000, 0x3F800001, 0x40000000, 0x42AE0000, 0x42B00000, 0x477FE000,
+        0x477FF000, 0x4B000000, 0x4B7FFFFF, 0x4B800000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000,
+    ],
     dtype=np.uint32,
 )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,10 @@ def patterns(rng: np.random.Generator, count: int) -> tuple[U32, U32]:
             (exponents(100, 154), exponents(100, 154)),  # near each other
             (exponents(0, 3), exponents(0, 3)),  # subnormal
             (a, a ^ np.uint32(0x80000000) ^ rng.integers(0, 4, count, dtype=np.uint32)),  # cancellation
-            (exponents(120, 134) & np.uint32(0xFFFFF000), exponents(108, 146) & np.uint32(0xFFFFF800)),  # ties
+            (
+                exponents(120, 134) & np.uint32(0xFFFFF000),
+                exponents(108, 146) & np.uint32(0xFFFFF800),
+            ),  # ties
             (exponents(40, 90), exponents(30, 90)),  # products among the subnormal numbers
             (rng.choice(special, count), rng.choice(special, count)),
             (uniform(), rng.choice(special, count)),
@@ -115,8 +122,7 @@ OPERATIONS: dict[str, tuple[int, Reference, Callable[[U32, U32], tuple[U32, U32]
 def differences(name: str, count: int, *, seed: int) -> Comparison:
     """Run one operation in the EVM and in the reference."""
     code, reference, domain = OPERATIONS[name]
-    evm = in_process()
-    address = evm.deploy(SENDER, bytes.fromhex(artifact("F32Harness")["bytecode"]))
+    harness = deploy(Revm(), "F32Harness")
     rng = np.random.default_rng([seed, code])
     a, b = domain(*patterns(rng, count))
     if name == "lt":
@@ -128,7 +134,10 @@ def differences(name: str, count: int, *, seed: int) -> Comparison:
     with np.errstate(all="ignore"):
         expected = reference(a, b)
     found = np.concatenate(
-        [_batch(evm, address, code, a[at : at + AT_ONCE], b[at : at + AT_ONCE]) for at in range(0, a.size, AT_ONCE)]
+        [
+            _batch(harness, code, a[at : at + AT_ONCE], b[at : at + AT_ONCE])
+            for at in range(0, a.size, AT_ONCE)
+        ]
     )
     wrong = np.flatnonzero(found != expected)
     magnitude = expected & np.uint32(0x7FFFFFFF)
@@ -141,9 +150,6 @@ def differences(name: str, count: int, *, seed: int) -> Comparison:
     )
 
 
-def _batch(evm: object, address: str, code: int, a: U32, b: U32) -> U32:
+def _batch(harness: Deployed, code: int, a: U32, b: U32) -> U32:
     operands = np.stack([a, b], axis=1).astype(">u4").tobytes()
-    head = code.to_bytes(32, "big") + (64).to_bytes(32, "big") + len(operands).to_bytes(32, "big")
-    data = selector("batch(uint256,bytes)") + head + operands + bytes(-len(operands) % 32)
-    result: bytes = evm.message_call(SENDER, address, calldata=data, gas=GAS)  # type: ignore[attr-defined]
-    return np.frombuffer(result[64 : 64 + 4 * a.size], dtype=">u4").astype(np.uint32)
+    return np.frombuffer(harness.read("batch", code, operands), dtype=">u4").astype(np.uint32)

@@ -79,12 +79,11 @@ contract StepAttention is StepBase {
                 }
             }
             if (to > earlier) {
-                bytes memory here = _raw(p, own, 0, left, left + width);
-                if (!_finiteHalves(here, 2 * width)) p.poisoned = true;
-                uint256 here = 2 * width * (earlier - from);
-                if (from > earlier) here = 0;
+                bytes memory own_ = _raw(p, own, 0, left, left + width);
+                if (!_finiteHalves(own_, 2 * width)) p.poisoned = true;
+                uint256 skipped = 2 * width * (earlier - from);
                 assembly ("memory-safe") {
-                    mcopy(add(add(data, 32), here), add(here, 32), mload(here))
+                    mcopy(add(add(data, 32), skipped), add(own_, 32), mload(own_))
                 }
             }
         }

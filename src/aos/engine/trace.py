@@ -27,9 +27,9 @@ from aos.core.dispute.fine.bounds import (
     unit_context,
     unit_shape,
 )
+from aos.core.dispute.fine.element import make_element_proof
 from aos.core.dispute.fine.grid import UnitShape
 from aos.core.dispute.fine.operands import Poisoned, UnitContext, WeightBlock
-from aos.core.dispute.fine.element import make_element_proof
 from aos.core.dispute.fine.tile import OpenedWeights, make_proof, recomputed
 from aos.core.dispute.state_opening import Place, StateOpening, StateTree, open_tokens
 from aos.core.dispute.state_tree import KEYS, TOKENS_A_TILE, tile_hashes, trap_leaf

@@ -85,9 +85,7 @@ def add_norm(
         x = source(operands, group, first, end)
         return packed((x * r) * operands.vector(weights, n, first, end))
 
-    return ops.add(
-        name, Grid(groups=groups, values=n, tile=TILE, size=4), output, trap=trap, by_value=True
-    )
+    return ops.add(name, Grid(groups=groups, values=n, tile=TILE, size=4), output, trap=trap, by_value=True)
 
 
 def add_quantised(ops: OpList, name: str, source: Source, n: int) -> Op:

@@ -83,7 +83,9 @@ def part_roots(unit: Unit) -> tuple[bytes, ...]:
     return tuple(tree_root(each) for each in hashes)
 
 
-def check_element(unit: Unit, claimed_root: bytes, index: int, element: int, shown: int, proof: bytes) -> None:
+def check_element(
+    unit: Unit, claimed_root: bytes, index: int, element: int, shown: int, proof: bytes
+) -> None:
     """Judge the claimant's proof of one element of a tile under its ``unit_root``; ``shown`` is the element that it
     chose to prove: another one only to show that the whole tile is all ones.
 
