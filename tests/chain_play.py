@@ -83,6 +83,7 @@ class Player:
         index = op.first + tile
         element = rng.randrange(element_count(trace.shape, index))
         lied = rng.random() < 0.6
+        committed = trace
         if lied:
             trace, element = self._lie(trace, index, element)
         game = Match(
@@ -91,6 +92,7 @@ class Player:
             trace=trace,
             position=trace.context.position,
             unit=trace.context.unit,
+            committed=committed,
             receipt=tile_hash(number.to_bytes(8, "big")),
         )
         game.open()

@@ -83,6 +83,8 @@ class Match:
     challenger: str = CHALLENGER
     expires: int = 2**40
     receipt: bytes = b"\x07" * 32
+    committed: UnitTrace | None = None
+    """The trace of what the state root commits to, where the claimant's is another."""
     gas: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
@@ -91,7 +93,8 @@ class Match:
         self.claim_id = self.world.court.read("claimHash", self.claim)
         self.signature = sign(self.world, self.claim_id)
         self.id = self.world.court.read("gameId", self.claim_id, self.challenger)
-        self.opened: Unit = opened(self.trace)
+        committed = self.committed or self.trace
+        self.opened: Unit = opened(committed)
         self.shape = TreeShape(self.trace.shape.n_tiles)
         self.hashes = list(self.trace.tile_hashes)
         params = {k: v for k, v in asdict(self.run.known.run.params).items() if k != "seed"}  # type: ignore[call-overload]
@@ -106,7 +109,7 @@ class Match:
             params["top_k"],
             params["top_p"],
         )
-        self.bounds = chain_bounds(self.trace.bounds, self.run.known.run, self.position, self.unit)
+        self.bounds = chain_bounds(committed.bounds, self.run.known.run, self.position, self.unit)
 
     def note(self, name: str, done: Done) -> Done:
         """Remember what a move cost."""

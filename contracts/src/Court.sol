@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {F32} from "./F32.sol";
 import {IOperatorRegistry} from "./IOperatorRegistry.sol";
 import {Context, IStep} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
@@ -245,7 +244,7 @@ contract Court {
         require(length == siblings.length && length < 32 && length > 0, NoSuchNode());
         for (uint256 i = 1; i <= length; ++i) {
             require(to - from > 1, NoSuchNode());
-            uint256 middle = from + (uint256(1) << F32.msb(to - from - 1));
+            uint256 middle = from + Layout.split(to - from);
             if ((path >> (length - i)) & 1 != 0) from = middle;
             else to = middle;
             (level, from, to) = _normal(tree, level, from, to);
@@ -465,9 +464,7 @@ contract Court {
         returns (uint256, uint256, uint256)
     {
         while (to - from == 1 && level < tree[3]) {
-            from *= tree[level];
-            to = Layout.least(from + tree[level], Layout.nodes(tree, level + 1));
-            ++level;
+            (level, from, to) = Layout.below(tree, level, from);
         }
         return (level, from, to);
     }
@@ -497,7 +494,7 @@ contract Court {
             require(used < children.length, NotTheNode());
             return (children[used], used + 1);
         }
-        uint256 middle = from + (uint256(1) << F32.msb(to - from - 1));
+        uint256 middle = from + Layout.split(to - from);
         (bytes32 left, uint256 next) = _below(tree, level, from, middle, halvings - 1, children, used);
         (bytes32 right, uint256 last) = _below(tree, level, middle, to, halvings - 1, children, next);
         return (Sha.node(left, right), last);

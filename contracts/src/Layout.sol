@@ -81,6 +81,8 @@ library Layout {
 
     uint256 private constant BY_VALUE = 1;
     uint256 private constant DEMANDED = 2;
+    /// @dev One group, one value a tile, one byte a value: an element.
+    uint256 private constant ONE_BYTE = 0x1000000000000000100000001000000000000000000000100;
 
     struct List {
         uint256[] ops;
@@ -245,8 +247,13 @@ library Layout {
     function find(uint256[] memory ops, uint256 index) internal pure returns (uint256 op) {
         unchecked {
             if (index >= count(ops)) revert NoSuchTile();
-            op = ops.length - 1;
-            while (index < first(ops[op]) || groups(ops[op]) == 0) --op;
+            op = ops.length;
+            assembly ("memory-safe") {
+                // The last one that begins at or before the tile; one without tiles is followed by one that begins there.
+                let here := add(ops, shl(5, op))
+                for {} lt(index, shr(224, mload(here))) { here := sub(here, 32) } {}
+                op := sub(shr(5, sub(here, ops)), 1)
+            }
         }
     }
 
@@ -268,7 +275,8 @@ library Layout {
     function unitOps(Context memory c) internal pure returns (uint256[] memory ops) {
         unchecked {
             List memory l;
-            l.ops = new uint256[](80);
+            ops = new uint256[](80);
+            l.ops = ops;
             uint256[51] memory sizes = _sizes(c);
             if (c.unit == 0) {
                 _append(l, sizes, EMBEDDING);
@@ -279,17 +287,34 @@ library Layout {
                 _append(l, sizes, c.temperature == 0 ? GREEDY : SAMPLED);
             }
             uint256 n = l.count;
-            for (uint256 i = 0; i < n; ++i) {
-                uint256 word = l.ops[i];
-                if (trap(word) == 0 || groups(word) == 0) continue;
-                uint256 flags = (tiles(word) + flagged(word) - 1) / flagged(word);
-                _add(l, 1 << 192 | flags << 160 | 1 << 128 | 1 << 96 | 1 << 8);
-            }
-            _add(l, 1 << 192 | 1 << 160 | 1 << 128 | 4 << 96 | 4 << 8);
-            ops = l.ops;
-            n = l.count;
+            uint256 all = l.tiles;
+            uint256 end;
             assembly ("memory-safe") {
-                mstore(ops, n)
+                // A flag for every run of tiles of a checked operation.
+                let word_ := add(ops, 32)
+                let limit := add(word_, shl(5, n))
+                let out := limit
+                for {} lt(word_, limit) { word_ := add(word_, 32) } {
+                    let word := mload(word_)
+                    let groups_ := and(shr(192, word), 0xffffffff)
+                    if iszero(and(gt(and(shr(24, word), 0xff), 0), gt(groups_, 0))) { continue }
+                    let values_ := and(shr(160, word), 0xffffffff)
+                    let tile_ := and(shr(128, word), 0xffffffff)
+                    let flags := mul(groups_, div(add(values_, sub(tile_, 1)), tile_))
+                    if lt(values_, tile_) { tile_ := values_ }
+                    let every := div(16384, mul(tile_, and(shr(96, word), 0xffffffff)))
+                    if gt(every, 128) { every := 128 }
+                    if iszero(every) { every := 1 }
+                    flags := div(add(flags, sub(every, 1)), every)
+                    mstore(out, or(shl(224, all), or(shl(160, flags), ONE_BYTE)))
+                    out := add(out, 32)
+                    all := add(all, flags)
+                }
+                end := shr(5, sub(out, add(ops, 32)))
+            }
+            _put(ops, end++, all << 224 | 1 << 192 | 1 << 160 | 1 << 128 | 4 << 96 | 4 << 8);
+            assembly ("memory-safe") {
+                mstore(ops, end)
             }
         }
     }
@@ -302,26 +327,40 @@ library Layout {
         }
     }
 
+    /// @dev A layer's list is made in every call: no checks of indices, which are all below 80.
     function _append(List memory l, uint256[51] memory sizes, bytes memory table) private pure {
-        unchecked {
-            for (uint256 i = 0; i < table.length; i += 9) {
-                uint256 row;
-                assembly ("memory-safe") {
-                    row := shr(184, mload(add(add(table, 32), i)))
-                }
-                uint256 word = row & 0xffffffff;
-                for (uint256 shift = 32; shift < 72; shift += 8) {
-                    word |= sizes[(row >> shift) & 0xff] << (4 * shift - 64);
-                }
-                _add(l, word);
+        assembly ("memory-safe") {
+            let row := add(table, 32)
+            let end := add(row, mload(table))
+            let count_ := mload(add(l, 32))
+            let out := add(add(mload(l), 32), shl(5, count_))
+            let all := mload(add(l, 64))
+            mstore(add(l, 32), add(count_, div(mload(table), 9)))
+            for {} lt(row, end) { row := add(row, 9) } {
+                let r := mload(row)
+                let groups_ := mload(add(sizes, shl(5, byte(0, r))))
+                let values_ := mload(add(sizes, shl(5, byte(1, r))))
+                let tile_ := mload(add(sizes, shl(5, byte(2, r))))
+                let word := or(shl(224, all), or(shl(192, groups_), or(shl(160, values_), shl(128, tile_))))
+                word := or(word, shl(96, mload(add(sizes, shl(5, byte(3, r))))))
+                word := or(word, shl(64, mload(add(sizes, shl(5, byte(4, r))))))
+                mstore(out, or(word, and(shr(184, r), 0xffffffff)))
+                out := add(out, 32)
+                all := add(all, mul(groups_, div(add(values_, sub(tile_, 1)), tile_)))
             }
+            mstore(add(l, 64), all)
         }
     }
 
-    function _add(List memory l, uint256 word) private pure {
-        unchecked {
-            l.ops[l.count++] = word | l.tiles << 224;
-            l.tiles += tiles(word);
+    function _word(uint256[] memory ops, uint256 i) private pure returns (uint256 word) {
+        assembly ("memory-safe") {
+            word := mload(add(add(ops, 32), shl(5, i)))
+        }
+    }
+
+    function _put(uint256[] memory ops, uint256 i, uint256 word) private pure {
+        assembly ("memory-safe") {
+            mstore(add(add(ops, 32), shl(5, i)), word)
         }
     }
 
@@ -389,6 +428,30 @@ library Layout {
             }
             t[0] = (n + t[5] - 1) / t[5];
             t[4] = t[5] * t[0];
+        }
+    }
+
+    /// @return from The children of a node, as numbers of the next level.
+    function below(uint256[9] memory t, uint256 level, uint256 node)
+        internal
+        pure
+        returns (uint256, uint256 from, uint256 to)
+    {
+        unchecked {
+            from = node * t[level];
+            ++level;
+            return (level, from, least(from + t[level - 1], nodes(t, level)));
+        }
+    }
+
+    /// @return left The largest power of two below a number of 2 to 256.
+    function split(uint256 n) internal pure returns (uint256 left) {
+        assembly ("memory-safe") {
+            n := sub(n, 1)
+            left := shl(2, lt(0xf, n))
+            left := or(left, shl(1, lt(3, shr(left, n))))
+            left := or(left, lt(1, shr(left, n)))
+            left := shl(left, 1)
         }
     }
 

@@ -2,7 +2,6 @@
 pragma solidity 0.8.37;
 
 import {Blocks} from "./Blocks.sol";
-import {F32} from "./F32.sol";
 import {Context, IStep} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
 import {Sha} from "./Sha.sol";
@@ -129,8 +128,8 @@ abstract contract StepBase is IStep {
     // --- the trace's tiles
 
     function _capacity(Proof memory p, uint256 tiles) private pure {
-        p.tiles = new uint256[](tiles + 1);
-        p.hashes = new bytes32[](tiles + 1);
+        p.tiles = new uint256[](tiles + 2);
+        p.hashes = new bytes32[](tiles + 2);
     }
 
     /// @dev The calldata offset of a tile of an op; read where it is asked for first.
@@ -310,17 +309,13 @@ abstract contract StepBase is IStep {
         if (_path(p, leaf, p.c.position, p.c.nCtx) != p.c.ropeTable) revert Fault(ROPE);
     }
 
-    /// @dev Opens chunk `chunk` of `count` rows from `row` on of a tensor of `columns` by `rows` (0: a vector).
-    /// Gives its type and the calldata offset of the first row's bytes, which lie one behind the other.
-    function _weights(
-        Proof memory p,
-        Tensor tensor,
-        uint256 columns,
-        uint256 rows,
-        uint256 row,
-        uint256 count,
-        uint256 chunk
-    ) internal view returns (uint256 kind, uint256 offset, uint256 size) {
+    /// @dev Opens a chunk of a row of a tensor of `columns` by `rows` (0: a vector). Gives the tensor's type and the calldata
+    /// offset of the chunk.
+    function _weights(Proof memory p, Tensor tensor, uint256 columns, uint256 rows, uint256 row, uint256 chunk)
+        internal
+        view
+        returns (uint256 kind, uint256 offset)
+    {
         unchecked {
             offset = _take(p, 12);
             kind = Blocks.word(offset) >> 224;
@@ -330,16 +325,10 @@ abstract contract StepBase is IStep {
             if (weights == 0 || columns % weights != 0 || number >= tensors || !Layout.tensorCount(p.c, tensors)) {
                 revert Fault(WEIGHTS);
             }
-            size = columns - 256 * chunk;
-            if (size > 256) size = 256;
-            size = size / weights * bytes_;
-            offset = _take(p, size * count);
-            bytes32[] memory hashes = new bytes32[](count);
-            for (uint256 i = 0; i < count; ++i) {
-                hashes[i] = _path(p, Sha.leaf(CHUNK_TAG, 21, offset + i * size, size), chunk, (columns + 255) / 256);
-            }
-            (bytes32 root, uint256 used) = Sha.range(hashes, count, row, rows == 0 ? 1 : rows, p.cursor);
-            _take(p, 32 * used);
+            uint256 size = Layout.least(columns - 256 * chunk, 256) / weights * bytes_;
+            offset = _take(p, size);
+            bytes32 root = _path(p, Sha.leaf(CHUNK_TAG, 21, offset, size), chunk, (columns + 255) / 256);
+            if (rows != 0) root = _path(p, root, row, rows);
             bytes memory name = _name(tensor, p.c.unit);
             root = Sha.leafOf(
                 abi.encodePacked(
@@ -360,7 +349,7 @@ abstract contract StepBase is IStep {
 
     /// @dev One value of an F32 vector.
     function _vector(Proof memory p, Tensor tensor, uint256 width, uint256 index) internal view returns (uint256) {
-        (uint256 kind, uint256 offset,) = _weights(p, tensor, width, 0, 0, 1, index / 256);
+        (uint256 kind, uint256 offset) = _weights(p, tensor, width, 0, 0, index / 256);
         if (kind != Blocks.TYPE_F32) revert Fault(WEIGHTS);
         return Blocks.widened(kind, offset, index % 256);
     }
@@ -455,28 +444,51 @@ abstract contract StepBase is IStep {
                 p.tiles[j] = entry;
                 p.hashes[j] = hash;
             }
-            p.first = 0;
+            p.tiles[p.opened] = type(uint256).max;
+            uint256[] memory tiles = p.tiles;
+            bytes32[] memory hashes = p.hashes;
+            uint256 entry_;
+            uint256 hash_;
+            assembly ("memory-safe") {
+                entry_ := add(tiles, 32)
+                hash_ := add(hashes, 32)
+            }
+            (p.first, p.last) = (entry_, hash_);
             return _node(p, Layout.tree(n), 0, 0, 1);
         }
     }
 
-    /// @dev `tree`: Layout.tree; p.first counts the opened tiles that were met.
+    /// @dev `tree`: Layout.tree. p.first and p.last are where the next opened tile's entry and hash stand in memory.
     function _node(Proof memory p, uint256[9] memory tree, uint256 level, uint256 from, uint256 to)
         private
         view
-        returns (bytes32)
+        returns (bytes32 hash)
     {
         unchecked {
-            if (p.first == p.opened || (p.tiles[p.first] >> 128) - 1 >= to * tree[4 + level]) return _hash(p);
-            if (to - from > 1) {
-                uint256 middle = from + (uint256(1) << F32.msb(to - from - 1));
-                bytes32 left = _node(p, tree, level, from, middle);
-                return Sha.node(left, _node(p, tree, level, middle, to));
+            while (true) {
+                uint256 next = p.first;
+                uint256 span;
+                assembly ("memory-safe") {
+                    next := shr(128, mload(next))
+                    span := mload(add(tree, shl(5, add(4, level))))
+                }
+                if (next > to * span) return _hash(p);
+                if (to - from > 1) {
+                    uint256 middle = from + Layout.split(to - from);
+                    hash = _node(p, tree, level, from, middle);
+                    return Sha.node(hash, _node(p, tree, level, middle, to));
+                }
+                if (span == 1) {
+                    next = p.last;
+                    p.first += 32;
+                    p.last = next + 32;
+                    assembly ("memory-safe") {
+                        hash := mload(next)
+                    }
+                    return hash;
+                }
+                (level, from, to) = Layout.below(tree, level, from);
             }
-            if (level == tree[3]) return p.hashes[p.first++];
-            from *= tree[level];
-            to = Layout.least(from + tree[level], Layout.nodes(tree, level + 1));
-            return _node(p, tree, level + 1, from, to);
         }
     }
 

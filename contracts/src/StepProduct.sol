@@ -50,7 +50,7 @@ contract StepProduct is StepBase {
             (uint256 offset,) = _tokenTile(p, p.c.position / 64);
             uint256 token = _number(offset + 4 * (p.c.position % 64));
             uint256 kind;
-            (kind, offset,) = _weights(p, Tensor.TokenEmbd, p.c.width, p.c.nVocab, token, 1, p.first / 256);
+            (kind, offset) = _weights(p, Tensor.TokenEmbd, p.c.width, p.c.nVocab, token, p.first / 256);
             uint256 i = p.part / 4;
             uint256 value = Blocks.dense(kind) ? Blocks.widened(kind, offset, i) : Blocks.weight(kind, offset, i);
             // A NaN of a dense type has one pattern.
@@ -69,10 +69,7 @@ contract StepProduct is StepBase {
             uint256 row;
             {
                 uint256 rows = Layout.values(p.ops[p.op + 1]);
-                uint256 size;
-                uint256 count = Layout.least(4, rows - 4 * p.group);
-                (kind, row, size) = _weights(p, tensor, columns, rows, 4 * p.group, count, p.first);
-                row += size * (p.part / 4);
+                (kind, row) = _weights(p, tensor, columns, rows, 4 * p.group + p.part / 4, p.first);
             }
             uint256 from = 256 * p.first;
             uint256 to = Layout.least(from + 256, columns);

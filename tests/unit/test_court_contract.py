@@ -39,9 +39,12 @@ def match(world: World, *, lie: str | None = None, unit: int = 1, **options: obj
     run = tiny_run("tiny-f32", PROMPT, SAMPLED)
     trace = run.trace(run.last, unit)
     tile = trace.shape.named(lie or "q").first
+    committed = trace
     if lie is not None:
         trace = changed(copy.copy(trace), tile, lambda data: flipped(data, 1))
-    game = Match(world=world, run=run, trace=trace, position=run.last, unit=unit, **options)  # type: ignore[arg-type]
+    game = Match(
+        world=world, run=run, trace=trace, position=run.last, unit=unit, committed=committed, **options
+    )  # type: ignore[arg-type]
     return game, tile
 
 

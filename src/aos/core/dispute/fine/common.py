@@ -120,7 +120,14 @@ def add_product(
     chunks = -(-columns // CHUNK)
 
     def partials(operands: Operands, group: int, first: int, end: int) -> bytes:
-        first_row, end_row = group * PRODUCT_ROWS, min((group + 1) * PRODUCT_ROWS, rows)
+        start = group * PRODUCT_ROWS
+        return of_rows(operands, start, min(start + PRODUCT_ROWS, rows), first, end)
+
+    def one_row(operands: Operands, group: int, first: int, component: int) -> bytes:
+        row = group * PRODUCT_ROWS + component
+        return of_rows(operands, row, row + 1, first, first + 1)
+
+    def of_rows(operands: Operands, first_row: int, end_row: int, first: int, end: int) -> bytes:
         kind, raw = operands.weights(
             WeightBlock(
                 tensor=tensor,
@@ -152,6 +159,7 @@ def add_product(
         partials,
         whole=Product(tensor=tensor, shape=shape, source=source, quantised=quantised),
         by_value=True,
+        component=one_row,
     )
 
     def sums(operands: Operands, group: int, first: int, end: int) -> bytes:

@@ -33,6 +33,8 @@ def _recomputed(operands: Operands, op: Op, tile: int, element: int) -> tuple[in
         value, start = divmod(at, op.grid.value_size(group))
         first, end = first + value, first + value + 1
     with np.errstate(all="ignore"):
+        if op.component is not None:
+            return at, op.component(operands, group, first, start // size)
         data = op.compute(operands, group, first, end)
     return at, data[start : start + size]
 

@@ -92,7 +92,8 @@ class Op:
     that ``state_root`` commits to whose tiles these are, tile for tile. ``demanded``: what its one tile must be in every
     unit that did not trap. ``whole``: of the ops with the most tiles, what they compute. ``element``: the bytes of a part
     of a tile that is judged alone (docs/spec/16-chain-disputes.md), 0 for the whole tile; ``by_value``: from the operands of
-    its value alone, else from those of the tile.
+    its value alone, else from those of the tile; ``component``: computes a value's element (its number in place of an end)
+    where that reads less than the value.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Op:
     whole: Product | Scores | Mix | None = None
     element: int = 4
     by_value: bool = False
+    component: "Compute | None" = None
 
     def tiles_of(self, group: int, first: int, end: int) -> range:
         """The trace's tiles that hold values ``first`` … ``end`` - 1 of a group."""
@@ -136,6 +138,7 @@ class OpList:
         whole: Product | Scores | Mix | None = None,
         element: int = 4,
         by_value: bool = False,
+        component: "Compute | None" = None,
     ) -> Op:
         """List the next op."""
         op = Op(
@@ -149,6 +152,7 @@ class OpList:
             whole=whole,
             element=element,
             by_value=by_value,
+            component=component,
         )
         self.ops.append(op)
         self.n_tiles += grid.tiles
