@@ -38,7 +38,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint $(CLIENTS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 $(CLIENTS): $(READY)
 	@echo "setup: installing clients that only the tests use"

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ import httpx
 import pytest
 from peers.lying_network import LIAR, LyingNetwork
 from peers.lying_worker import IN_GAME, KINDS
-from peers.running_network import kill, query, rows_of, submit
+from peers.running_network import kill, query, rows_of, submit, wait_until
 
 from aos.cli.network import found
+from aos.core.answer import read_answer
+from aos.core.dispute.moves import Answer, Open, read_move
 from aos.core.encoding import b64u_encode
 from aos.core.hashes import job_ref
 from aos.core.receipt import verify_answer
+from aos.core.signing import address_of
+from aos.core.statements import hash_of, sign
 from aos.core.trust import load_policy, read_trust
 from aos.local.network import RunningNetwork
 
@@ -175,42 +180,156 @@ def report_of(network: RunningNetwork, job_id: str) -> None:
     assert next(check.status for check in report.checks if check.id == "resolve-1") == "PASS"
 
 
-def challenge(network: RunningNetwork, answer: bytes, directory: Path) -> subprocess.CompletedProcess[str]:
-    path = directory / "answer.aos"
-    path.write_bytes(answer)
-    command = ["challenge", str(path), "--model", str(MODEL), "--threads", "1", "--json"]
+def aos(network: RunningNetwork, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "aos.cli.main", *command, "--save", str(directory / "game.json")],
+        [sys.executable, "-m", "aos.cli.main", *words],
         capture_output=True,
         text=True,
-        env=os.environ | {"AOS_STATE_DIR": str(network.trust_path.parent)},
+        env=os.environ | {"AOS_STATE_DIR": str(network.trust_path.parent)} | environment,
         check=False,
         timeout=200,
     )
+
+
+def challenge(
+    network: RunningNetwork, answer: bytes, directory: Path, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    path, game = directory / "answer.aos", directory / "game.json"
+    path.write_bytes(answer)
+    common = ("challenge", str(path), "--model", str(MODEL), "--threads", "1", "--json", "--save", str(game))
+    return aos(network, *common, *words, **environment)
+
+
+def audit(
+    network: RunningNetwork, answer: bytes, directory: Path, *words: str
+) -> subprocess.CompletedProcess[str]:
+    """All four layers, so that any lie is drawn."""
+    path = directory / "answer.aos"
+    path.write_bytes(answer)
+    common = ("audit", str(path), "--model", str(MODEL), "--layers", "4", "--threads", "1", "--json")
+    return aos(network, *common, "--dispatcher", network.url, *words)
+
+
+ALONE: dict[tuple[str, bool], bytes] = {}
+
+
+def seated_alone(network: RunningNetwork, lie: Path, kind: str, liars: bool) -> bytes:
+    """The answer of one seat: the liar's, or another's. The same one each time."""
+    if (kind, liars) in ALONE:
+        return ALONE[kind, liars]
+    liar = address(network, LIAR)
+    lie.write_text(kind)
+    for _ in range(40):  # drawn, or filled by the public rule
+        job = submit(network, PROMPT, params=HONEST, min_operators=1)
+        last_status(network, job.job_id)
+        seated = {row["operator"] for row in rows_of(network, job.job_id)}
+        if len(seated) == 1 and (liar in seated) == liars:
+            with network.client() as client:
+                return ALONE.setdefault((kind, liars), client.answer(job.job_id))
+    raise AssertionError("the public rule never seated that operator alone")
 
 
 def test_a_project_challenges_the_answer_of_a_liar_that_nobody_checked(
     network: RunningNetwork, lie: Path, tmp_path: Path
 ) -> None:
     liar = address(network, LIAR)
-    answers: dict[bool, bytes] = {}
-    lie.write_text("weight")
-    for _ in range(24):  # one seat: drawn, or filled by the public rule
-        job = submit(network, PROMPT, params=HONEST, min_operators=1)
-        last_status(network, job.job_id)
-        seated = {row["operator"] for row in rows_of(network, job.job_id)}
-        if len(seated) == 1:
-            with network.client() as client:
-                answers.setdefault(liar in seated, client.answer(job.job_id))
-        if len(answers) == 2:
-            break
-    same = challenge(network, answers[False], tmp_path)
+    same = challenge(network, seated_alone(network, lie, "weight", False), tmp_path)
     assert same.returncode == 0, same.stdout + same.stderr
     assert json.loads(same.stdout)["result"]["state"] == "SAME"
-    won = challenge(network, answers[True], tmp_path)
-    assert won.returncode == 10, won.stdout + won.stderr
-    assert json.loads(won.stdout)["result"]["game"]["claimant"] == liar
+    # With a key of its own: no operator's. What it began, it takes up again.
+    password = {"AOS_KEYSTORE_PASSWORD": "a password of the test"}
+    made = aos(network, "keys", "new", str(tmp_path / "keys"), "--json", **password)
+    challenger = json.loads(made.stdout)["result"]["node_id"]
+    key = ("--key", str(tmp_path / "keys" / "signer.json"))
+    answer = seated_alone(network, lie, "weight", True)
+    for _ in range(2):
+        won = challenge(network, answer, tmp_path, *key, **password)
+        assert won.returncode == 10, won.stdout + won.stderr
+        game = json.loads(won.stdout)["result"]["game"]
+        assert (game["claimant"], game["challenger"]) == (liar, challenger)
+        assert referee(tmp_path / "game.json", tmp_path).returncode == 10
+    # Without the project's token that key is nobody's that may know the prompt.
+    config = json.loads((network.trust_path.parent / "client.json").read_text())
+    alone = {"AOS_STATE_DIR": str(tmp_path), "AOS_URL": config["url"], "AOS_TRUST": str(network.trust_path)}
+    refused = challenge(network, answer, tmp_path, *key, **password, **alone)
+    assert json.loads(refused.stdout)["error"]["code"] == "dispute.not_entitled", refused.stderr
+
+
+def test_an_audit_finds_a_lie_and_leads_to_the_conviction(
+    network: RunningNetwork, lie: Path, tmp_path: Path
+) -> None:
+    liar = address(network, LIAR)
+    right = audit(network, seated_alone(network, lie, "weight", False), tmp_path)
+    assert right.returncode == 0, right.stdout + right.stderr
+    found = json.loads(right.stdout)["result"]
+    assert (found["verdict"], found["drawn"]) == ("AUDITED", [0, 1, 2, 3])
+    facts = httpx.get(f"{network.url}/v1/aos/audits/{found['network']['audit']}", trust_env=False).json()
+    assert facts["state"] == "right"
+    for kind, check in (("weight", "layer-2"), ("cache", "layer-1")):
+        wrong = audit(network, seated_alone(network, lie, kind, True), tmp_path)
+        assert wrong.returncode == 10, wrong.stdout + wrong.stderr
+        found = json.loads(wrong.stdout)["result"]
+        assert [each["id"] for each in found["checks"] if each["status"] == "FAIL"] == [check]
+        assert found["network"]["dispute"].startswith("CONVICTED"), found["network"]
+        facts = httpx.get(f"{network.url}/v1/aos/audits/{found['network']['audit']}", trust_env=False).json()
+        assert (facts["state"], facts["operator"]) == ("different", liar)
+        convictions = get(network, "/convictions").json()["convictions"]
+        assert liar in {each["node_id"] for each in convictions if each["game"] == found["network"]["game"]}
+    withheld = audit(network, seated_alone(network, lie, "withhold", True), tmp_path, "--wait", "4")
+    assert withheld.returncode == 12, withheld.stdout + withheld.stderr
+    assert "audit.withheld" in withheld.stdout
+
+
+def test_an_operator_that_moves_twice_is_convicted_even_of_a_right_claim(
+    network: RunningNetwork, lie: Path, tmp_path: Path
+) -> None:
+    liar, stranger = address(network, LIAR), os.urandom(32)
+    answer = seated_alone(network, lie, "honest", True)
+    core = read_answer(answer).receipt.core
+    opening = Open(
+        network=core.network,
+        challenger=address_of(stranger),
+        claimant=core.operator,
+        claim=hash_of(core),
+        job_ref=core.job_ref,
+        attempt=core.attempt,
+        kind="unit",
+        position=0,
+        unit=1,
+        state_root=bytes(32),
+        leaf=b"\1" * 32,
+        bond=1 << 20,
+    )
+    with network.client() as client:
+        name = b64u_encode(hash_of(core))
+
+        def served() -> bool:
+            return bool(json.loads(client.disputes(f"/claims/{name}"))["served"])
+
+        wait_until(served)
+        game = json.loads(client.disputes(value=sign(stranger, opening).to_json()))["game"]
+        wait_until(lambda: json.loads(client.disputes(f"/{game}"))["moves"] == 2)
+        moves = json.loads(client.disputes(f"/{game}/transcript"))["moves"]
+        honest = read_move(moves[1]["move"]).statement
+        assert isinstance(honest, Answer)
+        key = bytes.fromhex((network.trust_path.parent / LIAR / "signer.key").read_text().strip())
+        second = sign(key, replace(honest, unit_root=bytes(32)))
+        client.disputes(f"/{game}/moves", value=second.to_json())
+    shown = aos(network, "dispute", "show", game, "--save", str(tmp_path / "game.json"))
+    assert shown.returncode == 10, shown.stdout + shown.stderr
+    assert f"{liar}" in shown.stdout
+    assert "the claimant signed two different moves for turn 1 [dispute.contradiction]" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("CONVICTED")
     assert referee(tmp_path / "game.json", tmp_path).returncode == 10
+    convictions = get(network, "/convictions").json()["convictions"]
+    assert [(each["node_id"], each["code"]) for each in convictions if each["game"] == game] == [
+        (liar, "dispute.contradiction")
+    ]
+    # The receipt that was given out proves as much as before: what its operator did later is in no answer file.
+    path = tmp_path / "answer.aos"
+    path.write_bytes(answer)
+    verified = aos(network, "verify", str(path), "--trust", str(network.trust_path))
+    assert verified.stdout.splitlines()[-1].startswith("VERIFIED"), verified.stdout
 
 
 def test_a_dispute_outlives_the_death_of_its_processes(network: RunningNetwork, lie: Path) -> None:

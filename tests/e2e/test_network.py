@@ -224,6 +224,15 @@ def test_a_requester_believes_the_enclave_before_it_sends_a_prompt(network: Runn
         at_ms=time.time_ns() // 1_000_000,
         nonce=nonce,
     )
+    asked_again = [
+        httpx.get(
+            f"{network.url}/v1/aos/attestations/{accepted.job_id}", params={"nonce": os.urandom(32).hex()}
+        )
+        for _ in range(6)
+    ]
+    assert [reply.status_code for reply in asked_again] == [200] * 5 + [429]
+    assert 1 <= int(asked_again[-1].headers["retry-after"]) <= 60
+    assert asked_again[-1].json()["type"] == "urn:aos:error:attestation.rate"
     boot = b64u_encode(hash_of(answer.evidence.boot))
     kept = httpx.get(f"{network.url}/v1/aos/attestations/{boot}").json()["evidence"]
     assert kept == encode(answer.evidence.boot_evidence)

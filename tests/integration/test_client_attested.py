@@ -98,6 +98,7 @@ class Dispatcher:
 
     enclaves: list[Enclave] = field(default_factory=lambda: [Enclave()])
     report: dict[str, Any] = field(default_factory=dict)
+    left_out: list[dict[str, str]] = field(default_factory=list)
     models: dict[str, Any] = field(
         default_factory=lambda: {"models": [{"name": MODEL_NAME, "model_id": b64u_encode(NETWORK.model_id)}]}
     )
@@ -114,9 +115,10 @@ class Dispatcher:
         self.nonces.append(nonce)
         body = {
             "type": "aos.tee.report",
-            "v": 1,
+            "v": 2,
             "model_id": b64u_encode(NETWORK.model_id),
             "model_attestations": [enclave.report(nonce) for enclave in self.enclaves],
+            "left_out": self.left_out,
         }
         if self.status != 200:
             return self.status, {"type": "urn:aos:error:attestation.none", "detail": "no enclave"}
@@ -194,15 +196,17 @@ def test_without_the_wish_nothing_is_asked_of_enclaves() -> None:
     assert dispatcher.nonces == []
 
 
+HONEST = Enclave(key=SigningKey(OTHER))
 BAD: list[tuple[str, Dispatcher, type[AOSError], str]] = [
     ("no enclave named", Dispatcher(enclaves=[]), VerificationError, "tee.report"),
     ("of another model", Dispatcher(report={"model_id": b64u_encode(OTHER)}), VerificationError, "tee.report"),
     ("an unknown member", Dispatcher(report={"gateway_attestation": {}}), InvalidMessage, "field.unknown"),
-    ("another version", Dispatcher(report={"v": 2}), InvalidMessage, "statement.version"),
+    ("an enclave named twice", Dispatcher(enclaves=[Enclave(), Enclave()]), InvalidMessage, "tee.report_twice"),
+    ("another version", Dispatcher(report={"v": 1}), InvalidMessage, "statement.version"),
     ("no list of models", Dispatcher(models={}), InvalidMessage, "client.not_aos"),
     ("an unknown model", Dispatcher(models={"models": []}), InvalidMessage, "model.unknown"),
 ] + [
-    (f"{where}: {code} {sorted(changes)}", Dispatcher(enclaves=[Enclave(), Enclave(**{where: changes})]), cls, code)
+    (f"{where}: {code} {sorted(changes)}", Dispatcher(enclaves=[HONEST, Enclave(**{where: changes})]), cls, code)
     for where, changes, cls, code in (
         ("boot", {"network": "other"}, VerificationError, "tee.report"),
         ("boot", {"model_id": OTHER}, VerificationError, "tee.report"),
@@ -310,7 +314,7 @@ def test_a_report_is_judged_enclave_by_enclave(tmp_path: Path) -> None:
     nonce = secret("my nonce")
     policy = {
         "type": "aos.attest.policy",
-        "v": 1,
+        "v": 2,
         "name": "simulation",
         "tees": ["simulated"],
         "simulated_roots": [platform_of(NETWORK.name).root.hex()],
@@ -318,6 +322,7 @@ def test_a_report_is_judged_enclave_by_enclave(tmp_path: Path) -> None:
         "tdx": [],
         "sgx": [],
         "snp": [],
+        "nvidia": [],
         "intel": None,
         "models": [NETWORK.model_id.hex()],
         "nonce_required": True,
@@ -338,9 +343,22 @@ def test_a_report_is_judged_enclave_by_enclave(tmp_path: Path) -> None:
     assert code == 0, output
     for line in ("boot-1", "measure-1", "model-1", "nonce-1"):
         assert output.count(f"PASS {line}") == 2
-    assert "ACCEPTED: SIMULATED nitro" in output
-    assert "ACCEPTED: 2 of 2 enclaves accepted" in output
-    code, output = judge(Dispatcher(enclaves=[Enclave(), Enclave(document={"user_data": OTHER})]))
+    verdict = (
+        'ACCEPTED: SIMULATED nitro under policy "simulation", with its boot statement: its key and model'
+    )
+    assert output.count(verdict) == 2
+    assert "ACCEPTED: 2 of 2 enclaves accepted\n" in output
+    absent = {"operator": "0x" + "33" * 20, "code": "attestation.late"}
+    code, output = judge(Dispatcher(left_out=[absent]))
+    assert code == 0
+    assert f"LEFT OUT {absent['operator']}: it gave the dispatcher no document [attestation.late]" in output
+    assert "1 of 1 enclaves accepted; 1 left out, nothing is known of them" in output
+    over = {"booted_at": now_ms() - 60_000, "not_after": now_ms() - 30_000}
+    code, output = judge(Dispatcher(enclaves=[Enclave(boot=over)]))
+    assert (code, "FAIL boot-1" in output, "[tee.boot_expired]" in output) == (10, True, True)
+    code, output = judge(
+        Dispatcher(enclaves=[Enclave(key=SigningKey(OTHER)), Enclave(document={"user_data": OTHER})])
+    )
     assert code == 10
     assert "[tee.boot_not_bound]" in output
     assert "REFUSED: 1 of 2 enclaves accepted" in output

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey
 from peers.engine_case import NETWORK, TEE_MEASUREMENTS, TEE_ROOTS, EngineCase, write_config
-from peers.hub_peer import MODEL_ID, PCRS, OperatorPeer, now_ms, secret
+from peers.hub_peer import MODEL_ID, PCRS, PLATFORM, OperatorPeer, now_ms, secret
 
 from aos.adapters.simulated_nsm import SimulatedPlatform
 from aos.core.attest.result import AWS_NITRO
@@ -30,14 +31,18 @@ from aos.core.tee import (
     sign_enclave,
     verify_answer_document,
 )
-from aos.core.trust import tee_references
+from aos.core.trust import TrustedTeeRoot, tee_references
+from aos.dispatcher import attestation as attestation_module
 from aos.dispatcher.attestation import CHALLENGE_MS, MAX_BOOTS_AN_HOUR, MAX_CHALLENGES
 from aos.dispatcher.config import load_config
+from aos.dispatcher.limits import DocumentLimits
+from aos.dispatcher.refusals import TooMany, refusal
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 OTHER = sha256(b"something else").digest()
 MINE = sha256(b"a requester's nonce").digest()
 REFERENCES = tee_references(TEE_ROOTS, TEE_MEASUREMENTS)["simulated"]
+ROOTS = [encode(root) for root in TEE_ROOTS]
 Open = Callable[..., Awaitable[EngineCase]]
 
 
@@ -59,10 +64,11 @@ def tee(name: str = "tee-0") -> OperatorPeer:
     return OperatorPeer(name, job_type="tee")
 
 
-async def refused(cls: type[AOSError], code: str, boot: Awaitable[Any]) -> None:
+async def refused(cls: type[AOSError], code: str, boot: Awaitable[Any]) -> AOSError:
     with pytest.raises(cls) as caught:
         await boot
     assert caught.value.code == code
+    return caught.value
 
 
 async def booted(case: EngineCase) -> int:
@@ -257,7 +263,7 @@ async def test_a_report_holds_a_document_over_the_askers_nonce(open_case: Open) 
     first, second, absent = tee(), tee("tee-1"), tee("tee-2")
     case = await open_case(first, second, absent)
     absent.connected = False
-    found = await case.dispatcher.attestation.report(MODEL_ID, MINE)
+    found = (await case.dispatcher.attestation.report(MODEL_ID, MINE)).found
     assert {evidence.boot.operator for evidence in found} == {first.node_id, second.node_id}
     assert all(evidence.boot.nonce != MINE for evidence in found), "the boot was under D's challenge"
     await refused(Unavailable, "attestation.none", case.dispatcher.attestation.report(OTHER, MINE))
@@ -265,12 +271,92 @@ async def test_a_report_holds_a_document_over_the_askers_nonce(open_case: Open) 
     await refused(Unavailable, "attestation.none", case.dispatcher.attestation.report(MODEL_ID, MINE))
 
 
-async def test_an_operator_that_gives_a_foreign_document_is_left_out_of_the_report(open_case: Open) -> None:
-    honest, liar = tee(), tee("tee-1")
-    case = await open_case(honest, liar)
-    liar.document = honest.document  # type: ignore[method-assign]
-    found = await case.dispatcher.attestation.report(MODEL_ID, MINE)
-    assert [evidence.boot.operator for evidence in found] == [honest.node_id]
+def unaccepted(operator: OperatorPeer) -> Callable[[dict[str, Any]], TeeBootEvidence]:
+    """Documents of a boot that is in order and that the dispatcher has never seen: of a challenge that was for another."""
+    inner = OperatorPeer(operator.name, job_type="tee")
+    assert operator.booted is not None
+    boot = operator.booted.boot
+    inner.boot({"nonce": encode(OTHER), "policy": encode(boot.policy)}, network=NETWORK)
+    return inner.document
+
+
+async def test_one_operator_cannot_spoil_the_report_of_the_others(
+    open_case: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, *bad = (tee(f"tee-{index}") for index in range(6))
+    case = await open_case(honest, *bad, deadlines={"draw_ms": 500})
+    foreign, own, slow, broken, rude = bad
+    foreign.document = honest.document  # type: ignore[method-assign]
+    own.document = unaccepted(own)  # type: ignore[method-assign]
+    broken.document = lambda _: encode(OTHER)  # type: ignore[method-assign]
+
+    def refuse(_: dict[str, Any]) -> TeeBootEvidence:
+        raise RuleViolation("x" * 500, "no")
+
+    rude.document = refuse  # type: ignore[method-assign]
+    asked: set[str] = set()
+    all_asked, request = asyncio.Event(), case.hub.request
+
+    async def together(node_id: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        asked.add(node_id)
+        if len(asked) == len(case.operators):
+            all_asked.set()
+        await all_asked.wait()  # nobody answers before everybody was asked
+        if node_id == slow.node_id:
+            raise TimeoutError
+        answer: dict[str, Any] = await request(node_id, method, body)
+        return answer
+
+    monkeypatch.setattr(case.hub, "request", together)
+    reported = await case.dispatcher.attestation.report(MODEL_ID, MINE)
+    assert [evidence.boot.operator for evidence in reported.found] == [honest.node_id]
+    assert {one.operator: one.code for one in reported.left_out} == {
+        foreign.node_id: "tee.foreign",
+        own.node_id: "tee.not_accepted",
+        slow.node_id: "attestation.late",
+        broken.node_id: "field.type",
+        rude.node_id: "attestation.refused",
+    }
+    assert list(reported.left_out) == sorted(reported.left_out, key=lambda one: one.operator)
+
+
+async def test_two_operators_with_one_enclaves_key_do_not_spoil_the_report(open_case: Open) -> None:
+    honest, *pair = (tee(f"tee-{index}") for index in range(3))
+    case = await open_case(honest, *pair)
+    key = SigningKey(OTHER)
+    for operator in pair:
+        assert operator.booted is not None
+        mine = replace(
+            operator.booted.boot,
+            enclave_key=bytes(key.verify_key),
+        )
+        shared = replace(operator.booted, boot=mine, boot_signature=sign_enclave(key, mine))
+        operator.booted = shared
+        await case.dispatcher.pool.execute(
+            "UPDATE tee_boot SET boot_hash = $2 WHERE node_id = $1", operator.node_id, hash_of(mine)
+        )
+    reported = await case.dispatcher.attestation.report(MODEL_ID, MINE)
+    first, second = sorted(operator.node_id for operator in pair)
+    assert {evidence.boot.operator for evidence in reported.found} == {honest.node_id, first}
+    assert [(one.operator, one.code) for one in reported.left_out] == [(second, "tee.report_twice")]
+
+
+async def test_an_operator_that_never_answers_ends_no_report(
+    open_case: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = tee()
+    case = await open_case(operator)
+    monkeypatch.setattr(attestation_module, "DOCUMENT_WITHIN_S", 0.05)
+    monkeypatch.setattr(case.hub, "request", lambda *_: asyncio.Event().wait())
+    await refused(Unavailable, "attestation.none", case.dispatcher.attestation.report(MODEL_ID, MINE))
+    assert case.dispatcher.attestation._reporting == 0
+
+
+async def test_a_boot_that_is_over_is_in_no_report(open_case: Open) -> None:
+    operator = tee()
+    case = await open_case(operator)
+    await case.dispatcher.pool.execute("UPDATE tee_boot SET not_after = 0")
+    await refused(Unavailable, "attestation.none", case.dispatcher.attestation.report(MODEL_ID, MINE))
 
 
 async def test_an_answer_gets_a_document_of_its_own_on_demand(open_case: Open) -> None:
@@ -280,13 +366,125 @@ async def test_an_answer_gets_a_document_of_its_own_on_demand(open_case: Open) -
     assert await case.ended(job) == "single"
     attestation = case.dispatcher.attestation
     evidence = read_evidence(await attestation.answer_evidence(job))
-    document = await attestation.answer_document(evidence, MINE)
+    document = await attestation.answer_document(job, evidence, MINE)
     verify_answer_document(document, evidence=evidence, references=REFERENCES, at_ms=now_ms(), nonce=MINE)
     operator.document = lambda body: replace(  # type: ignore[method-assign]
         evidence.boot_evidence, document=evidence.document
     )
-    await refused(VerificationError, "attest.nonce", attestation.answer_document(evidence, MINE))
+    await refused(VerificationError, "attest.nonce", attestation.answer_document(job, evidence, MINE))
     await refused(RuleViolation, "attestation.no_answer", attestation.answer_evidence("0" * 64))
+
+
+async def test_documents_about_answers_are_capped_by_job_and_overall(open_case: Open) -> None:
+    operator = tee()
+    case = await open_case(operator)
+    job = (await case.submit(case.job(job_type="tee"))).job_id
+    assert await case.ended(job) == "single"
+    attestation, moment = case.dispatcher.attestation, [100.0]
+    limits = attestation._documents = DocumentLimits(lambda: moment[0])
+    evidence = read_evidence(await attestation.answer_evidence(job))
+    for _ in range(limits.PER_JOB):
+        moment[0] += 1
+        await attestation.answer_document(job, evidence, MINE)
+    with pytest.raises(TooMany) as caught:
+        await attestation.answer_document(job, evidence, MINE)
+    assert (caught.value.code, caught.value.retry_after_s) == ("attestation.rate", 55)
+    answer = refusal("/v1/aos/attestations/x", caught.value)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "55")
+    moment[0] += 55
+    await attestation.answer_document(job, evidence, MINE)
+
+
+def test_the_caps_on_documents_hold_in_every_order() -> None:
+    moment = [0.0]
+    limits = DocumentLimits(lambda: moment[0])
+    with limits.asking("a"), pytest.raises(TooMany, match="already"), limits.asking("a"):
+        pass
+    with ExitStack() as stack:
+        for index in range(limits.OVERALL_AT_ONCE):
+            stack.enter_context(limits.asking(f"open {index}"))
+        with pytest.raises(TooMany, match="already"), limits.asking("one more"):
+            pass
+    for index in range(limits.OVERALL - limits.OVERALL_AT_ONCE - 1):
+        with limits.asking(f"job {index}"):
+            pass
+    with pytest.raises(TooMany, match="this dispatcher") as caught, limits.asking("another"):
+        pass
+    assert caught.value.retry_after_s == 60
+    moment[0] = limits.WINDOW_S
+    with limits.asking("another"):
+        pass
+    assert len(limits._asked) == 1, "what is over is forgotten"
+
+
+# --- weight of a device
+
+
+def of_one_device(case: EngineCase) -> int:
+    """What one operator of the case weighs."""
+    return int(case.founded.network["max_range"]) // 24
+
+
+async def test_a_device_carries_no_more_of_the_range_than_it_may(open_case: Open) -> None:
+    first, second, third = tee(), tee("tee-1"), tee("tee-2")
+    case = await open_case(first, second, third, max_weight_per_device=125_000)
+    pool = case.dispatcher.pool
+    assert of_one_device(case) == 41_666
+    assert {row["device"] for row in await pool.fetch("SELECT device FROM tee_boot")} == {
+        f"simulated {PLATFORM.root.hex()}"
+    }
+    await case.boot(third)  # anew: it counts once
+    case.dispatcher.attestation._config = replace(case.config, max_weight_per_device=124_997)
+    error = await refused(VerificationError, "attest.policy_weight", case.boot(third))
+    for part in (PLATFORM.root.hex(), "124998", "124997"):
+        assert part in error.message
+    await pool.execute("UPDATE tee_boot SET not_after = 0 WHERE node_id = $1", first.node_id)
+    await case.boot(third)
+    await refused(VerificationError, "attest.policy_weight", case.boot(first))
+
+
+async def test_boots_at_the_same_moment_do_not_pass_the_cap_together(open_case: Open) -> None:
+    operators = [tee(f"tee-{index}") for index in range(4)]
+    case = await open_case(*operators)
+    await case.dispatcher.pool.execute("DELETE FROM tee_boot")
+    case.dispatcher.attestation._config = replace(case.config, max_weight_per_device=90_000)
+    done = await asyncio.gather(*map(case.boot, operators), return_exceptions=True)
+    assert sum(isinstance(one, bytes) for one in done) == 2
+    assert {one.code for one in done if isinstance(one, AOSError)} == {"attest.policy_weight"}
+
+
+async def test_two_devices_carry_what_each_may(open_case: Open) -> None:
+    operators = [tee(f"tee-{index}") for index in range(2)]
+    roots = [*ROOTS, encode(TrustedTeeRoot(tee="simulated", root=OTHER_PLATFORM.root))]
+    case = await open_case(*operators, tee_roots=roots)
+    await case.dispatcher.pool.execute("DELETE FROM tee_boot")
+    case.dispatcher.attestation._config = replace(case.config, max_weight_per_device=41_666)
+    await case.boot(operators[0])
+    await refused(VerificationError, "attest.policy_weight", case.boot(operators[1]))
+    await case.boot(operators[1], platform=OTHER_PLATFORM)
+
+
+async def test_a_cap_that_was_lowered_keeps_the_later_ones_out_of_draws(open_case: Open) -> None:
+    first, second = tee(), tee("tee-1")
+    case = await open_case(first, second, deadlines={"draw_ms": 500})
+    case.config = replace(case.config, max_weight_per_device=50_000)
+    await case.restart()
+    job = (await case.submit(case.job(job_type="tee"))).job_id
+    assert await case.ended(job) == "single"
+    assert ("vrf_claim", "tee.no_boot") in second.refusals
+    assert (first.count("dispatch_job"), second.count("dispatch_job")) == (1, 0)
+    assert [e.boot.operator for e in (await case.dispatcher.attestation.report(MODEL_ID, MINE)).found] == [
+        first.node_id
+    ]
+    await case.rechecked_draws(job)
+
+
+def test_a_cap_has_a_default_and_is_positive(tmp_path: Path) -> None:
+    url = "postgresql://nobody@127.0.0.1/none"
+    assert load_config(write_config(tmp_path, url), environment={}).max_weight_per_device == 250_000
+    for wrong in (0, -1, "all"):
+        with pytest.raises(ConfigError):
+            load_config(write_config(tmp_path, url, max_weight_per_device=wrong), environment={})
 
 
 # --- configuration

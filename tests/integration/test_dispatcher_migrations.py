@@ -19,6 +19,8 @@ FILES = [
     "0004_tee_boot.sql",
     "0005_disputes.sql",
     "0006_explorer.sql",
+    "0007_tee_device.sql",
+    "0008_audits.sql",
 ]
 
 

@@ -61,10 +61,10 @@ def packed(directory: Path, *, application: bytes) -> Path:
 def policy(root: bytes, *, simulated: bool = True) -> dict[str, Any]:
     registers = {f"pcr{index}": value.hex() for index, value in simulated_pcrs().items()}
     return {
-        "type": "aos.attest.policy", "v": 1, "name": "scripts",
+        "type": "aos.attest.policy", "v": 2, "name": "scripts",
         "tees": ["simulated"] if simulated else ["nitro"],
         "simulated_roots": [root.hex()] if simulated else [],
-        "nitro": [registers], "tdx": [], "sgx": [], "snp": [], "intel": None, "models": ["00" * 32],
+        "nitro": [registers], "tdx": [], "sgx": [], "snp": [], "nvidia": [], "intel": None, "models": ["00" * 32],
         "nonce_required": True, "max_age_ms": 60_000, "max_weight_per_device": 1,
     }  # fmt: skip
 
@@ -175,7 +175,8 @@ def test_an_expected_image_is_started_and_has_answered_the_challenge(checkout: C
     assert (
         lines[-1] == "run_tee: aos-tee-worker runs at CID 16, port 5005, and has answered a fresh challenge"
     )
-    assert 'ACCEPTED: SIMULATED nitro under policy "scripts"' in lines
+    accepted = 'ACCEPTED: the document only: SIMULATED nitro under policy "scripts"'
+    assert any(line.startswith(accepted) for line in lines)
     assert any(line.startswith("PASS nonce-1") for line in lines)
     commands = [call[0] for call in checkout.calls()]
     assert commands == ["describe-eif", "describe-enclaves", "run-enclave", "describe-enclaves"]

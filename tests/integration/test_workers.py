@@ -856,10 +856,17 @@ def test_the_enclaves_socket_is_the_hosts_alone(tee: Worker) -> None:
     assert [path for path in bound if path.parent.exists()] == [], "nobody finds the way to it any more"
 
 
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """A path that leaves room for a socket's name, however long the run's own temporary directory is."""
+    with tempfile.TemporaryDirectory(prefix="aos-", dir="/tmp") as path:
+        yield Path(path)
+
+
 def test_until_the_host_is_connected_its_directory_is_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_directory: Path
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_directory))
     create_simulated_platform(tmp_path / "platform.key")
     host = EnclaveHost(
         model=MODEL, engine="reference", enclave=SimulatedEnclave(platform_key=tmp_path / "platform.key")
@@ -867,7 +874,7 @@ def test_until_the_host_is_connected_its_directory_is_its_own(
     modes: set[tuple[str, int]] = set()
 
     def look() -> list[Path]:
-        made = list(tmp_path.glob("aos-enclave-*"))
+        made = list(short_directory.glob("aos-enclave-*"))
         for path in made:
             with contextlib.suppress(FileNotFoundError):
                 modes.update((p.name[:7], p.stat().st_mode & 0o777) for p in (path, *path.iterdir()))

@@ -21,8 +21,10 @@ import numpy as np
 
 from aos.core.dispute.fine.tile import recomputed
 from aos.engine import forward, reference
+from aos.engine.audit import open_layers
 from aos.engine.canonical import Claim, Run
 from aos.engine.gguf import read_gguf
+from aos.engine.manifest import tensor_leaves
 from aos.engine.native import NativeEngine
 from aos.engine.party import Party
 from aos.engine.reference import ReferenceEngine
@@ -32,16 +34,16 @@ from aos.workers import serving
 from aos.workers.execution import Answer
 from aos.workers.opml_main import OpmlBackend
 from aos.workers.question import Question, SeedQuestion
-from aos.workers.tracer import TraceQuestion, Tracer
+from aos.workers.tracer import AuditQuestion, TraceQuestion, Tracer
 
 LATE = 6
 """The token of the answer that is replaced, from 1."""
 LATE_POSITION = 10
-"""The position from which on a head is altered."""
+"""The position from which on a head is altered, and the one whose keys and values are those of position 0."""
 
 IN_WEIGHTS = ("weight", "norm", "layer")
 IN_RUN = ("seed", "temperature", "early_stop", "token")
-IN_ARITHMETIC = ("head", "logits")
+IN_ARITHMETIC = ("head", "logits", "cache")
 IN_GAME = ("stall", "withhold")
 KINDS = (*IN_WEIGHTS, *IN_ARITHMETIC, *IN_RUN, *IN_GAME)
 
@@ -102,7 +104,7 @@ class _Replacing:
 
 
 class LyingReference(ReferenceEngine):
-    """The reference engine with another head, or other logits, late in the prompt."""
+    """The reference engine with another head, other logits, or keys and values from elsewhere, late in the prompt."""
 
     kind = "head"
 
@@ -120,7 +122,7 @@ class _lying_arithmetic:  # noqa: N801  a context, named as it reads
         self.kind = kind
 
     def __enter__(self) -> None:
-        self.honest = forward.attention, reference.tail_logits
+        self.honest = forward.attention, reference.tail_logits, forward.Context._layer, forward.to_half
 
         def attention(*arguments: Any, **more: Any) -> Any:
             mixed = self.honest[0](*arguments, **more).copy()
@@ -133,13 +135,33 @@ class _lying_arithmetic:  # noqa: N801  a context, named as it reads
             logits[:, 256:320] += np.float32(0.5)
             return logits
 
+        at: list[Any] = []
+
+        def layer(context: Any, index: int, x: Any, first: int, sink: Any) -> Any:
+            at[:] = [context, index, first, "keys"]
+            return self.honest[2](context, index, x, first, sink)
+
+        def to_half(values: Any) -> Any:
+            half = self.honest[3](values)
+            context, index, first, what = at
+            at[3] = "values"
+            row = LATE_POSITION - first
+            if index == 1 and 0 <= row < len(half):
+                half = half.copy()
+                kept = context._keys[1][:, :, 0].T if what == "keys" else context._values[1][0]
+                half[row] = kept if first else half[0]
+            return half
+
         if self.kind == "head":
             forward.attention = attention  # type: ignore[assignment]
+        elif self.kind == "cache":
+            forward.Context._layer = layer  # type: ignore[method-assign]
+            forward.to_half = to_half  # type: ignore[attr-defined]
         else:
             reference.tail_logits = tail_logits  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
-        forward.attention, reference.tail_logits = self.honest  # type: ignore[assignment]
+        forward.attention, reference.tail_logits, forward.Context._layer, forward.to_half = self.honest  # type: ignore
 
 
 class LyingTrace(UnitTrace):
@@ -173,6 +195,12 @@ class LyingParty(Party):
     """Plays with the traces of its lie."""
 
     lie = ""
+    honest: Path
+
+    def audit(self, known: Any, request: Any) -> Any:
+        """Opens what it committed, under the honest model's weights: anything else opens nothing."""
+        leaves, _ = tensor_leaves(read_gguf(self.honest))
+        return open_layers(known, self._engine, leaves, request)
 
     def _own(self, known: Any, position: int, unit: int, against: Any) -> UnitTrace:
         graph = known.run.manifest.graph
@@ -209,7 +237,7 @@ class LyingBackend:
         path = engine.path if kind in IN_WEIGHTS else self._path
         tracer = Tracer(engine, path, cache_dir=None, threads=1)
         tracer._party = party = LyingParty(engine, path)
-        party.lie = kind
+        party.lie, party.honest = kind, self._path
         return OpmlBackend(engine, model=self._path.name, tracer=tracer)
 
     def describe(self) -> dict[str, Any]:
@@ -237,6 +265,14 @@ class LyingBackend:
         assert tracer is not None
         return await tracer.answer(question)
 
+    async def audit_trace(self, question: AuditQuestion) -> Any:
+        kind = self._told[question.run.nonce]
+        if kind == "withhold":
+            await asyncio.sleep(3600)
+        tracer = self._backend(kind).tracer
+        assert tracer is not None
+        return await tracer.audit(question)
+
 
 class _AsTracer:
     def __init__(self, backend: LyingBackend) -> None:
@@ -244,6 +280,9 @@ class _AsTracer:
 
     async def answer(self, question: TraceQuestion) -> dict[str, Any]:
         return await self._backend.answer_trace(question)
+
+    async def audit(self, question: AuditQuestion) -> Any:
+        return await self._backend.audit_trace(question)
 
 
 def main() -> int:

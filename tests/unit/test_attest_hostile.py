@@ -177,7 +177,11 @@ def _first_body(pem: bytes) -> bytes:
 
 def test_spoiled_reports_and_evidence_files_end_in_a_verdict_or_a_named_error() -> None:
     policy = load_policy((VECTORS.parents[1] / "aos/attest/policy-nitro.json").read_bytes())
-    text = b'{"type":"aos.tee.report","v":1,"model_id":"' + b"A" * 43 + b'","model_attestations":[]}'
+    text = (
+        b'{"type":"aos.tee.report","v":2,"model_id":"'
+        + b"A" * 43
+        + b'","left_out":[],"model_attestations":[]}'
+    )
     assert is_report(text)
     with pytest.raises(InvalidMessage, match="names no enclave"):
         judge_report(text, policy, at_ms=NOW_MS)

@@ -38,6 +38,40 @@ RULES = {
     "cached_keys": True,
     "smt": True,
 }
+TURIN = (VECTORS / "snp/turin_report.bin").read_bytes()
+SNP_IMAGE = {
+    "measurement": TURIN[0x90:0xC0].hex(),
+    "product": "Turin",
+    "min_fmc": TURIN[0x180],
+    "min_bootloader": 1,
+    "min_tee": 1,
+    "min_snp": 4,
+    "min_microcode": 0x51,
+    "host_data": TURIN[0xC0:0xE0].hex(),
+    "id_key_digest": TURIN[0xE0:0x110].hex(),
+    "author_key_digest": TURIN[0x110:0x140].hex(),
+}
+TD = (VECTORS / "tdx-sgx/tdx_v4_quote.bin").read_bytes()[48:]
+TDX_AT = {
+    "mrseam": 16,
+    "mrtd": 136,
+    "mrconfigid": 184,
+    "mrowner": 232,
+    "mrownerconfig": 280,
+    "rtmr0": 328,
+    "rtmr1": 376,
+    "rtmr2": 424,
+    "rtmr3": 472,
+}
+TDX_IMAGE = {name: TD[at : at + 48].hex() for name, at in TDX_AT.items()}
+SGX_IMAGE = {
+    "mrenclave": "11" * 32,
+    "mrsigner": "11" * 32,
+    "isvprodid": 0,
+    "min_isvsvn": 0,
+    "configid": "00" * 64,
+    "configsvn": 0,
+}
 
 
 def policy(**changes: Any) -> AttestationPolicy:
@@ -80,7 +114,27 @@ def genuine(**options: Any) -> AttestationResult:
         {"max_age_ms": True},
         {"nonce_required": "yes"},
         {"max_weight_per_device": -1},
-        {"v": 2},
+        {"v": 1},
+        {"v": 3},
+        {"tees": ["nvidia"], "nitro": []},
+        {"nvidia": [{"driver": "590.12", "vbios": "96.00.A5.00.01"}]},
+        {"tees": ["nvidia"], "nitro": [], "nvidia": [{"driver": "590.12"}]},
+        {"tees": ["nvidia"], "nitro": [], "nvidia": [{"driver": "", "vbios": "96.00.A5.00.01"}]},
+        {"tees": ["nvidia"], "nitro": [], "nvidia": [{"driver": "590.12", "vbios": "96.00.a5.00.01"}]},
+        {"tees": ["snp"], "nitro": [], "snp": [{**SNP_IMAGE, "min_fmc": None}]},
+        {"tees": ["snp"], "nitro": [], "snp": [{**SNP_IMAGE, "product": "Genoa", "min_fmc": 1}]},
+        {"tees": ["snp"], "nitro": [], "snp": [{**SNP_IMAGE, "measurement": "00" * 48}]},
+        {"tees": ["snp"], "nitro": [], "snp": [{**SNP_IMAGE, "host_data": ""}]},
+        {"tees": ["snp"], "nitro": [], "snp": [{n: v for n, v in SNP_IMAGE.items() if n != "host_data"}]},
+        {"tees": ["tdx"], "nitro": [], "intel": RULES, "tdx": [{**TDX_IMAGE, "mrtd": "00" * 48}]},
+        {"tees": ["tdx"], "nitro": [], "intel": RULES, "tdx": [{**TDX_IMAGE, "mrowner": ""}]},
+        {
+            "tees": ["tdx"],
+            "nitro": [],
+            "intel": RULES,
+            "tdx": [{n: v for n, v in TDX_IMAGE.items() if n != "mrconfigid"}],
+        },
+        {"tees": ["sgx"], "nitro": [], "intel": RULES, "sgx": [{**SGX_IMAGE, "mrsigner": "00" * 32}]},
     ],
     ids=lambda c: json.dumps(c)[:60],
 )
@@ -92,8 +146,7 @@ def test_an_empty_partial_or_unknown_expectation_is_an_error(changes: dict[str, 
 
 @pytest.mark.parametrize("statuses", [[], ["OutOfDate"], ["UpToDate", "Revoked"]])
 def test_a_policy_cannot_allow_a_status_that_is_never_acceptable(statuses: list[str]) -> None:
-    image = {name: "11" * 48 for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "mrseam")}
-    good = {"tees": ["tdx"], "nitro": [], "tdx": [image], "intel": RULES}
+    good = {"tees": ["tdx"], "nitro": [], "tdx": [TDX_IMAGE], "intel": RULES}
     assert policy(**good).platform().statuses == ("UpToDate",)
     with pytest.raises(ConfigError):
         policy(**{**good, "intel": {**RULES, "statuses": statuses}})
@@ -169,15 +222,6 @@ def evidence(
 SNP = evidence(
     "snp", "snp/turin_report.bin", certificates=[f"snp/turin_{n}.pem" for n in ("vcek", "ask", "ark")]
 )
-TURIN = (VECTORS / "snp/turin_report.bin").read_bytes()
-SNP_IMAGE = {
-    "measurement": TURIN[0x90:0xC0].hex(),
-    "product": "Turin",
-    "min_bootloader": 1,
-    "min_tee": 1,
-    "min_snp": 4,
-    "min_microcode": 0x51,
-}
 SNP_AT = 1_780_000_000_000
 
 
@@ -187,7 +231,16 @@ def snp_policy(**image: Any) -> AttestationPolicy:
 
 def test_a_guest_is_judged_by_measurement_product_and_least_firmware() -> None:
     assert code(judge(SNP, snp_policy(), at_ms=SNP_AT)) == "ACCEPTED"
-    for change in ({"measurement": "11" * 48}, {"product": "Milan"}, {"min_snp": 5}, {"min_microcode": 0x52}):
+    for change in (
+        {"measurement": "11" * 48},
+        {"product": "Milan", "min_fmc": 0},
+        {"min_fmc": TURIN[0x180] + 1},
+        {"min_snp": 5},
+        {"min_microcode": 0x52},
+        {"host_data": "11" * 32},
+        {"id_key_digest": "11" * 48},
+        {"author_key_digest": "11" * 48},
+    ):
         assert code(judge(SNP, snp_policy(**change), at_ms=SNP_AT)) == "attest.measurement"
     assert code(judge(SNP, policy(), at_ms=SNP_AT)) == "attest.policy_tee"
 
@@ -199,14 +252,12 @@ def test_evidence_without_a_time_is_fresh_by_its_challenge_alone() -> None:
 
 
 def test_a_trust_domain_and_an_enclave_are_judged_by_all_their_registers() -> None:
-    quote = (VECTORS / "tdx-sgx/tdx_v4_quote.bin").read_bytes()[48:]
-    names = {"mrseam": 16, "mrtd": 136, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472}
-    image = {name: quote[at : at + 48].hex() for name, at in names.items()}
+    image = TDX_IMAGE
     data = evidence("tdx", "tdx-sgx/tdx_v4_quote.bin", collateral="tdx-sgx/tdx_v4_collateral.json")
     tdx = {"tees": ["tdx"], "nitro": [], "intel": RULES}
     at_ms = 1_750_500_000_000
     assert code(judge(data, policy(**tdx, tdx=[image]), at_ms=at_ms)) == "ACCEPTED"
-    for name in names:
+    for name in image:
         assert (
             code(judge(data, policy(**tdx, tdx=[{**image, name: "11" * 48}]), at_ms=at_ms))
             == "attest.measurement"
@@ -217,6 +268,8 @@ def test_a_trust_domain_and_an_enclave_are_judged_by_all_their_registers() -> No
         "mrsigner": body[128:160].hex(),
         "isvprodid": int.from_bytes(body[256:258], "little"),
         "min_isvsvn": int.from_bytes(body[258:260], "little"),
+        "configid": body[192:256].hex(),
+        "configsvn": int.from_bytes(body[260:262], "little"),
     }
     sgx_data = evidence("sgx", "tdx-sgx/sgx_v3_quote.bin", collateral="tdx-sgx/sgx_v3_collateral.json")
     rules = {**RULES, "statuses": ["ConfigurationAndSWHardeningNeeded"]}
@@ -227,6 +280,8 @@ def test_a_trust_domain_and_an_enclave_are_judged_by_all_their_registers() -> No
         {"mrsigner": "11" * 32},
         {"isvprodid": 999},
         {"min_isvsvn": 999},
+        {"configid": "11" * 64},
+        {"configsvn": 9},
     ):
         changed = policy(**sgx, sgx=[{**enclave, **change}])
         assert code(judge(sgx_data, changed, at_ms=at_ms)) == "attest.measurement"
@@ -244,10 +299,23 @@ def test_a_gpu_is_never_accepted_whole() -> None:
         "certificates": base64.b64decode(entry["certificate"]).decode(),
         "collateral": "",
     }
-    rules = policy(tees=["nvidia"], nitro=[])
-    result = judge(json.dumps(value).encode(), rules, at_ms=SNP_AT, challenge=bytes.fromhex(entry["nonce"]))
+    versions = {"driver": "590.12", "vbios": "96.00.A5.00.01"}
+
+    def judged(**changes: str) -> AttestationResult:
+        rules = policy(tees=["nvidia"], nitro=[], nvidia=[versions | changes])
+        return judge(json.dumps(value).encode(), rules, at_ms=SNP_AT, challenge=bytes.fromhex(entry["nonce"]))
+
+    result = judged()
     assert code(result) == "ACCEPTED"
     assert exit_code(result) == 11
+    for change in ({"driver": "590.13"}, {"driver": "590.1"}, {"vbios": "96.00.A5.00.02"}):
+        result = judged(**change)
+        assert (code(result), exit_code(result)) == ("attest.measurement", 10)
+    old = bytes.fromhex((VECTORS / "nvidia/hopperAttestationReport.txt").read_text().strip())
+    value["document"] = b64u_encode(old)
+    value["certificates"] = (VECTORS / "nvidia/hopperCertChain.txt").read_text()
+    without = policy(tees=["nvidia"], nitro=[], nvidia=[versions])
+    assert code(judge(json.dumps(value).encode(), without, at_ms=SNP_AT)) == "attest.measurement"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +348,10 @@ def test_the_command_accepts_a_genuine_document_and_says_why_line_by_line() -> N
     done = aos(str(GENUINE), "--policy", str(POLICY_FILE))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("PASS envelope-1")
-    assert done.stdout.splitlines()[-1] == 'ACCEPTED: nitro under policy "genuine-samples"'
+    assert done.stdout.splitlines()[-1] == (
+        'ACCEPTED: the document only: nitro under policy "genuine-samples"; '
+        "nothing binds it to a boot, a key or a model"
+    )
 
 
 def test_the_command_refuses_a_debug_enclave_with_its_code_and_no_claims() -> None:

@@ -6,9 +6,9 @@ Each check runs in an interpreter of its own: in this one pytest has loaded half
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -123,13 +123,15 @@ def test_a_whole_verification_loads_nothing_of_it_and_opens_no_socket(
 
 
 @pytest.mark.parametrize("arguments", [["verify", "--help"], ["referee", "--help"]])
-def test_the_command_starts_in_under_half_a_second(arguments: list[str]) -> None:
-    """The best of five: the budget is the program's, and the machine may be busy with other tests."""
+def test_the_command_starts_in_under_half_a_second_of_processor_time(arguments: list[str]) -> None:
+    """The best of five, and not by the clock: the machine may be busy with other tests."""
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([aos_program(), *arguments], capture_output=True, timeout=60, check=True)
-        best = min(best, time.perf_counter() - began)
+        with subprocess.Popen([aos_program(), *arguments], stdout=subprocess.DEVNULL) as process:
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        best = min(best, used.ru_utime + used.ru_stime)
         if best < BUDGET_S:
             break
     assert best < BUDGET_S, f"aos {' '.join(arguments)} took {best:.3f} s"

@@ -14,7 +14,7 @@ from engine_models import maker
 from simulated_run import Network
 from tokenizer_cases import bpe_metadata, spm_metadata
 
-from aos.core.codec import encode
+from aos.core.codec import decode, encode
 from aos.core.dispute.case import Case
 from aos.core.dispute.fine.around import prove_header, prove_tokens, prove_trap
 from aos.core.dispute.fine.referee import Canonical
@@ -23,8 +23,11 @@ from aos.core.dispute.state_opening import Place, StateTree
 from aos.core.dispute.state_tree import TOKEN, tokens_root, trap_leaf
 from aos.core.encoding import canonical_json
 from aos.core.hashes import prompt_tokens_hash, response_hash, tokens_hash
-from aos.core.statements import Params, Request, RequestJob
-from aos.engine.around import check_with_tokenizer
+from aos.core.manifest import Manifest
+from aos.core.statements import ChatMessage, Params, Request, RequestJob
+from aos.engine.around import check_with_tokenizer, write_tables
+from aos.engine.conversation import Conversations
+from aos.engine.manifest import template_digest
 from aos.engine.tokenizer import Tokenizer, decode_vocabulary, read_vocabulary
 from aos.errors import InvalidMessage, Unavailable, VerificationError
 
@@ -293,14 +296,64 @@ def test_without_the_data_nobody_is_wrong(member: str) -> None:
         REFEREE.check_around(claim.case, "prompt", 0, 0, claim.header)
 
 
-def test_a_conversation_s_prompt_is_judged_by_nobody_yet() -> None:
-    claim = Claim(*CLAIMS[0])
+def asking(claim: Claim, *turns: tuple[str, str]) -> Case:
+    """The claim's case with another request: these turns of a conversation."""
     request = json.loads(claim.case.request)
-    request["job"]["prompt"] = [{"role": "user", "content": "x"}]
-    claim.case = replace(claim.case, request=canonical_json(request).decode())
-    with pytest.raises(Unavailable) as refusal:
-        REFEREE.check_around(claim.case, "prompt", 0, 0, claim.header)
-    assert (refusal.value.code, refusal.value.field) == ("dispute.undisclosed", "request")
+    request["job"]["prompt"] = [{"role": role, "content": content} for role, content in turns]
+    return replace(claim.case, request=canonical_json(request).decode())
+
+
+TEMPLATE = b"{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}!{% endfor %}"
+
+
+def test_a_conversation_s_prompt_is_judged_through_the_model_s_template() -> None:
+    claim = Claim(*CLAIMS[0])
+    tokenizer = claim.run.engine.tokenizer
+    manifest = json.loads(claim.case.manifest)
+    manifest["chat_template"] = encode(template_digest(TEMPLATE))
+    text = canonical_json(manifest).decode()
+    claim.case = replace(claim.case, manifest=text, tokenizer=write_tables(tokenizer, TEMPLATE))
+    model = decode(Manifest, manifest)
+    graph, params = model.graph, claim.case.params
+    assert graph is not None
+    assert params is not None
+
+    def check(case: Case) -> None:
+        check_with_tokenizer(case, "prompt", model, graph, params)
+
+    said = Conversations(tokenizer, {"tokenizer.chat_template": TEMPLATE}).tokenize(
+        [ChatMessage(role="user", content="what is the meaning")]
+    )
+    right = replace(asking(claim, ("user", "what is the meaning")), prompt_tokens=said)
+    check(right)
+    wrong = (
+        replace(right, prompt_tokens=said[:-1]),
+        replace(right, prompt_tokens=tokenizer.encode("what is the meaning")),  # without the template
+        asking(claim, ("user", "something else")),
+        asking(claim, ("tool", "what is the meaning")),  # which the template refuses
+    )
+    for case in wrong:
+        with pytest.raises(VerificationError) as caught:
+            check(case)
+        assert caught.value.code == "around.prompt"
+    tables, no = right.tokenizer or b"", write_tables(tokenizer, b"")
+    for other in (
+        no,
+        write_tables(tokenizer, TEMPLATE + b" "),
+        tables[:-1],
+        tables + b"\0",
+        tables[-4:],
+        b"",
+    ):
+        with pytest.raises(Unavailable) as refusal:
+            check(replace(right, tokenizer=other))
+        assert (refusal.value.code, refusal.value.field) == ("dispute.undisclosed", "tokenizer")
+
+
+def test_a_conversation_with_a_model_without_a_template_has_no_run() -> None:
+    claim = Claim(*CLAIMS[0])
+    claim.case = asking(claim, ("user", "x"))
+    assert judged(claim, "prompt", claim.header) == "around.prompt"
 
 
 def test_foreign_or_broken_tokenizer_tables_convict_nobody() -> None:

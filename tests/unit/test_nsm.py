@@ -292,6 +292,13 @@ def test_every_error_of_the_module_has_a_code_of_its_own(name: str) -> None:
         b"",
         b"\xff",
         cbor.encode({"Error": "Unheard"}),
+        cbor.encode({"Error": []}),
+        cbor.encode({"Error": {}}),
+        cbor.encode({"Error": {"InvalidArgument": None}}),
+        cbor.encode({"Error": None}),
+        cbor.encode({"Error": 0}),
+        cbor.encode([]),
+        cbor.encode({0: {}}),
         cbor.encode({"GetRandom": {"random": "text"}}),
         cbor.encode({"GetRandom": {"random": b""}}),
         cbor.encode({"GetRandom": {}}),
@@ -431,6 +438,18 @@ def test_a_bent_platform_file_is_refused_and_its_seed_is_not_printed(
     path.write_text(json.dumps(bend(content)))
     error = refused(ConfigError, "platform.format", lambda: load_simulated_platform(path))
     assert content["seed"] not in f"{error} {error.hint} {error.__cause__}"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[" * 1024, b'{"a":' * 204, b"\xff", b"", b"5", b"null", b'{"seed":"","seed":""}', b"1" * 1024],
+    ids=["arrays", "objects", "no UTF-8", "empty", "number", "null", "twice", "a long number"],
+)
+def test_any_bytes_as_a_platform_file_are_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "platform.key"
+    path.write_bytes(data)
+    path.chmod(0o600)
+    refused(ConfigError, "platform.format", lambda: load_simulated_platform(path))
 
 
 def test_a_platform_file_that_is_not_there_is_named_as_that(tmp_path: Path) -> None:

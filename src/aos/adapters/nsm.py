@@ -247,7 +247,7 @@ class Nsm:
             raise Unavailable("nsm.protocol", f"the module's answer to {name}: {error.message}") from error
         if isinstance(value, dict) and list(value) == ["Error"]:
             said = value["Error"]
-            if said not in ERRORS:
+            if type(said) is not str or said not in ERRORS:
                 raise _protocol(name)
             raise ERRORS[said](CODES[said], f"the security module refuses {name}: {said}")
         return value

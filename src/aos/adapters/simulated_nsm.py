@@ -30,7 +30,7 @@ from aos.adapters import nsm
 from aos.core.attest import cbor
 from aos.core.attest.certificates import P384_ORDER
 from aos.core.attest.nitro import ES384_HEADER, MAX_CERTIFICATE_BYTES, PCR_BYTES
-from aos.core.encoding import tagged_hash
+from aos.core.encoding import parse_json_strict, tagged_hash
 from aos.errors import ConfigError, InvalidMessage
 
 LABEL: Final = "SIMULATED, NO HARDWARE"
@@ -364,14 +364,14 @@ def load_simulated_platform(path: Path) -> SimulatedPlatform:
             "platform.mode", f"{path} can be read by others (mode {mode:o})", hint=f"chmod 600 {path}"
         )
     try:
-        content = json.loads(data)
+        content: Any = parse_json_strict(data, max_bytes=_MAX_FILE_BYTES, max_depth=1)
         seed = bytes.fromhex(content["seed"])
         if content["label"] != LABEL or len(seed) != 32:
             raise ValueError("not a simulated platform")
         platform = SimulatedPlatform(seed)
         if platform.root.hex() != content["root"]:
             raise ValueError("seed and root do not belong together")
-    except (ValueError, KeyError, TypeError):
+    except (InvalidMessage, ValueError, KeyError, TypeError):
         # Without the cause: a JSON error quotes the text it failed on, and that text may be the seed.
         raise ConfigError("platform.format", f"{path} is no simulated platform's file") from None
     return platform

@@ -12,6 +12,7 @@ import typer
 from aos.cli import voice
 from aos.cli.help import Command, Group
 from aos.client import Accepted, Client, Submission, encode_acceptance
+from aos.client.answer import ShownText
 from aos.client.settings import ClientSettings, load_client_settings, load_trust
 from aos.errors import InvalidMessage, RuleViolation
 
@@ -106,22 +107,59 @@ def _integer(text: str, field: str) -> int:
     return int(text)
 
 
-def follow(client: Client, accepted: Accepted, *, show_text: bool) -> str:
-    """Print progress to stderr and, where asked, the streamed text to stdout; returns the job's last status."""
-    status, wrote = "created", False
+_SUPERSEDED = "[superseded: the text above is not the answer; this is]"
+
+
+class _Shown:
+    """The streamed text on stdout. What does not count any more cannot be taken back: it is marked, there and on stderr."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._text = ShownText()
+
+    def __bool__(self) -> bool:
+        return bool(self._text.shown)
+
+    @property
+    def superseded(self) -> bool:
+        return self._text.superseded
+
+    def push(self, attempt: int, text: str) -> None:
+        self._write(*self._text.push(attempt, text))
+
+    def finish(self, text: str) -> None:
+        """The text that the receipt is about."""
+        self._write(*self._text.finish(text))
+        self.end()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        if self._wanted and self:
+            voice.data("")
+
+    def _write(self, new: str, again: bool) -> None:
+        if not self._wanted:
+            return
+        if again:
+            voice.data(f"\n\n{_SUPERSEDED}")
+            voice.say(
+                voice.bold("superseded: another operator's result stands, and the text shown first does not")
+            )
+        voice.data_of_others(new, end="")
+
+
+def follow(client: Client, accepted: Accepted, shown: _Shown) -> str:
+    """Print progress to stderr and the streamed text to ``shown``; returns the job's last status."""
+    status = "created"
     for event in client.events(accepted.job_id):
         if event.kind == "status":
             status = str(event.data.get("status", status))
-            if not wrote:
+            if not shown:
                 voice.say(voice.dim(f"· {status}"))
-        elif event.kind == "text" and show_text:
-            voice.data_of_others(str(event.data.get("text", "")), end="")
-            wrote = True
+        elif event.kind == "text":
+            shown.push(int(event.data.get("attempt", 0)), str(event.data.get("text", "")))
         elif event.kind == "done":
             status = str(event.data.get("status", status))
-    if wrote:
-        voice.data("")
-        voice.say(voice.dim(f"· {status}"))
     return status
 
 
@@ -159,13 +197,17 @@ def ask(
     settings = load_client_settings(url=url, trust=trust)
     with settings.client() as client:
         accepted = client.submit(_submission(settings, prompt, params, options))
-        status = follow(client, accepted, show_text=not as_json)
+        shown = _Shown(wanted=not as_json)
+        status = follow(client, accepted, shown)
         if status not in ("verified", "disputed"):
             detail = client.detail(accepted.job_id)
+            shown.end()
             raise RuleViolation(
                 f"job.{status}", f"the job ended {status}: {detail.get('error') or 'no reason given'}"
             )
         answer = client.answer(accepted.job_id)
+    shown.finish(json.loads(answer)["text"])
+    voice.say(voice.dim(f"· {status}"))
     report = _report(answer, settings)
     if save is not None:
         save.write_bytes(answer)
@@ -176,6 +218,7 @@ def ask(
             | {
                 "text": json.loads(answer)["text"],
                 "status": status,
+                "superseded": shown.superseded,
                 "verdict": report.verdict,
                 "levels": list(report.levels),
                 "saved": None if save is None else str(save),

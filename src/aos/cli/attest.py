@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from aos.cli.help import Command, Group
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from aos.core.attest.policy import AttestationPolicy
     from aos.core.attest.result import AttestationResult
@@ -58,10 +59,12 @@ def verify(
 ) -> None:
     """Judge evidence: one line a check, exit code 0 only when ACCEPTED (of a report: every enclave).
 
-    Exit codes: 0 ACCEPTED, 10 REFUSED, 11 PARTIAL (measurements not appraised), 12 evidence missing or unreadable,
+    A document alone is ACCEPTED as that: only a report's enclaves have boot statements, which name key and model. Exit
+    codes: 0 ACCEPTED, 10 REFUSED, 11 PARTIAL (measurements not appraised), 12 evidence missing or unreadable,
     2 usage or no evidence, 30 broken policy. Nothing in the evidence adds to what the policy trusts.
     """
     from aos.core.attest.evidence import is_report, judge, judge_report
+    from aos.core.tee_report import LeftOut, read_report
 
     rules = policy_of(policy)
     try:
@@ -70,15 +73,18 @@ def verify(
         raise voice.usage("--nonce must be hexadecimal", hint="aos attest verify -h has examples") from None
     data = _fetch(file) if file.startswith(("https://", "http://")) else _read(file)
     at_ms = at if at is not None else time.time_ns() // 1_000_000
+    left_out: tuple[LeftOut, ...] = ()
     try:
         if is_report(data):
+            left_out = read_report(data).left_out
             results = judge_report(data, rules, at_ms=at_ms, challenge=challenge)
         else:
             results = (judge(data, rules, at_ms=at_ms, challenge=challenge),)
     except InvalidMessage as error:
         error.message = f"{file}: {error.message}"
         raise
-    raise typer.Exit(conclude(results, file=file, policy=rules.name, as_json=as_json))
+    missing = {one.operator: one.code for one in left_out}
+    raise typer.Exit(conclude(results, file=file, policy=rules.name, as_json=as_json, left_out=missing))
 
 
 def policy_of(path: Path) -> "AttestationPolicy":
@@ -94,18 +100,30 @@ def policy_of(path: Path) -> "AttestationPolicy":
         ) from error
 
 
-def conclude(results: "Sequence[AttestationResult]", *, file: str, policy: str, as_json: bool) -> int:
-    """Print what was checked and the verdict on each; returns the worst one's exit code."""
+def conclude(
+    results: "Sequence[AttestationResult]",
+    *,
+    file: str,
+    policy: str,
+    as_json: bool,
+    left_out: "Mapping[str, str]" = MappingProxyType({}),
+) -> int:
+    """Print what was checked and the verdict on each; returns the worst one's exit code. ``left_out``: operators that a
+    report names without evidence, and why."""
     codes = [exit_code(result) for result in results]
     worst = next(code for code in (_REFUSED, _PARTIAL, _ACCEPTED) if code in codes)
     if as_json:
         shown = [_shown(r, file=file, policy=policy, code=c) for r, c in zip(results, codes, strict=True)]
-        voice.data_json("attest.verify", shown[0] if len(shown) == 1 else {"enclaves": shown})
-    else:
-        for result, code in zip(results, codes, strict=True):
-            _print(result, code, policy)
-        if len(results) > 1:
-            voice.data(f"{_VERDICTS[worst]}: {codes.count(_ACCEPTED)} of {len(codes)} enclaves accepted")
+        whole = shown[0] if len(shown) == 1 else {"enclaves": shown}
+        voice.data_json("attest.verify", whole | ({"left_out": dict(left_out)} if left_out else {}))
+        return worst
+    for result, code in zip(results, codes, strict=True):
+        _print(result, code, policy)
+    for operator, why in left_out.items():
+        voice.data_of_others(f"LEFT OUT {operator}: it gave the dispatcher no document [{why}]")
+    if len(results) > 1 or left_out:
+        more = f"; {len(left_out)} left out, nothing is known of them" if left_out else ""
+        voice.data(f"{_VERDICTS[worst]}: {codes.count(_ACCEPTED)} of {len(codes)} enclaves accepted{more}")
     return worst
 
 
@@ -115,7 +133,18 @@ def _print(result: "AttestationResult", code: int, policy: str) -> None:
         voice.data_of_others(f"{check.status} {check.id:<12} {what}  {check.detail}".rstrip())
     claims = result.claims
     simulated = "SIMULATED " if claims is not None and claims.simulated else ""
-    voice.data_of_others(f'{_VERDICTS[code]}: {simulated}{result.tee} under policy "{policy}"')
+    what = f'{simulated}{result.tee} under policy "{policy}"'
+    if code != _REFUSED:
+        if _bound(result):
+            what += ", with its boot statement: its key and model are the enclave's"
+        else:
+            what = f"the document only: {what}; nothing binds it to a boot, a key or a model"
+    voice.data_of_others(f"{_VERDICTS[code]}: {what}")
+
+
+def _bound(result: "AttestationResult") -> bool:
+    """Does the evidence hold a boot statement that the document vouches for?"""
+    return any(check.id == "boot-1" and check.status == "PASS" for check in result.checks)
 
 
 def exit_code(result: "AttestationResult") -> int:
@@ -132,6 +161,7 @@ def _shown(result: "AttestationResult", *, file: str, policy: str, code: int) ->
         "file": file,
         "verdict": _VERDICTS[code],
         "exit_code": code,
+        "scope": "enclave" if _bound(result) else "document",
         "policy": policy,
         "tee": result.tee,
         "checks": [
@@ -175,21 +205,26 @@ def _read(name: str) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
+    """What ``url`` serves, whole within 30 s and at most as large as evidence may be."""
+    import asyncio
+
     import httpx
 
+    from aos.client.transfer import NOT_COMPRESSED, exchange
     from aos.core.attest.evidence import MAX_EVIDENCE_BYTES
 
-    data = b""
+    async def get() -> bytes:
+        async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=NOT_COMPRESSED) as http:
+            reply = await exchange(http, "GET", url, within_s=_TIMEOUT_S, max_bytes=MAX_EVIDENCE_BYTES)
+        if reply.status != 200:
+            raise _missing(url, f"HTTP {reply.status}")
+        return reply.content
+
     try:
-        with httpx.stream(
-            "GET", url, timeout=_TIMEOUT_S, headers={"accept-encoding": "identity"}
-        ) as response:
-            if response.status_code != 200:
-                raise _missing(url, f"HTTP {response.status_code}")
-            for piece in response.iter_raw():
-                data += piece
-                if len(data) > MAX_EVIDENCE_BYTES:
-                    break
+        return asyncio.run(get())
+    except TimeoutError as error:
+        raise _missing(url, f"not whole within {_TIMEOUT_S:g} s") from error
+    except InvalidMessage as error:
+        raise _missing(url, error.message) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _missing(url, str(error) or type(error).__name__) from error
-    return data

@@ -4,7 +4,6 @@
 
 import json
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
+from aos.cli.own_key import OwnKey, own_key
 from aos.client import Client
 from aos.client.settings import load_client_settings
 from aos.core.answer import Answer, Receipt
@@ -27,6 +27,7 @@ from aos.core.statements import Request, hash_of, sign
 from aos.errors import InvalidMessage, RuleViolation, Unavailable
 
 CHALLENGE_EXAMPLES = """aos challenge answer.aos --model models/aos-demo.Q8_0.gguf
+aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --key keys/signer.json
 aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --save game.json --json"""
 POLL_S = 0.5
 _MAX_DOCUMENT = 48 << 20
@@ -49,10 +50,14 @@ def challenge(
     threads: Annotated[
         int | None, typer.Option(min=1, max=256, help="Default: the cores that this process may use.")
     ] = None,
+    key: OwnKey = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute an answer again, and where its claim differs, dispute it move by move with a key made for this one game.
+    """Compute an answer again, and where its claim differs, dispute it move by move.
+
+    Openings show tokens, so you are the job's project (its token, scope `challenge`) or one of its operators (`--key`). A
+    challenge under `--key` is taken up again where it was left; without it, a key is made for this one game.
 
     Exit codes are those of `aos referee`: 0 the claim is what this model computes (nothing to challenge), or the challenge was
     refuted; 10 the claim is proven wrong; 11 undecided: the claimant does not move, or the window closes.
@@ -61,12 +66,13 @@ def challenge(
     from aos.core.answer import read_answer
 
     answer = read_answer(read_file(str(file), limit=8 << 20))
-    receipt = _claim(answer, operator)
+    receipt = claim_in(answer, operator)
     core = receipt.core
     if not core.state_root:
         raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
-    with load_client_settings(url=url).client() as client:
-        player = _Player(client, answer, receipt, model, threads, wait)
+    signer = own_key(key)
+    with load_client_settings(url=url, keyed=key is not None).client() as client:
+        player = Player(client, answer, receipt, model, threads, wait, signer)
         found = player.aim()
         if found is None:
             if as_json:
@@ -78,10 +84,10 @@ def challenge(
     if save is not None:
         save.write_bytes(transcript)
         voice.say(f"saved the transcript to {save}; aos referee {save} judges it again")
-    raise SystemExit(_judged(transcript, as_json=as_json))
+    raise SystemExit(judged(transcript, as_json=as_json))
 
 
-def _claim(answer: Answer, operator: str) -> Receipt:
+def claim_in(answer: Answer, operator: str) -> Receipt:
     if not operator:
         return answer.receipt
     for receipt in (answer.receipt, *answer.peers):
@@ -90,7 +96,7 @@ def _claim(answer: Answer, operator: str) -> Receipt:
     raise InvalidMessage("cli.operator", f"no receipt of {operator} is in the file", field="--operator")
 
 
-def _judged(transcript: bytes, *, as_json: bool) -> int:
+def judged(transcript: bytes, *, as_json: bool) -> int:
     from aos.cli.referee import judgement_json, render
     from aos.core.dispute.fine.referee import Canonical
     from aos.core.dispute.transcript import judge
@@ -104,11 +110,18 @@ def _judged(transcript: bytes, *, as_json: bool) -> int:
     return found.exit_code
 
 
-class _Player:
+class Player:
     """One game, from comparing to its end."""
 
     def __init__(
-        self, client: Client, answer: Answer, receipt: Receipt, model: Path, threads: int | None, wait_s: int
+        self,
+        client: Client,
+        answer: Answer,
+        receipt: Receipt,
+        model: Path,
+        threads: int | None,
+        wait_s: int,
+        key: bytes,
     ) -> None:
         from aos.engine.native import NativeEngine
         from aos.engine.party import Party
@@ -116,12 +129,14 @@ class _Player:
 
         core = receipt.core
         self._client, self._core, self._wait_s = client, core, wait_s
-        self._claim = b64u_encode(hash_of(core))
+        self._key = key
+        self._subject = hash_of(core)
+        self._claim = b64u_encode(self._subject)
         many = threads or len(os.sched_getaffinity(0))
         engine = NativeEngine(model, progress=voice.Progress("loading the model"), threads=many)
         if engine.model_id != core.model_id:
             raise RuleViolation("replay.other_model", f"{model} is not the model of this receipt")
-        described = self._get(f"/claims/{self._claim}")
+        described = self._get(f"/claims/{self._claim}", self._subject)
         self._tokens = [int(token) for token in described["tokens"]]
         self._rules = described["rules"]
         request = decode(
@@ -145,7 +160,6 @@ class _Player:
             ),
             salt=answer.nonce,
         )
-        self._key = secrets.token_bytes(32)
 
     def aim(self) -> Aim | None:
         """Where the claim differs from this model's run; None where it does not."""
@@ -199,11 +213,11 @@ class _Player:
                 game = self._move(game["game"])
                 continue
             time.sleep(POLL_S)
-            game = self._get(f"/{game['game']}")
-        return self._client.disputes(f"/{game['game']}/transcript")
+            game = self._get(f"/{game['game']}", b"")
+        return self._transcript(game["game"])
 
     def _move(self, game: str) -> dict[str, Any]:
-        transcript = self._client.disputes(f"/{game}/transcript")
+        transcript = self._transcript(game)
         held: Transcript = read_transcript(transcript)
         move = self._party.move(self._known, "challenger", transcript)
         if turn_of(move) != len(held.moves):
@@ -214,7 +228,7 @@ class _Player:
         until = time.monotonic() + self._wait_s
         while True:
             try:
-                return self._get(f"/claims/{self._claim}/leaves")
+                return self._get(f"/claims/{self._claim}/leaves", self._subject)
             except RuleViolation as error:
                 if error.code != "dispute.not_served":
                     raise
@@ -225,8 +239,13 @@ class _Player:
                     ) from error
             time.sleep(POLL_S)
 
-    def _get(self, path: str) -> dict[str, Any]:
-        return self._object(self._client.disputes(path))
+    def _get(self, path: str, subject: bytes) -> dict[str, Any]:
+        return self._object(self._client.disputes(path, key=self._key, subject=subject))
+
+    def _transcript(self, game: str) -> bytes:
+        return self._client.disputes(
+            f"/{game}/transcript", key=self._key, subject=b64u_decode(game, length=32)
+        )
 
     @staticmethod
     def _object(data: bytes) -> dict[str, Any]:
@@ -244,22 +263,33 @@ dispute_app = typer.Typer(
 )
 
 
-@dispute_app.command("list", cls=Command, short_help="Games, newest first.", epilog="aos dispute list --json")
+@dispute_app.command(
+    "list", cls=Command, short_help="Games and audits, newest first.", epilog="aos dispute list --json"
+)
 def list_games(*, url: Url = None, as_json: AsJson = False) -> None:
-    """List the newest games of the dispatcher, and who is convicted."""
+    """List the newest games and audits of the dispatcher, and who is convicted."""
     with load_client_settings(url=url).client() as client:
         games = json.loads(client.disputes())["games"]
+        audits = json.loads(client.audits())["audits"]
         convictions = json.loads(client.disputes("/convictions"))["convictions"]
     if as_json:
-        voice.data_json("dispute.list", {"games": games, "convictions": convictions})
+        voice.data_json("dispute.list", {"games": games, "audits": audits, "convictions": convictions})
         return
     for game in games:
         voice.data_of_others(voice.plain(_line(game)))
+    for each in audits:
+        refused = f" [{each['refused']}]" if each["refused"] else ""
+        voice.data_of_others(
+            voice.plain(
+                f"{each['audit']}  {each['auditor']} audits {each['operator']}  {each['layers']} layers: "
+                f"{each['state']}{refused}"
+            )
+        )
     for each in convictions:
         voice.data_of_others(
             voice.plain(f"CONVICTED {each['node_id']} [{each['code']}] in game {each['game']}")
         )
-    if not games:
+    if not games and not audits:
         voice.say("no disputes")
 
 
@@ -283,7 +313,7 @@ def show_game(
         transcript = client.disputes(f"/{game}/transcript")
     if save is not None:
         save.write_bytes(transcript)
-    raise SystemExit(_judged(transcript, as_json=as_json))
+    raise SystemExit(judged(transcript, as_json=as_json))
 
 
 def _line(game: dict[str, Any]) -> str:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from aos.client.aio import AsyncClient, AsyncStream
 from aos.client.answer import Answer, Stream
+from aos.client.events import JobEvent
 from aos.client.settings import load_client_settings
-from aos.client.sync import Accepted, Client, JobEvent, Messages, Submission, encode_acceptance
+from aos.client.sync import Accepted, Client, Messages, Submission, encode_acceptance
 from aos.client.webhook import verify_webhook
 
 __all__ = [

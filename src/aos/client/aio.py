@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from aos.client.answer import Answer, Stream
-from aos.client.sync import Accepted, Client, JobEvent, Messages, Submission
+from aos.client.events import JobEvent
+from aos.client.sync import Accepted, Client, Messages, Submission
 
 T = TypeVar("T")
 
@@ -23,6 +24,10 @@ class AsyncStream(AsyncIterator[str]):
     @property
     def superseded(self) -> bool:
         return self._stream.superseded
+
+    @property
+    def text(self) -> str:
+        return self._stream.text
 
     async def __anext__(self) -> str:
         text = await asyncio.to_thread(next, self._stream, None)

@@ -51,8 +51,13 @@ def trust_path() -> Path | None:
     return found if found.is_file() else None
 
 
-def load_client_settings(*, url: str | None = None, trust: Path | None = None) -> ClientSettings:
-    """Raises ConfigError ``config.client`` naming what is missing and how to give it, ``config.url``, ``trust.*``."""
+def load_client_settings(
+    *, url: str | None = None, trust: Path | None = None, keyed: bool = False
+) -> ClientSettings:
+    """``keyed``: the caller signs with a key of its own, and needs no project.
+
+    Raises ConfigError ``config.client`` naming what is missing and how to give it, ``config.url``, ``trust.*``.
+    """
     path = state_dir() / "client.json"
     stored = _stored(path)
     values = {
@@ -61,7 +66,7 @@ def load_client_settings(*, url: str | None = None, trust: Path | None = None) -
         "token": os.environ.get("AOS_TOKEN") or stored.get("token", ""),
     }
     for name, value in values.items():
-        if not value:
+        if not value and not (keyed and name != "url"):
             raise ConfigError(
                 "config.client",
                 f"no {name}: neither AOS_{name.upper()} nor {path} gives one",

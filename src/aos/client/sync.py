@@ -4,26 +4,41 @@ The client makes the nonce itself, checks the dispatcher's signed acceptance aga
 the dispatcher stored are those it meant. It decides nothing about receipts: ``aos.core.receipt`` does that, offline.
 """
 
-import json
+import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from aos.client.answer import Answer, Stream
+from aos.client.events import JobEvent, read_events
+from aos.client.transfer import (
+    MAX_REPLY_BYTES,
+    NOT_COMPRESSED,
+    BackgroundLoop,
+    Reply,
+    check_plain,
+    exchange,
+    next_of,
+    whole,
+)
 from aos.core import hashes
 from aos.core.codec import decode, encode
-from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical, parse_json_strict
-from aos.core.statements import Acceptance, ChatMessage, Request, Signed, verify_signed
+from aos.core.dispute.court import Read
+from aos.core.encoding import b64u_decode, b64u_encode, canonical_json, parse_canonical, parse_json_strict
+from aos.core.signing import address_of
+from aos.core.statements import Acceptance, ChatMessage, Request, Signed, sign, verify_signed
 from aos.core.tee import References
-from aos.core.tee_report import VerifiedEnclave, read_report, verify_report
+from aos.core.tee_report import MAX_REPORT_BYTES, VerifiedEnclave, read_report, verify_report
 from aos.core.trust import Policy, Trust
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
+_MAX_LIST_BYTES = 1 << 20
 _RECONNECT_DELAY_S = 0.5
 _MAX_RECONNECTS = 60
 
@@ -61,20 +76,14 @@ class Accepted:
     acceptance: Signed[Acceptance]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobEvent:
-    """One server-sent event of a job."""
-
-    id: str
-    kind: str
-    data: dict[str, Any]
-
-
 class Client:
     """Talks to one dispatcher as one project. Use as a context manager.
 
     ``dispatcher`` is the address that must have signed every acceptance; ``trust`` is what answers are verified under where
     nothing else is said; ``model`` is asked for where none is named. ``aos.client.connect`` finds all of it.
+
+    A call takes at most ``timeout_s`` seconds from the name's resolution to the answer's last byte, and an answer has at
+    most 64 MiB; of a job's events, each silence and each event is limited. May be used from several threads.
     """
 
     def __init__(
@@ -94,18 +103,24 @@ class Client:
         self._url = url.rstrip("/")
         self._project = project
         self._token = token
-        self._bearer = {"Authorization": f"Bearer {token}"}  # reads the files of private jobs
+        # Reads the files of private jobs. Whoever signs its questions may have none.
+        self._bearer = {"Authorization": f"Bearer {token}"} if token else {}
         self._dispatcher = dispatcher
         self._policy = policy
         # A proxy is of no use for a dispatcher on this machine, and mostly cannot reach it.
         local = httpx.URL(self._url).host in ("127.0.0.1", "::1", "localhost")
-        self._http = httpx.Client(timeout=timeout_s, follow_redirects=False, trust_env=not local)
+        self._timeout_s = timeout_s
+        self._loop = BackgroundLoop()
+        self._http = httpx.AsyncClient(
+            timeout=timeout_s, follow_redirects=False, trust_env=not local, headers=NOT_COMPRESSED
+        )
 
     def __enter__(self) -> "Client":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self._loop.run(self._http.aclose())
+        self._loop.close()
 
     def ask(self, prompt: str | Messages, **options: Any) -> Answer:
         """Ask, wait for the end, and fetch the answer with its receipt. Options are those of ``stream``.
@@ -171,11 +186,7 @@ class Client:
     def submit(self, submission: Submission) -> Accepted:
         """Submit a job and check what was accepted. Raises AOSError of the class that says who is at fault."""
         if self._dispatcher is None:  # before anything is sent: what comes back could not be checked
-            raise ConfigError(
-                "client.no_trust",
-                "no trust file names the dispatcher's key, so nothing that it signs can be checked",
-                hint="pass --trust FILE, or run where .aos/trust.json is",
-            )
+            raise _no_trust()
         model_id = self._believed_model(submission) if submission.attested else None
         nonce = secrets.token_bytes(32)
         job = {
@@ -207,20 +218,47 @@ class Client:
         response = self._call("POST", "/api/job/submit", json=body, headers={"Idempotency-Key": key})
         header = response.headers.get("x-aos-acceptance", "")
         acceptance = self._check_acceptance(header, nonce, self._dispatcher)
-        job_id = _result_of(response)
+        job_id = self._result_of(response)
         if hashes.job_ref(job_id) != acceptance.statement.job_ref:
             raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
         self._check_request(job_id, submission, acceptance.statement, nonce, model_id)
         return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
 
-    def disputes(self, path: str = "", *, value: object = None) -> bytes:
-        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. Raises AOSError."""
+    def disputes(
+        self, path: str = "", *, value: object = None, key: bytes | None = None, subject: bytes = b""
+    ) -> bytes:
+        """``GET``, or with ``value`` ``POST``, under ``/v1/aos/disputes``; the answer's body. ``key`` (32 bytes) signs a ``GET``
+        about ``subject``, a claim or game, for a reader who is entitled without a token. Raises AOSError."""
+        return self._court("disputes", path, "POST", value, key, subject)
+
+    def audits(
+        self, path: str = "", *, value: object = None, key: bytes | None = None, subject: bytes = b""
+    ) -> bytes:
+        """``GET``, or with ``value`` ``POST`` (below ``""``, ``PUT``), under ``/v1/aos/audits``; as ``disputes``."""
+        return self._court("audits", path, "PUT" if path else "POST", value, key, subject)
+
+    def _court(
+        self, what: str, path: str, method: str, value: object, key: bytes | None, subject: bytes
+    ) -> bytes:
+        headers = dict(self._bearer)
+        if key is not None and value is None and (self.trust is not None or not headers):
+            headers["x-aos-reader"] = self._signed_reader(key, subject)
+        more: dict[str, Any] = {} if value is None else {"json": value}
         return self._call(
-            "GET" if value is None else "POST",
-            f"/v1/aos/disputes{path}",
-            headers=self._bearer,
-            **({} if value is None else {"json": value}),
+            "GET" if value is None else method, f"/v1/aos/{what}{path}", headers=headers, **more
         ).content
+
+    def _signed_reader(self, key: bytes, subject: bytes) -> str:
+        if self.trust is None or self._dispatcher is None:
+            raise _no_trust()
+        question = Read(
+            network=self.trust.network,
+            dispatcher=self._dispatcher,
+            reader=address_of(key),
+            subject=subject,
+            time=time.time_ns() // 1_000_000,
+        )
+        return b64u_encode(canonical_json(sign(key, question).to_json()))
 
     def attest(self, model: str) -> tuple[VerifiedEnclave, ...]:
         """Ask for documents over a nonce of ours from the enclaves that serve ``model``, and believe all of them or none.
@@ -242,7 +280,12 @@ class Client:
             return trust.references(kind)
 
         nonce = secrets.token_bytes(32)
-        answer = self._call("GET", "/v1/attestation/report", params={"model": model, "nonce": nonce.hex()})
+        answer = self._call(
+            "GET",
+            "/v1/attestation/report",
+            max_bytes=MAX_REPORT_BYTES,
+            params={"model": model, "nonce": nonce.hex()},
+        )
         return verify_report(
             read_report(answer.content),
             nonce=nonce,
@@ -261,8 +304,8 @@ class Client:
         return self.attest(submission.model)[0].boot.model_id
 
     def _model_id(self, model: str) -> bytes:
-        data = self._call("GET", "/v1/aos/models").content
-        listed: Any = parse_json_strict(data, max_bytes=1 << 20)
+        data = self._call("GET", "/v1/aos/models", max_bytes=_MAX_LIST_BYTES).content
+        listed: Any = parse_json_strict(data, max_bytes=_MAX_LIST_BYTES)
         try:
             found = {str(entry["name"]): str(entry["model_id"]) for entry in listed["models"]}
         except (KeyError, TypeError):
@@ -279,33 +322,53 @@ class Client:
             headers = self._bearer | {"Accept": "text/event-stream"}
             if last_id:
                 headers["Last-Event-ID"] = last_id
+            failure: Exception = Unavailable("client.unreachable", "the dispatcher ends every stream at once")
             try:
-                with self._http.stream(
-                    "GET", f"{self._url}/v1/aos/jobs/{job_id}/events", headers=headers
-                ) as response:
-                    if response.status_code != 200:
-                        response.read()
-                        raise _error_of(response)
-                    for event in _parse_events(response.iter_lines()):
-                        failures = 0
-                        last_id = event.id or last_id
-                        yield event
-                        if event.kind == "done":
-                            return
-            except (httpx.TransportError, Unavailable) as error:
-                failures += 1
-                if failures > _MAX_RECONNECTS:
-                    if isinstance(error, Unavailable):
-                        raise
-                    raise self._unreachable(error) from error
+                for event in self._follow(job_id, headers):
+                    failures = 0
+                    last_id = event.id or last_id
+                    yield event
+                    if event.kind == "done":
+                        return
+            except (httpx.HTTPError, TimeoutError, Unavailable) as error:
+                failure = error
+            failures += 1
+            if failures > _MAX_RECONNECTS:
+                if isinstance(failure, Unavailable):
+                    raise failure
+                raise self._unreachable(failure) from failure
             time.sleep(_RECONNECT_DELAY_S)
 
+    def _follow(self, job_id: str, headers: dict[str, str]) -> Iterator[JobEvent]:
+        """The events of one connection."""
+        response, events = self._loop.run(self._open_events(job_id, headers))
+        try:
+            while (event := self._loop.run(next_of(events))) is not None:
+                yield event
+        finally:
+            with suppress(RuntimeError):  # the client, and all that it held, is closed already
+                self._loop.run(response.aclose())
+
+    async def _open_events(
+        self, job_id: str, headers: dict[str, str]
+    ) -> tuple[httpx.Response, AsyncIterator[JobEvent]]:
+        request = self._http.build_request("GET", f"{self._url}/v1/aos/jobs/{job_id}/events", headers=headers)
+        async with asyncio.timeout(self._timeout_s):
+            response = await self._http.send(request, stream=True)
+        try:
+            check_plain(response)
+            if response.status_code != 200:
+                async with asyncio.timeout(self._timeout_s):
+                    raise _error_of(await whole(response))
+        except BaseException:
+            await response.aclose()
+            raise
+        return response, read_events(response.aiter_raw())
+
     def answer(self, job_id: str) -> bytes:
-        """The answer file's bytes."""
-        content = self._call("GET", f"/v1/aos/jobs/{job_id}/answer", headers=self._bearer).content
-        if len(content) > MAX_ANSWER_BYTES:
-            raise InvalidMessage("client.answer_too_large", "the dispatcher sent an answer file over 8 MiB")
-        return content
+        """The answer file's bytes, at most 8 MiB."""
+        path = f"/v1/aos/jobs/{job_id}/answer"
+        return self._call("GET", path, max_bytes=MAX_ANSWER_BYTES, headers=self._bearer).content
 
     def result(self, job_id: str) -> Any:
         """The guide's result rows."""
@@ -325,21 +388,41 @@ class Client:
         return self._post("/api/job/verify", body | ({"cursor": cursor} if cursor else {}))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return _result_of(self._call("POST", path, json=body))
+        return self._result_of(self._call("POST", path, json=body))
 
-    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, *, max_bytes: int = MAX_REPLY_BYTES, **arguments: Any) -> Reply:
+        work = exchange(
+            self._http,
+            method,
+            self._url + path,
+            within_s=self._timeout_s,
+            max_bytes=max_bytes,
+            **arguments,
+        )
         try:
-            response = self._http.request(method, self._url + path, **arguments)
-        except httpx.TransportError as error:
+            reply = self._loop.run(work)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise self._unreachable(error) from error
-        if response.status_code != 200:
-            raise _error_of(response)
-        return response
+        if reply.status != 200:
+            raise _error_of(reply)
+        return reply
+
+    def _result_of(self, reply: Reply) -> Any:
+        try:
+            return reply.json()["result"]
+        except (ValueError, KeyError, TypeError):
+            raise InvalidMessage(
+                "client.not_aos",
+                f"what answers at {self._url} is no AOS dispatcher",
+                hint="is the address right? AOS_URL or --url",
+            ) from None
 
     def _unreachable(self, error: Exception) -> Unavailable:
         return Unavailable(
             "client.unreachable",
-            f"no answer from the dispatcher at {self._url}: {type(error).__name__}",
+            f"no whole answer from the dispatcher at {self._url} within {self._timeout_s:g} s"
+            if isinstance(error, TimeoutError)
+            else f"no answer from the dispatcher at {self._url}: {type(error).__name__}",
             hint="is it running? `aos up` starts a local network",
         )
 
@@ -374,6 +457,14 @@ class Client:
             raise VerificationError("client.request", "the dispatcher changed the request")
 
 
+def _no_trust() -> ConfigError:
+    return ConfigError(
+        "client.no_trust",
+        "no trust file names the dispatcher's key, so nothing that it signs can be checked",
+        hint="pass --trust FILE, or run where .aos/trust.json is",
+    )
+
+
 def _messages(messages: Messages) -> tuple[ChatMessage, ...]:
     try:
         return tuple(ChatMessage(role=turn["role"], content=turn["content"]) for turn in messages)
@@ -392,49 +483,22 @@ def encode_acceptance(accepted: Accepted) -> dict[str, Any]:
     }
 
 
-def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
-    kind, event_id = "message", ""
-    data: list[str] = []
-    for line in lines:
-        if line == "":
-            if data:
-                yield JobEvent(id=event_id, kind=kind, data=json.loads("\n".join(data)))
-            kind, data = "message", []
-        elif line.startswith("event:"):
-            kind = line[6:].strip()
-        elif line.startswith("id:"):
-            event_id = line[3:].strip()
-        elif line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-
-
-def _result_of(response: httpx.Response) -> Any:
-    try:
-        return response.json()["result"]
-    except (ValueError, KeyError, TypeError):
-        raise InvalidMessage(
-            "client.not_aos",
-            f"what answers at {response.url.host} is no AOS dispatcher",
-            hint="is the address right? AOS_URL or --url",
-        ) from None
-
-
-def _error_of(response: httpx.Response) -> AOSError:
+def _error_of(response: Reply) -> AOSError:
     try:
         body = response.json()
     except ValueError:
         body = {}
     if not isinstance(body, dict):
         body = {}
-    message = str(body.get("message") or body.get("detail") or f"HTTP {response.status_code}")
+    message = str(body.get("message") or body.get("detail") or f"HTTP {response.status}")
     code = str(body.get("error") or body.get("type") or "client.http").removeprefix("urn:aos:error:")
     field = body.get("field")
-    if response.status_code in (401, 403):
+    if response.status in (401, 403):
         refused = VerificationError(code, message, field=field)
         refused.exit_code = ConfigError.exit_code  # our credentials are wrong; no answer was judged
         return refused
-    if response.status_code in (409, 410):
+    if response.status in (409, 410):
         return RuleViolation(code, message, field=field)
-    if response.status_code == 429 or response.status_code >= 500:
+    if response.status == 429 or response.status >= 500:
         return Unavailable(code, message, field=field)
     return InvalidMessage(code, message, field=field)

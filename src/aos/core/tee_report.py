@@ -13,9 +13,10 @@ from aos.core.attest.result import Claims
 from aos.core.codec import Address, Bytes32, Bytes64, MaxLength, Pattern, decode
 from aos.core.encoding import parse_json_strict
 from aos.core.tee import Document, References, TeeBoot, TeeBootEvidence, check_image, verify_boot
-from aos.errors import VerificationError
+from aos.errors import InvalidMessage, VerificationError
 
-MAX_REPORT_BYTES = 1 << 20
+MAX_REPORT_BYTES = 1 << 21
+MAX_REPORTED = 64
 MAX_AGE_MS = 300_000
 Hex32 = Annotated[str, Pattern(r"[0-9a-f]{64}")]
 
@@ -39,14 +40,23 @@ class ModelAttestation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """An operator with an accepted enclave that gave no good document in time, and why: an error's code."""
+
+    operator: Address
+    code: Annotated[str, MaxLength(128)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeeReport:
     """The answer to ``GET /v1/attestation/report``; there is no gateway whose word counts."""
 
     TYPE: ClassVar[str] = "aos.tee.report"
-    V: ClassVar[int] = 1
+    V: ClassVar[int] = 2
 
     model_id: Bytes32
-    model_attestations: Annotated[tuple[ModelAttestation, ...], MaxLength(64)]
+    model_attestations: Annotated[tuple[ModelAttestation, ...], MaxLength(MAX_REPORTED)]
+    left_out: Annotated[tuple[LeftOut, ...], MaxLength(MAX_REPORTED)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +68,15 @@ class VerifiedEnclave:
 
 
 def read_report(data: bytes) -> TeeReport:
-    """Strictly decode a report. Raises InvalidMessage ``encoding.*``, ``field.*``."""
-    return decode(TeeReport, parse_json_strict(data, max_bytes=MAX_REPORT_BYTES), where="report")
+    """Strictly decode a report; it names no enclave twice. Raises InvalidMessage ``encoding.*``, ``field.*``,
+    ``tee.report_twice``."""
+    report = decode(TeeReport, parse_json_strict(data, max_bytes=MAX_REPORT_BYTES), where="report")
+    named = [reported.signing_address for reported in report.model_attestations]
+    if len(set(named)) != len(named):
+        raise InvalidMessage(
+            "tee.report_twice", "the report names an enclave twice", field="model_attestations"
+        )
+    return report
 
 
 def check_attestation(reported: ModelAttestation, *, model_id: bytes, nonce: bytes) -> None:
@@ -76,6 +93,12 @@ def check_attestation(reported: ModelAttestation, *, model_id: bytes, nonce: byt
             raise VerificationError(
                 "tee.report", f"the report's {name} is not that of its evidence", field=name
             )
+
+
+def check_valid(boot: TeeBoot, *, at_ms: int) -> None:
+    """Raises VerificationError ``tee.boot_expired`` where the boot is over at ``at_ms`` (Unix milliseconds)."""
+    if boot.not_after < at_ms:
+        raise VerificationError("tee.boot_expired", "the enclave's boot is over", field="not_after")
 
 
 def verify_report(
@@ -103,8 +126,7 @@ def verify_report(
         boot = reported.boot
         if boot.network != network:
             raise VerificationError("tee.report", "the enclave is of another network", field="network")
-        if boot.not_after < at_ms:
-            raise VerificationError("tee.boot_expired", "the enclave's boot is over")
+        check_valid(boot, at_ms=at_ms)
         known = references(boot.tee)
         claims = verify_boot(
             reported.evidence, references=known, at_ms=at_ms, nonce=nonce, max_age_ms=MAX_AGE_MS

@@ -16,11 +16,13 @@ from aos.dispatcher import (
     refusals,
     routes_aos,
     routes_attestation,
+    routes_audits,
     routes_disputes,
     routes_openai,
     routes_seed,
 )
 from aos.dispatcher.attestation import Attestation
+from aos.dispatcher.audits import Audits
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.disputes import Disputes
 from aos.dispatcher.disputes_ending import Ending
@@ -40,7 +42,7 @@ from aos.dispatcher.ui.routes import Explorer
 from aos.dispatcher.ui.routes import data_router as ui_data
 from aos.dispatcher.ui.routes import router as ui_pages
 from aos.dispatcher.webhooks import Webhooks
-from aos.engine.around import check_with_tokenizer, tokenizer_digest
+from aos.engine.around import check_with_tokenizer, read_tables
 
 
 def create_app(config: DispatcherConfig) -> FastAPI:
@@ -95,12 +97,23 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 config,
                 links,
                 arithmetic=arithmetic,
-                tokenizer_digest=tokenizer_digest,
+                check_tables=read_tables,
+                now_ms=now_ms,
+                changed=ending.wake,
+                told=metrics.disputed,
+            )
+            app.state.audits = audits = Audits(
+                pool,
+                config,
+                links,
+                arithmetic=arithmetic,
+                check_tables=read_tables,
                 now_ms=now_ms,
                 changed=ending.wake,
                 told=metrics.disputed,
             )
             runs.disputed = court.hint_run
+            erasing = asyncio.create_task(audits.run())
             judging = asyncio.create_task(ending.run(court))
             await runs.start()
             webhooks.start()
@@ -109,7 +122,9 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             finally:
                 signing.cancel()
                 judging.cancel()
+                erasing.cancel()
                 await court.stop()
+                await audits.stop()
                 await webhooks.stop()
                 await runs.stop()
                 await links.close()
@@ -129,6 +144,7 @@ def create_app(config: DispatcherConfig) -> FastAPI:
     app.include_router(routes_openai.router)
     app.include_router(routes_aos.router)
     app.include_router(routes_disputes.router)
+    app.include_router(routes_audits.router)
     app.include_router(routes_attestation.router)
     app.include_router(ui_data)
     app.include_router(ui_pages)  # last: it answers every path below /ui that nobody else has

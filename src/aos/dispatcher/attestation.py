@@ -4,7 +4,9 @@ A boot is appraised under D's own configuration before anything of it is seated 
 with its evidence. D's appraisal is D's claim: whoever verifies an answer appraises the evidence again.
 """
 
+import asyncio
 import json
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +26,14 @@ from aos.core.tee import (
     verify_answer_document,
     verify_boot,
 )
+from aos.core.tee_report import MAX_REPORTED, LeftOut
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.devices import seatable, weigh
 from aos.dispatcher.hub import Hub
+from aos.dispatcher.limits import DocumentLimits
 from aos.dispatcher.refusals import NotFound, TooMany
 from aos.dispatcher.registry import now_ms
-from aos.errors import InvalidMessage, RuleViolation, Unavailable, VerificationError
+from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
 
 log = structlog.get_logger("aos.dispatcher")
 
@@ -37,13 +42,23 @@ MAX_CHALLENGES = 8
 MAX_AGE_MS = 300_000
 MAX_BOOTS_AN_HOUR = 240
 """Accepted ones, of one operator: each is a row that is kept."""
-MAX_REPORTED = 16
 MAX_REPORTS = 4
+_CODE = re.compile(r"[a-z0-9_.]{1,64}", re.ASCII)
+DOCUMENT_WITHIN_S = 10.0
+"""For all documents of a report together, and for one about an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _NoMembers:
     pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What a report holds: documents of now, and which operators with accepted enclaves gave none."""
+
+    found: tuple[TeeBootEvidence, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 class Attestation:
@@ -65,6 +80,7 @@ class Attestation:
         self._wall_ms = wall_ms
         self._challenges: dict[str, dict[bytes, int]] = {}
         self._reporting = 0
+        self._documents = DocumentLimits()
 
     # --- the link's messages
 
@@ -128,15 +144,19 @@ class Attestation:
         claims = verify_boot(evidence, references=references, at_ms=now, max_age_ms=MAX_AGE_MS)
         check_image(claims, references.images)
         digest = hash_of(boot)
-        async with unavailable():
-            await self._pool.execute(
-                """INSERT INTO tee_boot (boot_hash, node_id, model_id, evidence, not_after)
-                   VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING""",
+        # 4
+        async with unavailable(), self._pool.acquire() as db, db.transaction():
+            cap = self._config.max_weight_per_device
+            await weigh(db, device=claims.device_name, node_id=node_id, cap=cap, at_ms=now)
+            await db.execute(
+                """INSERT INTO tee_boot (boot_hash, node_id, model_id, evidence, not_after, device)
+                   VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING""",
                 digest,
                 node_id,
                 boot.model_id,
                 canonical_json(encode(evidence)).decode(),
                 boot.not_after,
+                claims.device_name,
             )
         log.info("tee.boot_accepted", node=node_id, tee=boot.tee, boot=digest.hex())
         self._accepted()
@@ -145,18 +165,16 @@ class Attestation:
     # --- what was accepted
 
     async def require(self, node_id: str, model_id: bytes) -> None:
-        """Raises RuleViolation ``tee.no_boot`` unless the operator has an accepted boot with this model, not over yet."""
-        async with unavailable():
-            found = await self._pool.fetchval(
-                "SELECT 1 FROM tee_boot WHERE node_id = $1 AND model_id = $2 AND not_after > $3 LIMIT 1",
-                node_id,
-                model_id,
-                self._wall_ms(),
-            )
-        if found is None:
+        """Raises RuleViolation ``tee.no_boot`` unless the operator has an accepted boot with this model, not over yet, on
+        a device that carries no more than it may."""
+        if node_id not in await self._seatable(model_id):
             raise RuleViolation(
                 "tee.no_boot", "no boot of this operator's enclave is accepted for this model"
             )
+
+    async def _seatable(self, model_id: bytes) -> frozenset[str]:
+        cap = self._config.max_weight_per_device
+        return await seatable(self._pool, model_id=model_id, cap=cap, at_ms=self._wall_ms())
 
     async def before(self, node_id: str, moment: datetime | None) -> frozenset[bytes]:
         """Hashes of the operator's boots that were accepted before ``moment`` (none where that is None)."""
@@ -190,10 +208,12 @@ class Attestation:
             )
         return json.loads(text)
 
-    async def report(self, model_id: bytes, nonce: bytes) -> list[TeeBootEvidence]:
-        """Documents of now over ``nonce`` from connected enclaves with this model, checked as the boots were.
+    async def report(self, model_id: bytes, nonce: bytes) -> Reported:
+        """Documents of now over ``nonce`` from connected enclaves with this model, of accepted boots, checked as these
+        were.
 
-        Raises Unavailable ``attestation.none`` where there is none; TooMany ``attestation.busy``.
+        All are asked at once, within 10 s; whoever gives none, or a bad one, is left out by name. Raises Unavailable
+        ``attestation.none`` where nobody is left; TooMany ``attestation.busy``.
         """
         if self._reporting >= MAX_REPORTS:
             raise TooMany("attestation.busy", "enclaves are asked for as many reports as they can make")
@@ -203,36 +223,54 @@ class Attestation:
         finally:
             self._reporting -= 1
 
-    async def _report(self, model_id: bytes, nonce: bytes) -> list[TeeBootEvidence]:
-        async with unavailable():
-            rows = await self._pool.fetch(
-                """SELECT DISTINCT ON (node_id) node_id FROM tee_boot WHERE model_id = $1 AND not_after > $2
-                   ORDER BY node_id LIMIT $3""",
-                model_id,
-                self._wall_ms(),
-                MAX_REPORTED,
-            )
-        found: list[TeeBootEvidence] = []
-        for node_id in (row["node_id"] for row in rows if row["node_id"] in self._hub.connected()):
+    async def _report(self, model_id: bytes, nonce: bytes) -> Reported:
+        able = sorted(await self._seatable(model_id) & self._hub.connected())
+        asked, beyond = able[:MAX_REPORTED], able[MAX_REPORTED : 2 * MAX_REPORTED]
+        refused = dict.fromkeys(beyond, "attestation.limit")
+        # Each has the same limit and all begin now, so it is the report's too. A task group ends them with the asker.
+        answers: dict[str, TeeBootEvidence] = {}
+
+        async def ask(node_id: str) -> None:
             try:
-                found.append(await self._document(node_id, model_id, nonce))
-            except (Unavailable, RuleViolation, VerificationError, InvalidMessage) as error:
-                log.warning("tee.no_document", node=node_id, code=error.code)
+                answers[node_id] = await self._document(node_id, model_id, nonce)
+            except AOSError as error:
+                # The code may be the operator's own word, and whoever reads the report reads it strictly.
+                code = error.code if _CODE.fullmatch(error.code) else "attestation.refused"
+                refused[node_id] = code
+                log.warning("tee.no_document", node=node_id, code=code)
+
+        async with asyncio.TaskGroup() as group:
+            for node_id in asked:
+                group.create_task(ask(node_id))
+        found: dict[bytes, TeeBootEvidence] = {}
+        for node_id in sorted(
+            answers
+        ):  # two operators may share a key on purpose, to spoil the report for all
+            evidence = answers[node_id]
+            if found.setdefault(evidence.boot.enclave_key, evidence) is not evidence:
+                refused[node_id] = "tee.report_twice"
         if not found:
             raise Unavailable(
                 "attestation.none",
                 "no enclave with this model is connected and gives a document",
                 hint="ask again later",
             )
-        return found
+        return Reported(
+            found=tuple(found.values()),
+            left_out=tuple(
+                LeftOut(operator=node_id, code=refused[node_id]) for node_id in sorted(refused)[:MAX_REPORTED]
+            ),
+        )
 
-    async def answer_document(self, evidence: TeeEvidence, nonce: bytes) -> bytes:
-        """A document of now, over ``nonce``, for an answer; the enclave that signed it must still run.
+    async def answer_document(self, job_id: str, evidence: TeeEvidence, nonce: bytes) -> bytes:
+        """A document of now, over ``nonce``, for a job's answer; the enclave that signed it must still run.
 
-        Raises Unavailable; RuleViolation with the enclave's code; VerificationError ``tee.answer_not_bound``, ``attest.*``.
+        Raises TooMany ``attestation.busy``, ``attestation.rate``; Unavailable; RuleViolation with the enclave's code;
+        VerificationError ``tee.answer_not_bound``, ``attest.*``.
         """
         boot, answer = evidence.boot, hash_of(evidence.answer)
-        reply = await self._ask(boot.operator, model_id=boot.model_id, answer=answer, nonce=nonce)
+        with self._documents.asking(job_id):
+            reply = await self._ask(boot.operator, model_id=boot.model_id, answer=answer, nonce=nonce)
         references = self._config.tee_references.get(boot.tee)
         if references is None:
             raise VerificationError("tee.policy", f"this dispatcher accepts no TEE of kind {boot.tee}")
@@ -250,6 +288,17 @@ class Attestation:
             evidence, references=references, at_ms=self._wall_ms(), nonce=nonce, max_age_ms=MAX_AGE_MS
         )
         check_image(claims, references.images)
+        async with unavailable():
+            accepted = await self._pool.fetchval(
+                """SELECT 1 FROM tee_boot
+                   WHERE boot_hash = $1 AND node_id = $2 AND model_id = $3 AND not_after > $4""",
+                hash_of(evidence.boot),
+                node_id,
+                model_id,
+                self._wall_ms(),
+            )
+        if accepted is None:
+            raise VerificationError("tee.not_accepted", "the document is of a boot that was never accepted")
         return evidence
 
     async def _ask(self, node_id: str, *, model_id: bytes, answer: bytes, nonce: bytes) -> TeeBootEvidence:
@@ -258,6 +307,9 @@ class Attestation:
             "answer": b64u_encode(answer),
             "nonce": b64u_encode(nonce),
         }
-        return decode(
-            TeeBootEvidence, await self._hub.request(node_id, "tee_document", body), where="document"
-        )
+        try:
+            async with asyncio.timeout(DOCUMENT_WITHIN_S):
+                reply = await self._hub.request(node_id, "tee_document", body)
+        except TimeoutError:
+            raise Unavailable("attestation.late", "the enclave gives no document in time") from None
+        return decode(TeeBootEvidence, reply, where="document")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aos.core.codec import decode
 from aos.core.keys import is_published, parse_key
@@ -36,7 +36,8 @@ class Deadlines(BaseModel):
 class Disputes(BaseModel):
     """Parameters of games (docs/spec/13-dispute.md, "Clocks"). Durations in milliseconds, the bond in units of the registry.
 
-    A claim may be challenged for ``claim_window_ms`` after its reveal; a game takes moves for ``window_ms``.
+    A claim may be challenged, and audited, for ``claim_window_ms`` after its reveal; a game takes moves for ``window_ms``. An
+    audit is due ``audit_ms`` after it was ordered; a bundle has at most ``audit_bytes``, all that are held ``audits_bytes``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,6 +47,16 @@ class Disputes(BaseModel):
     budget_ms: int = Field(600_000, ge=0, le=86_400_000)
     window_ms: int = Field(3_600_000, ge=1_000, le=86_400_000 * 30)
     bond: int = Field(1, ge=0, le=1 << 40)
+    audit_ms: int = Field(900_000, ge=1_000, le=86_400_000)
+    audit_bytes: int = Field(256 << 20, ge=1 << 16, le=1 << 30)
+    audits_bytes: int = Field(4 << 30, ge=1 << 16, le=1 << 44)
+    audits_per_claim: int = Field(8, ge=0, le=1_000)
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> "Disputes":
+        if self.audits_bytes < self.audit_bytes:
+            raise ValueError("audits_bytes must hold at least one bundle of audit_bytes")
+        return self
 
 
 class _Settings(BaseModel):
@@ -63,6 +74,7 @@ class _Settings(BaseModel):
     tee_roots: list[dict[str, str]] = Field(default_factory=list)
     tee_measurements: list[dict[str, str]] = Field(default_factory=list)
     accept_tee: list[Literal["simulated", "nitro"]] = Field(default_factory=list)
+    max_weight_per_device: int | None = Field(None, ge=1, le=10**12)
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
@@ -116,6 +128,8 @@ class DispatcherConfig:
     tee_roots: tuple[TrustedTeeRoot, ...]
     tee_measurements: tuple[TeeMeasurement, ...]
     """What ``tee_references`` is made of, as a trust file lists it."""
+    max_weight_per_device: int
+    """How much of the range operators may hold together whose enclaves share a device."""
     open_registration: bool
     deadlines: Deadlines
     disputes: Disputes
@@ -188,6 +202,7 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         tee_policy=policy_digest(references),
         tee_roots=roots,
         tee_measurements=measurements,
+        max_weight_per_device=settings.max_weight_per_device or 10**settings.vrf_sort_precision // 4,
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
         disputes=settings.disputes,

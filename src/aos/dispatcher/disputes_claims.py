@@ -62,8 +62,9 @@ class Reader:
 
 
 class Claims:
-    """Claims of one dispatcher. ``arithmetic`` is the canonical one, which the referee recomputes with; ``changed`` is told where
-    something may have ended."""
+    """Claims of one dispatcher. ``arithmetic`` is the canonical one, which the referee recomputes with; ``check_tables`` raises
+    InvalidMessage for tokenizer and template that a manifest does not name; ``changed`` is told where something may have ended.
+    """
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Claims:
         hub: Hub,
         *,
         arithmetic: Arithmetic,
-        tokenizer_digest: Callable[[bytes], bytes],
+        check_tables: Callable[[bytes, Manifest], object],
         now_ms: Callable[[], int],
         changed: Callable[[], None],
         told: Callable[[Literal["opened", "convicted"]], None],
@@ -81,7 +82,7 @@ class Claims:
         self._config = config
         self._hub = hub
         self._arithmetic = arithmetic
-        self._tokenizer_digest = tokenizer_digest
+        self._check_tables = check_tables
         self._now_ms = now_ms
         self._changed = changed
         self._told = told
@@ -237,10 +238,10 @@ class Claims:
                 "the prompt's tokens are not those of the receipt",
                 field="prompt_tokens",
             )
-        if self._tokenizer_digest(served.tokenizer) != manifest.tokenizer:
-            raise VerificationError(
-                "dispute.foreign_data", "the tokenizer's tables are another model's", field="tokenizer"
-            )
+        try:
+            self._check_tables(served.tokenizer, manifest)
+        except InvalidMessage as error:
+            raise VerificationError("dispute.foreign_data", error.message, field="tokenizer") from error
         if manifest.graph is None:
             raise VerificationError(
                 "dispute.not_disputable", "the model's arithmetic is not the canonical one"

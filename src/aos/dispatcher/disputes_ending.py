@@ -127,7 +127,7 @@ class Ending:
             )
             if not done:
                 return
-            data = {"status": "disputed", "outcome": "disputed", "attempt": run["attempt"]}
+            data: dict[str, Any] = {"status": "disputed", "outcome": "disputed", "attempt": run["attempt"]}
             if signed is not None:
                 if not await self._moves.move(db, run, "games_resolved"):
                     return
@@ -135,10 +135,26 @@ class Ending:
                 await self._outcomes(db, run, signed.statement)
                 if run["blind"] and run["position"] != "before":
                     await self._tell_text(db, run)
+                elif not run["blind"]:
+                    data["superseded"] = await self._is_superseded(db, run)
             if run["position"] != "before":
                 await self._events.add(db, run["job_id"], "done", data)
         log.info("dispute.ended", run=run_id, resolved=signed is not None)
         self._events.tell(run["job_id"])
+
+    async def _is_superseded(self, db: Any, run: Record) -> bool:
+        """Whether another text stands than the one that the executor wrote, which was passed on."""
+        rows = await db.fetch(
+            """SELECT c.core, r.outcome FROM result r JOIN receipt c USING (receipt_id)
+               WHERE r.job_id = $1 AND r.attempt = $2 ORDER BY r.seat""",
+            run["job_id"],
+            run["attempt"],
+        )
+        cores = [
+            (read_signed(ReceiptCore, json.loads(row["core"])).statement, row["outcome"]) for row in rows
+        ]
+        standing = {core.response_hash for core, outcome in cores if outcome == "resolved"}
+        return any(core.role == "executor" and core.response_hash not in standing for core, _ in cores)
 
     async def _tell_text(self, db: Any, run: Record) -> None:
         """Nothing of a blind run was told before: the text of the first seat that stands."""

@@ -12,6 +12,7 @@ from aos.core.codec import encode
 from aos.core.statements import DrawCall, JobType, Signed, VrfClaim, read_signed, sign
 from aos.dispatcher.asking import Asking
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.devices import seatable
 from aos.dispatcher.events import Events
 from aos.dispatcher.moves import Moves, pause_until_deadline, stored_json
 from aos.dispatcher.registry import Registry, SnapshotInForce, now_ms
@@ -51,7 +52,12 @@ class Drawing:
         able = _eligible(snapshot, run["job_type"], run["model_id"], epoch)
         present = able & self._asking.connected()
         if run["job_type"] == "tee":  # who has no accepted enclave would only decline
-            present &= await self._with_enclaves(run["model_id"])
+            present &= await seatable(
+                self._pool,
+                model_id=run["model_id"],
+                cap=self._config.max_weight_per_device,
+                at_ms=now_ms(),
+            )
         if not present:
             return PARKED_S
         gathered = max(run["not_before"], int(run["created_at"].timestamp() * 1000)) + GATHER_MS
@@ -138,15 +144,6 @@ class Drawing:
         }
         await self._sign_record(run, attempt, call, snapshot, claims)
         return 0.0
-
-    async def _with_enclaves(self, model_id: bytes) -> frozenset[str]:
-        async with unavailable():
-            rows = await self._pool.fetch(
-                "SELECT DISTINCT node_id FROM tee_boot WHERE model_id = $1 AND not_after > $2",
-                model_id,
-                now_ms(),
-            )
-        return frozenset(row["node_id"] for row in rows)
 
     async def _sign_record(
         self,

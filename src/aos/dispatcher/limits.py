@@ -1,8 +1,13 @@
-"""What each project has under way, and how much it may: requests, and the tokens that they may generate.
+"""What each project has under way, and how much it may (requests, and the tokens that they may generate); documents.
 
 Counted in memory, by the one process that accepts jobs: exact, and nothing to ask the database for. A start counts what is open.
 """
 
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from aos.adapters.postgres import Pool, unavailable
@@ -81,3 +86,45 @@ class InFlight:
         held = self._held.setdefault(project, _Held())
         held.requests += 1
         held.tokens += tokens
+
+
+class DocumentLimits:
+    """How often enclaves are asked for documents about answers: each costs an enclave a signature, and asking is free.
+
+    Counted in memory, within a window of a minute by ``clock_s`` (monotonic seconds).
+    """
+
+    WINDOW_S = 60.0
+    PER_JOB, OVERALL = 6, 240
+    OVERALL_AT_ONCE = 8
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
+        self._asked: deque[tuple[float, str]] = deque()
+        self._open: set[str] = set()
+
+    @contextmanager
+    def asking(self, job_id: str) -> Iterator[None]:
+        """Room for one document about ``job_id``. Raises TooMany ``attestation.busy``, ``attestation.rate``."""
+        now = self._clock_s()
+        while self._asked and self._asked[0][0] <= now - self.WINDOW_S:
+            self._asked.popleft()
+        own = [at for at, asked in self._asked if asked == job_id]
+        if len(own) >= self.PER_JOB:
+            raise self._later(own[-self.PER_JOB], now, f"a job has {self.PER_JOB} documents a minute")
+        if len(self._asked) >= self.OVERALL:
+            oldest = self._asked[-self.OVERALL][0]
+            raise self._later(oldest, now, f"this dispatcher asks for {self.OVERALL} documents a minute")
+        if job_id in self._open or len(self._open) >= self.OVERALL_AT_ONCE:
+            raise TooMany("attestation.busy", "an enclave is being asked for a document already")
+        self._asked.append((now, job_id))
+        self._open.add(job_id)
+        try:
+            yield
+        finally:
+            self._open.remove(job_id)
+
+    def _later(self, oldest: float, now: float, why: str) -> TooMany:
+        error = TooMany("attestation.rate", why, hint="try again after the seconds in Retry-After")
+        error.retry_after_s = math.ceil(oldest + self.WINDOW_S - now)
+        return error

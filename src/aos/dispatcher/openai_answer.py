@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from aos.client.answer import ShownText
 from aos.core.encoding import b64u_encode
 from aos.core.statements import Acceptance, ReceiptCore
 from aos.dispatcher.finished import Finished
@@ -38,30 +39,24 @@ class StreamText:
     """What of a job's text was passed on. A later attempt begins the text again: it may continue, never contradict."""
 
     def __init__(self) -> None:
-        self.sent = ""
-        self._attempt = 0
-        self._text = ""
+        self._text = ShownText()
+
+    @property
+    def sent(self) -> str:
+        return self._text.shown
 
     def push(self, attempt: int, text: str) -> str:
         """The part of ``text`` that is new to the reader. Raises NotReached ``stream.superseded``."""
-        if attempt != self._attempt:
-            self._attempt, self._text = attempt, ""
-        self._text += text
-        return self._advance(self._text)
+        return self._new(*self._text.push(attempt, text))
 
     def finish(self, text: str) -> str:
         """The rest of the text that the receipt is about. Raises NotReached ``stream.superseded``."""
-        if not text.startswith(self.sent):
-            raise _superseded()
-        return self._advance(text)
+        return self._new(*self._text.finish(text))
 
-    def _advance(self, text: str) -> str:
-        if text.startswith(self.sent):
-            new, self.sent = text[len(self.sent) :], text
-            return new
-        if self.sent.startswith(text):
-            return ""
-        raise _superseded()
+    def _new(self, text: str, again: bool) -> str:
+        if again:
+            raise _superseded()
+        return text
 
 
 def _superseded() -> NotReached:

@@ -20,7 +20,7 @@ from aos.errors import AOSError, InvalidMessage, Unavailable
 
 log = structlog.get_logger("aos.dispatcher")
 
-RETRY_AFTER_S = "2"
+RETRY_AFTER_S = 2
 SEED_PREFIX = "/api/"
 OPENAI_PREFIX = "/v1/"
 NOT_OPENAI = ("/v1/aos/", "/v1/attestation/", "/v1/signature/")
@@ -49,6 +49,7 @@ class TooMany(Unavailable):
     """A limit of this service is reached for the moment."""
 
     http_status = 429
+    retry_after_s = RETRY_AFTER_S
 
 
 _HTTP_CODES = {404: "http.not_found", 405: "http.method_not_allowed"}
@@ -74,7 +75,7 @@ def refusal(path: str, error: AOSError) -> JSONResponse:
     status = error.http_status
     headers = {"Cache-Control": "no-store"}
     if status in (429, 503):
-        headers["Retry-After"] = RETRY_AFTER_S
+        headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_AFTER_S))
     if path.startswith(OPENAI_PREFIX) and not path.startswith(NOT_OPENAI):
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"

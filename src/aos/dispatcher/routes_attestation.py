@@ -7,8 +7,9 @@ from fastapi.responses import JSONResponse
 
 from aos.core.codec import encode
 from aos.core.encoding import b64u_decode, b64u_encode
-from aos.core.tee import TeeBootEvidence, read_evidence, signed_text
-from aos.dispatcher.attestation import Attestation
+from aos.core.tee import read_evidence, signed_text
+from aos.core.tee_report import TeeReport
+from aos.dispatcher.attestation import Attestation, Reported
 from aos.dispatcher.jobs import Jobs
 from aos.dispatcher.refusals import NotFound
 from aos.dispatcher.routes_aos import bearer_token, job_id_of
@@ -32,10 +33,10 @@ def _nonce(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _report(model: str, model_id: bytes, nonce: bytes, found: list[TeeBootEvidence]) -> dict[str, Any]:
+def _report(model: str, model_id: bytes, nonce: bytes, reported: Reported) -> dict[str, Any]:
     return {
-        "type": "aos.tee.report",
-        "v": 1,
+        "type": TeeReport.TYPE,
+        "v": TeeReport.V,
         "model_id": b64u_encode(model_id),
         "model_attestations": [
             {
@@ -46,8 +47,9 @@ def _report(model: str, model_id: bytes, nonce: bytes, found: list[TeeBootEviden
                 "operator": one.boot.operator,
                 **encode(one),
             }
-            for one in found
+            for one in reported.found
         ],
+        "left_out": [encode(one) for one in reported.left_out],
     }
 
 
@@ -57,7 +59,10 @@ def _report(model: str, model_id: bytes, nonce: bytes, found: list[TeeBootEviden
     responses={200: {"model": AttestationReport}, **refusals(400, 404, 429, 503)},
 )
 async def report(request: Request, model: Annotated[str, Query(max_length=256)], nonce: _Nonce) -> Response:
-    """Boot statements of the connected enclaves, each with a document over your nonce. Judge it yourself."""
+    """Boot statements of the connected enclaves, each with a document over your nonce. Judge it yourself.
+
+    `left_out` names operators with an accepted enclave that gave none in 10 s, or a bad one: they may still be drawn.
+    """
     jobs: Jobs = request.app.state.jobs
     model_id = next((m["model_id"] for m in await jobs.models() if m["name"] == model), None)
     if model_id is None:
@@ -97,7 +102,7 @@ async def signature(
 @router.get(
     "/v1/aos/attestations/{attestation_id}",
     summary="Stored evidence of a boot or of an answer",
-    responses={200: {"model": AttestationAnswer}, **refusals(400, 401, 404, 409, 503)},
+    responses={200: {"model": AttestationAnswer}, **refusals(400, 401, 404, 409, 429, 503)},
 )
 async def attestations(
     request: Request,
@@ -113,7 +118,7 @@ async def attestations(
         held = await attestation.answer_evidence(attestation_id)
         shown: dict[str, Any] = {"evidence": held}
         if nonce is not None:
-            document = await attestation.answer_document(read_evidence(held), _nonce(nonce))
+            document = await attestation.answer_document(attestation_id, read_evidence(held), _nonce(nonce))
             shown["answer_document"] = b64u_encode(document)
         return JSONResponse(shown, headers=_NO_STORE)
     if nonce is not None:

@@ -1,7 +1,7 @@
 """``/v1/aos/disputes`` (docs/spec/09-http.md): claims, games, moves, transcripts. Errors are RFC 9457."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -25,8 +25,8 @@ _OBJECT: dict[str, Any] = {
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
 
-_Bearer = Annotated[str | None, Header(description="`Bearer <API token>` of the job's project.")]
-_Signed = Annotated[
+Bearer = Annotated[str | None, Header(description="`Bearer <API token>` of the job's project.")]
+SignedReader = Annotated[
     str | None,
     Header(
         alias="x-aos-reader",
@@ -40,14 +40,26 @@ def _court(request: Request) -> Disputes:
     return court
 
 
-def _name(text: str, what: str) -> bytes:
+def cursor_of(cursor: str | None) -> int | None:
+    """A page's cursor. Raises InvalidMessage ``field.range``."""
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidMessage("field.range", "cursor: must be one that a page gave", field="cursor")
+    return int(cursor)
+
+
+def name_of(text: str, what: Literal["job", "claim", "game", "audit"]) -> bytes:
+    """The 32 bytes that a path names. Raises NotFound."""
     try:
         return b64u_decode(text, length=32)
     except InvalidMessage:
-        raise NotFound(f"dispute.unknown_{what}", f"no such {what}", field=what) from None
+        code = "audit.unknown" if what == "audit" else f"dispute.unknown_{what}"
+        raise NotFound(code, f"no such {what}", field=what) from None
 
 
-def _reader(request: Request, signed: str | None, authorization: str | None, subject: bytes) -> Reader:
+def reader_of(request: Request, signed: str | None, authorization: str | None, subject: bytes) -> Reader:
+    """Who asks about ``subject``. Raises as ``Claims.reader``."""
     scheme, _, token = (authorization or "").partition(" ")
     bearer = token.strip()[:256] if scheme.lower() == "bearer" else None
     return _court(request).reader(signed, bearer, subject=subject)
@@ -61,12 +73,10 @@ async def games(
     job_ref: Annotated[str | None, Query(description="Only games about this job.")] = None,
 ) -> Response:
     """Public facts of games: who, where, which verdict; no token and no text."""
-    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise InvalidMessage("field.range", "cursor: must be one that a page gave", field="cursor")
     page, following = await _court(request).games(
-        before=None if cursor is None else int(cursor),
+        before=cursor_of(cursor),
         limit=limit,
-        job_ref=None if job_ref is None else _name(job_ref, "job"),
+        job_ref=None if job_ref is None else name_of(job_ref, "job"),
     )
     return JSONResponse({"games": page, "cursor": following})
 
@@ -77,20 +87,24 @@ async def games(
     openapi_extra=body(SignedStatement),
     responses={200: _OBJECT, **refusals(400, 403, 404, 408, 409, 413, 503)},
 )
-async def open_game(request: Request, authorization: _Bearer = None) -> Response:
+async def open_game(request: Request, authorization: Bearer = None) -> Response:
     """A signed `aos.dispute_open`. Its signer is one of the job's operators, or the project's token comes with it."""
     value = parse_json_strict(await body_of(request), max_bytes=MAX_GAME_BYTES)
-    reader = _reader(request, None, authorization, b"")
+    reader = reader_of(request, None, authorization, b"")
     return JSONResponse(await _court(request).open(value, reader))
 
 
 @router.get(
     "/waiting", summary="What waits for its signer", responses={200: _OBJECT, **refusals(400, 403, 503)}
 )
-async def waiting(request: Request, signed: _Signed = None) -> Response:
-    """Leaves to serve, claims to challenge, games to move in."""
-    reader = _reader(request, signed, None, b"")
-    return JSONResponse(await _court(request).waiting(reader), headers=NO_STORE)
+async def waiting(request: Request, signed: SignedReader = None) -> Response:
+    """Leaves to serve, claims to challenge, games to move in, audits to answer."""
+    reader = reader_of(request, signed, None, b"")
+    found = await _court(request).waiting(reader)
+    settings = request.app.state.config.disputes
+    found["keep_ms"] = settings.claim_window_ms + settings.window_ms + settings.audit_ms
+    found["audit"] = await request.app.state.audits.waiting(reader)
+    return JSONResponse(found, headers=NO_STORE)
 
 
 @router.get("/convictions", summary="Who is convicted", responses={200: _OBJECT, **refusals(503)})
@@ -101,11 +115,11 @@ async def convictions(request: Request) -> Response:
 
 @router.get("/claims/{claim}", summary="A claim", responses={200: _OBJECT, **refusals(400, 403, 404, 503)})
 async def claim_of(
-    request: Request, claim: str, signed: _Signed = None, authorization: _Bearer = None
+    request: Request, claim: str, signed: SignedReader = None, authorization: Bearer = None
 ) -> Response:
     """Receipt, request, tokens and text, for who may know them; its leaves are wanted from now on."""
-    name = _name(claim, "claim")
-    reader = _reader(request, signed, authorization, name)
+    name = name_of(claim, "claim")
+    reader = reader_of(request, signed, authorization, name)
     return JSONResponse(await _court(request).describe_claim(name, reader), headers=NO_STORE)
 
 
@@ -115,11 +129,11 @@ async def claim_of(
     responses={200: _OBJECT, **refusals(400, 403, 404, 409, 503)},
 )
 async def leaves(
-    request: Request, claim: str, signed: _Signed = None, authorization: _Bearer = None
+    request: Request, claim: str, signed: SignedReader = None, authorization: Bearer = None
 ) -> Response:
     """What the claimant served, checked against its state root. 409 `dispute.not_served` until it has."""
-    name = _name(claim, "claim")
-    reader = _reader(request, signed, authorization, name)
+    name = name_of(claim, "claim")
+    reader = reader_of(request, signed, authorization, name)
     return JSONResponse(await _court(request).leaves(name, reader), headers=NO_STORE)
 
 
@@ -130,7 +144,7 @@ async def leaves(
 )
 async def serve(request: Request, claim: str) -> Response:
     """Anybody's data that lead to what the claimant signed are the claimant's."""
-    name = _name(claim, "claim")
+    name = name_of(claim, "claim")
     data = bytearray()
     try:
         async with asyncio.timeout(SERVE_S):
@@ -147,7 +161,7 @@ async def serve(request: Request, claim: str) -> Response:
 @router.get("/{game}", summary="A game", responses={200: _OBJECT, **refusals(404, 503)})
 async def game_of(request: Request, game: str) -> Response:
     """Public facts of one game."""
-    return JSONResponse(await _court(request).game(_name(game, "game")))
+    return JSONResponse(await _court(request).game(name_of(game, "game")))
 
 
 @router.post(
@@ -159,7 +173,7 @@ async def game_of(request: Request, game: str) -> Response:
 async def move(request: Request, game: str) -> Response:
     """A signed move; its signature is its credential. Sent again, it changes nothing."""
     value = parse_json_strict(await body_of(request), max_bytes=MAX_GAME_BYTES)
-    return JSONResponse(await _court(request).move(_name(game, "game"), value))
+    return JSONResponse(await _court(request).move(name_of(game, "game"), value))
 
 
 @router.get(
@@ -168,10 +182,10 @@ async def move(request: Request, game: str) -> Response:
     responses={200: _OBJECT, **refusals(400, 403, 404, 503)},
 )
 async def transcript(
-    request: Request, game: str, signed: _Signed = None, authorization: _Bearer = None
+    request: Request, game: str, signed: SignedReader = None, authorization: Bearer = None
 ) -> Response:
     """The file that `aos referee` judges, for its parties and who may know the prompt."""
-    name = _name(game, "game")
-    reader = _reader(request, signed, authorization, name)
+    name = name_of(game, "game")
+    reader = reader_of(request, signed, authorization, name)
     data = await _court(request).transcript(name, reader)
     return Response(data, media_type="application/json", headers=NO_STORE)

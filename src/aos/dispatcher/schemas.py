@@ -292,6 +292,51 @@ class SignedStatement(Shape):
     signature: str
 
 
+class AuditOpened(Shape):
+    """What an operator will send: a signed `aos.audit_opening`, and the hash of each chunk."""
+
+    opening: SignedStatement
+    hashes: list[str] = Field(max_length=1024, description="32 bytes as base64url, one a chunk of 1 MiB.")
+
+
+class AuditProgress(Shape):
+    """Which chunks are missing, and whether the whole was checked against the claim's state root."""
+
+    audit: str
+    missing: list[int]
+    opened: bool
+
+
+class Audit(Shape):
+    """An audit's public facts; `request`, `order`, `opening` and `report` are the signed statements."""
+
+    audit: str
+    job_ref: str
+    attempt: int
+    claim: str
+    operator: str
+    auditor: str
+    layers: int
+    beacon: str
+    state: Literal["waiting", "defaulted", "opened", "right", "different"]
+    refused: str = Field(description="Why the last bundle was no answer: an error code.")
+    asked_at: int
+    due_at: int
+    closes_at: int
+    opened_at: int | None
+    request: SignedStatement
+    order: SignedStatement
+    opening: SignedStatement | None
+    report: SignedStatement | None
+
+
+class AuditList(Shape):
+    """Audits, newest first."""
+
+    audits: list[Audit]
+    cursor: str | None
+
+
 class RegistryAnswer(Shape):
     """A signed snapshot of the registry, with its entries."""
 
@@ -330,11 +375,14 @@ class AttestationReport(Shape):
     """Enclaves that serve a model, each with a document over the nonce that was asked with."""
 
     type: Literal["aos.tee.report"]
-    v: Literal[1]
+    v: Literal[2]
     model_id: str
     model_attestations: list[dict[str, Any]] = Field(
         description="`model_name`, `signing_address`, `signing_algo`, `request_nonce`, `operator`, `boot`, "
         "`boot_signature`, `document`."
+    )
+    left_out: list[dict[str, str]] = Field(
+        description="`operator` and `code` of each that has an accepted enclave and gave no good document in time."
     )
 
 
@@ -389,6 +437,7 @@ _BODIES: list[type[BaseModel]] = [
     CancelQuery,
     UserQuery,
     SignedStatement,
+    AuditOpened,
     SeedError,
     Problem,
     OpenAIError,

@@ -1,7 +1,7 @@
-"""What can be wrong around the model and needs its tokenizer: the prompt's tokens, the end of a run, its text
-(docs/spec/11-trace.md, "Around the model").
+"""What can be wrong around the model and needs its tokenizer: the prompt's tokens, a conversation's by the model's template, the
+end of a run, its text (docs/spec/11-trace.md, "Around the model").
 
-A referee holds the tokenizer's tables as the bytes whose hash the manifest names, no weights.
+A referee holds tokenizer and template as the bytes whose hashes the manifest names, no weights.
 """
 
 from typing import TypeVar
@@ -10,9 +10,11 @@ from aos.core.codec import decode
 from aos.core.dispute.case import Case
 from aos.core.dispute.moves import Kind
 from aos.core.encoding import parse_canonical
-from aos.core.hashes import MAX_REQUEST_BYTES
+from aos.core.hashes import MAX_REQUEST_BYTES, u32
 from aos.core.manifest import GraphSizes, Manifest
-from aos.core.statements import Params, Request
+from aos.core.statements import Params, Prompt, Request
+from aos.engine.conversation import Conversations
+from aos.engine.manifest import template_digest
 from aos.engine.text import OutputText
 from aos.engine.tokenizer import Tokenizer, decode_vocabulary
 from aos.errors import InvalidMessage, Unavailable, VerificationError
@@ -28,14 +30,11 @@ def check_with_tokenizer(
     beside them.
 
     Raises VerificationError ``around.prompt``, ``around.stop``, ``around.text``: the claimant is wrong. Unavailable
-    ``dispute.undisclosed`` where something is not disclosed, or the tokenizer is not the model's.
+    ``dispute.undisclosed`` where something is not disclosed, or tokenizer or template are not the model's.
     """
     tables = _disclosed(case.tokenizer, "the tokenizer's tables")
     try:
-        vocabulary = decode_vocabulary(tables)
-        if vocabulary.digest() != manifest.tokenizer:
-            raise InvalidMessage("tokenizer.encoding", "the tables are not those that the manifest names")
-        tokenizer = Tokenizer(vocabulary)
+        tokenizer, template = read_tables(tables, manifest)
     except InvalidMessage as error:
         # Whoever made the file is at fault, not the claimant.
         raise Unavailable("dispute.undisclosed", error.message, field="tokenizer") from error
@@ -45,13 +44,7 @@ def check_with_tokenizer(
         asked = decode(
             Request, parse_canonical(request.encode(), max_bytes=MAX_REQUEST_BYTES), where="request"
         )
-        if not isinstance(asked.job.prompt, str):
-            raise Unavailable(
-                "dispute.undisclosed",
-                "a conversation's tokens follow from the model's chat template too, which a case does not hold",
-                field="request",
-            )
-        check_prompt(tokenizer, asked.job.prompt, prompt_tokens)
+        check_prompt(tokenizer, template, asked.job.prompt, prompt_tokens)
         return
     tokens = _disclosed(case.tokens, "the answer's tokens")
     limit = min(params.max_tokens, graph.n_ctx - len(prompt_tokens))
@@ -61,15 +54,46 @@ def check_with_tokenizer(
         check_stop(tokenizer, tokens, params.stop, limit, case.core.finish_reason)
 
 
-def tokenizer_digest(tables: bytes) -> bytes:
-    """The hash by which a manifest names a tokenizer's tables. Raises InvalidMessage where they are none."""
-    return decode_vocabulary(tables).digest()
+def write_tables(tokenizer: Tokenizer, template: bytes) -> bytes:
+    """What a referee needs between a text and its tokens: the tokenizer's tables; of a model with a chat template (not empty) that
+    and its length behind them."""
+    behind = template + u32(len(template)) if template else b""
+    return tokenizer.vocabulary.encoded() + behind
 
 
-def check_prompt(tokenizer: Tokenizer, prompt: str, tokens: tuple[int, ...]) -> None:
-    """The tokens are those of the prompt. Raises VerificationError ``around.prompt``."""
+def read_tables(data: bytes, manifest: Manifest) -> tuple[Tokenizer, bytes]:
+    """Tokenizer and chat template (empty: the model has none), of ``write_tables``' bytes.
+
+    Raises InvalidMessage ``tokenizer.encoding`` where they are none, or not those that the manifest names.
+    """
+    template = b""
+    if manifest.chat_template:
+        end = len(data) - 4
+        begin = end - int.from_bytes(data[max(0, end) :], "big")
+        if not 0 <= begin < end:
+            raise _other_tables("there is no chat template behind the tables")
+        data, template = data[:begin], data[begin:end]
+    if template_digest(template or None) != manifest.chat_template:
+        raise _other_tables("the chat template is not the one that the manifest names")
+    vocabulary = decode_vocabulary(data)
+    if vocabulary.digest() != manifest.tokenizer:
+        raise _other_tables("the tables are not those that the manifest names")
+    return Tokenizer(vocabulary), template
+
+
+def _other_tables(what: str) -> InvalidMessage:
+    return InvalidMessage("tokenizer.encoding", what, field="tokenizer")
+
+
+def check_prompt(tokenizer: Tokenizer, template: bytes, prompt: Prompt, tokens: tuple[int, ...]) -> None:
+    """The tokens are those of the prompt: of a text as it is, of a conversation through the template. Raises VerificationError
+    ``around.prompt``."""
     try:
-        right = tokenizer.encode(prompt)
+        if isinstance(prompt, str):
+            right = tokenizer.encode(prompt)
+        else:
+            named = {"tokenizer.chat_template": template} if template else {}
+            right = Conversations(tokenizer, named).tokenize(prompt)
     except InvalidMessage as error:
         raise VerificationError("around.prompt", f"no run has such a prompt: {error.message}") from error
     if right != tuple(tokens):

@@ -5,7 +5,7 @@ Of the model file only the tensors that are computed with are read, each checked
 is computed over all positions at once, as a model of one layer whose embedding is the residual that enters it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from aos.core.arithmetic.floats import F32, NumericTrap, check_finite, require_i
 from aos.core.arithmetic.ops import rms_norm
 from aos.core.arithmetic.rope_table import rope_table
 from aos.core.arithmetic.sampler import Rules, choose
-from aos.core.dispute.audit import AuditBundle, AuditRequest, Plan, layer_roots, write_bundle
+from aos.core.dispute.audit import AuditBundle, AuditRequest, Plan, bundle_parts, layer_roots
 from aos.core.dispute.fine.around import check_receipt
 from aos.core.dispute.fine.bounds import Run, check_header
 from aos.core.dispute.state_tree import TILE_BYTES, part_root, tokens_root, trap_leaf, unit_leaf
@@ -40,14 +40,14 @@ _AT_ONCE = 64
 """Positions of a tail, or of an embedding, that are computed together."""
 
 
-def make_bundle(
+def open_layers(
     known: KnownRun, engine: CapturingEngine, tensor_leaves: Sequence[bytes], request: AuditRequest
-) -> bytes:
-    """The operator's side: what ``request`` asks of a run that it knows. One prefill, of which only the residuals that are
-    opened stay in memory beside the cache. ``tensor_leaves`` are those of the model file
+) -> tuple[int, Iterator[bytes]]:
+    """The operator's side: what ``request`` asks of a run that it knows, as ``bundle_parts`` gives it. One prefill, of which
+    only the residuals that are opened stay in memory beside the cache. ``tensor_leaves`` are those of the model file
     (``aos.engine.manifest.tensor_leaves``).
 
-    Raises as ``write_bundle``; Unavailable ``engine.memory``.
+    Raises as ``bundle_parts``; Unavailable ``engine.memory``.
     """
     manifest, tree = known.run.manifest, known.tree
     graph = known.run.graph
@@ -64,7 +64,14 @@ def make_bundle(
         keys, values = capture.cache(unit - 1, position, position + 1)
         return row, keys.astype("<f2").tobytes(), values.astype("<f2").tobytes()
 
-    return write_bundle(tree, manifest, tensor_leaves, known.trap, request, payload)
+    return bundle_parts(tree, manifest, tensor_leaves, known.trap, request, payload)
+
+
+def make_bundle(
+    known: KnownRun, engine: CapturingEngine, tensor_leaves: Sequence[bytes], request: AuditRequest
+) -> bytes:
+    """``open_layers`` in one piece."""
+    return b"".join(open_layers(known, engine, tensor_leaves, request)[1])
 
 
 def bundle_of_answer(

@@ -3,11 +3,12 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from aos.core.dispute import players
+from aos.core.dispute.audit import AuditRequest
 from aos.core.dispute.case import UnitTrace as AnyTrace
 from aos.core.dispute.fine.around import prove_header, prove_tokens, prove_trap
 from aos.core.dispute.fine.bounds import Unit
@@ -19,7 +20,7 @@ from aos.core.dispute.state_tree import TOKEN
 from aos.core.dispute.transcript import read_transcript, replay
 from aos.core.encoding import b64u_encode
 from aos.core.statements import Prompt
-from aos.engine.around import check_with_tokenizer
+from aos.engine.around import check_with_tokenizer, write_tables
 from aos.engine.gguf import read_gguf
 from aos.engine.native import NativeEngine
 from aos.engine.reference import ReferenceEngine
@@ -66,8 +67,21 @@ class Party:
             "units": [b64u_encode(b"".join(leaves)) for leaves in tree.units],
             "manifest": self._engine.manifest.json().decode(),
             "prompt_tokens": list(known.tokens[: tree.header.n_prompt]),
-            "tokenizer": b64u_encode(self._engine.tokenizer.vocabulary.encoded()),
+            "tokenizer": b64u_encode(write_tables(self._engine.tokenizer, self._template())),
         }
+
+    def _template(self) -> bytes:
+        source = read_gguf(self._path).metadata.get("tokenizer.chat_template")
+        return source if isinstance(source, bytes) else b""
+
+    def audit(self, known: KnownRun, request: AuditRequest) -> tuple[int, Iterator[bytes]]:
+        """What an audit asks of the run: bytes in number, and piece after piece (docs/spec/14-audit.md, "The bundle").
+
+        Raises as ``aos.engine.audit.open_layers``.
+        """
+        from aos.engine.audit import open_layers  # an auditor's arithmetic comes with it
+
+        return open_layers(known, self._engine, self._loaded().tensor_leaves, request)
 
     def move(self, known: KnownRun, party: str | None, data: bytes) -> Move:
         """The next move in the game that a transcript (bytes) is. Raises RuleViolation ``dispute.stage``, and what game and

@@ -71,6 +71,8 @@ class ModelWeights:
         listed = None if factors is None else np.frombuffer(file.tensor_bytes(factors), dtype="<f4").tolist()
         self._cos, self._sin = cached_rope_table(read_hyper_parameters(file), listed, cache_dir)
         leaves, _ = tensor_leaves(file, threads=threads)
+        self.tensor_leaves: tuple[bytes, ...] = tuple(leaves)
+        """Those under ``root``."""
         self._tree = MerkleTree(leaves)
         self._numbers = {tensor.name: number for number, tensor in enumerate(file.tensors)}
         self._rows: dict[str, MerkleTree] = {}

@@ -75,6 +75,7 @@ class OperatorConfig:
     connect_timeout_s: int
     acquire_timeout_s: int
     retention_hours: int
+    audit_mib: int
     queue_url: str
     topic: str
     rest_host: str
@@ -356,6 +357,7 @@ def _checked(settings: Mapping[str, Setting], warnings: list[Warned], directory:
         connect_timeout_s=values.integer("db.connect_timeout"),
         acquire_timeout_s=values.integer("db.acquire_timeout"),
         retention_hours=values.integer("db.retention_hours"),
+        audit_mib=values.integer("db.audit_mib"),
         queue_url=queue_url,
         topic=topic,
         rest_host=host,

@@ -7,25 +7,22 @@ are made by the worker that has the model, signed here, stored before they are s
 
 import asyncio
 import contextlib
-import json
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import httpx
 import structlog
 
 from aos.core.codec import decode
 from aos.core.dispute.coarse import aim, served_tree
-from aos.core.dispute.court import Read
 from aos.core.dispute.moves import Answer, Move, Open, game_id, read_move, turn_of
 from aos.core.encoding import b64u_decode, b64u_encode, canonical_json, parse_json_strict
 from aos.core.hashes import tokens_hash
 from aos.core.manifest import Manifest
 from aos.core.statements import ReceiptCore, Signed, check_signed, hash_of, read_signed, sign
-from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
+from aos.errors import AOSError, RuleViolation, Unavailable, VerificationError
+from aos.operator.court import CourtClient, document
 from aos.operator.identity import Identity
-from aos.operator.network import Network, public_client
+from aos.operator.network import Network
 from aos.operator.rows import Assignment, from_text, to_text
 from aos.operator.store import Store
 from aos.operator.worker_client import WorkerClient
@@ -34,46 +31,32 @@ log = structlog.get_logger("aos.operator")
 
 LOOK_EVERY_S = 15.0
 AGAIN_S = 2.0
-MAX_DOCUMENT_BYTES = 48 << 20
 MAX_KNOWN = 1_000
 
 
-@contextlib.contextmanager
-def _document() -> Iterator[None]:
-    """Whatever form the dispatcher's documents have, nothing but this product's errors comes out."""
-    try:
-        yield
-    except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
-        raise InvalidMessage(
-            "dispute.document", f"the dispatcher's document has another form: {type(error).__name__}"
-        ) from error
-
-
 class Disputes:
-    """One operator's part in disputes. ``worker`` gives the worker that has a model (32-byte id), None while there is none."""
+    """One operator's part in disputes. ``worker`` gives the worker that has a model (32-byte id), None while there is none;
+    ``audited`` is told which audits wait (``aos.operator.audits``).
+    """
 
     def __init__(
         self,
         store: Store,
         identity: Identity,
         *,
-        url: str,
+        court: CourtClient,
         network: Callable[[], Network | None],
         worker: Callable[[bytes], WorkerClient | None],
-        now_ms: Callable[[], int],
+        audited: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         self._store = store
         self._identity = identity
-        self._http = public_client(url)
+        self._court = court
         self._network = network
         self._worker = worker
-        self._now_ms = now_ms
+        self._audited = audited
         self._signal = asyncio.Event()
         self._refused: set[tuple[str, str, str]] = set()
-
-    async def close(self) -> None:
-        """Let go of the HTTP client."""
-        await self._http.aclose()
 
     async def on_hint(self, body: object) -> dict[str, Any]:
         """Handle ``dispute``: something may wait. What it is, the dispatcher is asked."""
@@ -102,9 +85,11 @@ class Disputes:
         network = self._network()
         if network is None:
             return True
-        waiting = await self._get(network, "/v1/aos/disputes/waiting", b"")
+        waiting = await self._court.get(network, "/v1/aos/disputes/waiting", b"")
         done = True
-        with _document():
+        with document():
+            await self._store.keep_for(int(waiting["keep_ms"]))
+            self._audited(waiting["audit"])
             for each in waiting["serve"]:
                 done &= await self._try("serve", each["claim"], self._serve(network, each))
             for each in waiting["challenge"]:
@@ -115,7 +100,7 @@ class Disputes:
 
     async def _try(self, what: str, name: str, work: Any) -> bool:
         try:
-            with _document():
+            with document():
                 await work
         except AOSError as error:
             key = (what, name, error.code)
@@ -131,8 +116,10 @@ class Disputes:
         held, worker = await self._own(wanted)
         if self._claim_of(held) != b64u_decode(wanted["claim"], length=32):
             raise VerificationError("dispute.wrong_claim", "this operator has signed no such claim")
-        leaves = await worker.trace({"task": "leaves", "run": _run(held), "party": None, "transcript": None})
-        await self._send("PUT", f"/v1/aos/disputes/claims/{wanted['claim']}/leaves", leaves)
+        leaves = await worker.trace(
+            {"task": "leaves", "run": run_of(held), "party": None, "transcript": None}
+        )
+        await self._court.send("PUT", f"/v1/aos/disputes/claims/{wanted['claim']}/leaves", leaves)
         log.info("dispute.served", claim=wanted["claim"])
 
     # --- as challenger
@@ -151,16 +138,18 @@ class Disputes:
         subject = b64u_decode(wanted["claim"], length=32)
         move = await self._stored(_game_of(network, core, self._identity.node_id), 0)
         if move is None:
-            served = await self._get(network, path + "/leaves", subject)
-            described = await self._get(network, path, subject)
-            own = await worker.trace({"task": "leaves", "run": _run(held), "party": None, "transcript": None})
+            served = await self._court.get(network, path + "/leaves", subject)
+            described = await self._court.get(network, path, subject)
+            own = await worker.trace(
+                {"task": "leaves", "run": run_of(held), "party": None, "transcript": None}
+            )
             opening = await asyncio.to_thread(
                 self._aimed, network, core, held, served, described, own, wanted["bond"]
             )
             if opening is None:
                 raise VerificationError("dispute.no_difference", "the claim differs nowhere from this run")
             move = await self._keep(opening, hash_of(core))
-        await self._send("POST", "/v1/aos/disputes", move)
+        await self._court.send("POST", "/v1/aos/disputes", move)
         log.info("dispute.challenged", claim=wanted["claim"])
 
     def _aimed(
@@ -218,7 +207,7 @@ class Disputes:
 
     async def _move(self, network: Network, wanted: dict[str, Any]) -> None:
         game = b64u_decode(wanted["game"], length=32)
-        transcript = await self._get(network, f"/v1/aos/disputes/{wanted['game']}/transcript", game)
+        transcript = await self._court.get(network, f"/v1/aos/disputes/{wanted['game']}/transcript", game)
         turn = len(transcript["moves"])
         move = await self._stored(game, turn)
         if move is None:
@@ -232,7 +221,7 @@ class Disputes:
             made = await worker.trace(
                 {
                     "task": "move",
-                    "run": _run(held),
+                    "run": run_of(held),
                     "party": party,
                     "transcript": canonical_json(transcript).decode(),
                 }
@@ -242,25 +231,13 @@ class Disputes:
             if (game_id(statement), turn_of(statement)) != (game, turn):
                 raise VerificationError("worker.inconsistent", "the worker's move is of another game or turn")
             move = await self._keep(statement, first.claim)
-        await self._send("POST", f"/v1/aos/disputes/{wanted['game']}/moves", move)
+        await self._court.send("POST", f"/v1/aos/disputes/{wanted['game']}/moves", move)
         log.info("dispute.moved", game=wanted["game"], turn=turn)
 
     # --- what is kept
 
     async def _own(self, wanted: dict[str, Any]) -> tuple[Assignment, WorkerClient]:
-        """This operator's own run of a job, and who can trace it."""
-        if "receipt" in wanted:
-            wanted = wanted["receipt"]["statement"]
-        job_ref, attempt = b64u_decode(wanted["job_ref"], length=32), wanted["attempt"]
-        held = await self._store.assignment(job_ref, attempt)
-        if held is None or held.receipt is None or held.result is None or not held.request:
-            raise RuleViolation(
-                "dispute.not_kept", "this operator does not hold its run of that job any more"
-            )
-        worker = self._worker(held.model_id)
-        if worker is None:
-            raise Unavailable("worker.unavailable", "no worker with the model answers")
-        return held, worker
+        return await own_run(self._store, self._worker, wanted)
 
     def _claim_of(self, held: Assignment) -> bytes:
         return hash_of(decode(ReceiptCore, held.receipt))
@@ -309,52 +286,28 @@ class Disputes:
         kept: dict[str, Any] = from_text(text)
         return kept
 
-    # --- the dispatcher
 
-    def _signed_question(self, network: Network, subject: bytes) -> dict[str, str]:
-        question = Read(
-            network=network.name,
-            dispatcher=network.dispatcher,
-            reader=self._identity.node_id,
-            subject=subject,
-            time=self._now_ms(),
-        )
-        pair = sign(self._identity.signer_key, question).to_json()
-        return {"x-aos-reader": b64u_encode(canonical_json(pair))}
+async def own_run(
+    store: Store, worker_with: Callable[[bytes], WorkerClient | None], wanted: dict[str, Any]
+) -> tuple[Assignment, WorkerClient]:
+    """This operator's own run of the job that ``wanted`` names, and who can trace it.
 
-    async def _get(self, network: Network, path: str, subject: bytes) -> dict[str, Any]:
-        return await self._ask("GET", path, headers=self._signed_question(network, subject))
-
-    async def _send(self, method: str, path: str, value: object) -> dict[str, Any]:
-        return await self._ask(
-            method, path, headers={"content-type": "application/json"}, content=json.dumps(value).encode()
-        )
-
-    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        """A JSON object. Raises Unavailable ``dispute.unreachable``; RuleViolation with the dispatcher's code."""
-        data = bytearray()
-        try:
-            async with asyncio.timeout(120), self._http.stream(method, path, timeout=60.0, **more) as answer:
-                async for part in answer.aiter_raw():
-                    data += part
-                    if len(data) > MAX_DOCUMENT_BYTES:
-                        break
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            raise Unavailable(
-                "dispute.unreachable", f"the dispatcher does not answer: {type(error).__name__}"
-            ) from error
-        value = parse_json_strict(bytes(data), max_bytes=MAX_DOCUMENT_BYTES)
-        if not isinstance(value, dict):
-            raise InvalidMessage("dispute.document", "the dispatcher's answer is no object")
-        if answer.status_code >= 500 or answer.status_code == 429:
-            raise Unavailable("dispute.unreachable", f"the dispatcher answers with {answer.status_code}")
-        if answer.status_code != 200:
-            code = str(value.get("title", ""))[:64] or "dispute.refused"
-            raise RuleViolation(code, str(value.get("detail", ""))[:300])
-        return value
+    Raises RuleViolation ``dispute.not_kept``; Unavailable ``worker.unavailable``.
+    """
+    if "receipt" in wanted:
+        wanted = wanted["receipt"]["statement"]
+    job_ref, attempt = b64u_decode(wanted["job_ref"], length=32), wanted["attempt"]
+    held = await store.assignment(job_ref, attempt)
+    if held is None or held.receipt is None or held.result is None or not held.request:
+        raise RuleViolation("dispute.not_kept", "this operator does not hold its run of that job any more")
+    worker = worker_with(held.model_id)
+    if worker is None:
+        raise Unavailable("worker.unavailable", "no worker with the model answers")
+    return held, worker
 
 
-def _run(held: Assignment) -> dict[str, Any]:
+def run_of(held: Assignment) -> dict[str, Any]:
+    """A run of this operator as its worker takes it (09, "Worker", ``trace``)."""
     assert held.result is not None  # noqa: S101  _own has looked
     return {
         "request": held.request.decode(),

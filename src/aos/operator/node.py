@@ -22,13 +22,15 @@ from aos.adapters.redis_queue import RedisQueue
 from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.attesting import Attesting
+from aos.operator.audits import Audits
 from aos.operator.config import OperatorConfig
+from aos.operator.court import CourtClient
 from aos.operator.disputes import Disputes
 from aos.operator.draws import Refusal
 from aos.operator.identity import Identity
 from aos.operator.link_client import LinkClient
 from aos.operator.metrics import Metrics
-from aos.operator.network import Registry
+from aos.operator.network import Network, Registry
 from aos.operator.outbox import Outbox
 from aos.operator.rest import build_app
 from aos.operator.rows import Assignment, NodeState
@@ -140,13 +142,26 @@ class OperatorNode:
         self._reconciler = Reconciler(
             store, queue, board, owed=outbox.wake, now_ms=now_ms, metrics=self.metrics
         )
+        court = CourtClient(self._config.dispatcher_http, self._identity, now_ms=now_ms)
+
+        def network() -> Network | None:
+            return None if (context := self._link.context()) is None else context[0]
+
+        audits = Audits(
+            store,
+            self._identity,
+            court=court,
+            network=network,
+            worker=self._worker_with,
+            most=self._config.audit_mib << 20,
+        )
         disputes = Disputes(
             store,
             self._identity,
-            url=self._config.dispatcher_http,
-            network=lambda: None if (context := self._link.context()) is None else context[0],
+            court=court,
+            network=network,
             worker=self._worker_with,
-            now_ms=now_ms,
+            audited=audits.want,
         )
         self._link = LinkClient(
             self._config,
@@ -196,6 +211,7 @@ class OperatorNode:
             *(runner.run() for runner in self._runners),
             self._erase(),
             disputes.run(),
+            audits.run(),
             server.serve(sockets=[listener]),
             self._stop.wait(),
         ]
@@ -207,7 +223,7 @@ class OperatorNode:
             server.should_exit = True
             listener.close()
             await end_tasks(tasks)
-            await disputes.close()
+            await court.close()
 
     async def _erase(self) -> None:
         while True:

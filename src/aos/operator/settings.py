@@ -40,6 +40,7 @@ KEYS: tuple[Key, ...] = (
     Key(name="db.connect_timeout", kind="integer", default="30", low=1, high=600),
     Key(name="db.acquire_timeout", kind="integer", default="60", low=1, high=600),
     Key(name="db.retention_hours", kind="integer", default="168", high=24 * 3660),
+    Key(name="db.audit_mib", kind="integer", default="256", low=1, high=1024),
     Key(name="queue.queue_url", default="redis://127.0.0.1:6379/", secret=True),
     Key(name="queue.topic", default="task"),
     Key(name="net.rest_url", default="127.0.0.1:21001"),

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aos.adapters.postgres import Connection, Pool, connect_pool, migrate, unavailable
-from aos.errors import RuleViolation
+from aos.errors import InvalidMessage, RuleViolation
 from aos.operator.rows import (
     Assignment,
     Draw,
@@ -29,6 +29,7 @@ from aos.operator.rows import (
 )
 
 MIGRATIONS = "aos.operator.sql"
+MAX_KEEP_MS = 90 * 86_400_000
 
 _COLUMNS = ", ".join(Assignment.__dataclass_fields__)
 _UNFINISHED = "('stored', 'executed', 'committed', 'revealing')"
@@ -500,19 +501,42 @@ class Store:
             rows = await connection.fetch("SELECT kind, held, received FROM evidence ORDER BY id")
         return [(row["kind"], from_text(row["held"]), from_text(row["received"])) for row in rows]
 
+    async def keep_for(self, keep_ms: int) -> None:
+        """How long after a reveal a run may be disputed and audited, as the dispatcher says it (milliseconds).
+
+        Raises InvalidMessage ``dispute.document`` for what no dispatcher may ask.
+        """
+        if not 0 <= keep_ms <= MAX_KEEP_MS:
+            raise InvalidMessage("dispute.document", f"the dispatcher asks to keep runs for {keep_ms} ms")
+        async with self._connection() as connection:
+            await connection.execute("UPDATE node_state SET keep_ms = $1 WHERE keep_ms <> $1", keep_ms)
+
     async def erase_content(self, older_than_hours: int) -> int:
-        """Erase prompts, texts and tokens of what ended that long ago; the signed statements stay. Rows erased."""
+        """Erase prompts, texts and tokens of what ended that long ago, but nothing that can still be disputed or audited; the
+        signed statements stay. What was signed in disputes goes that long after it was signed, and after the run that it is about:
+        without the run nothing else can be signed. Rows erased."""
         async with self.transaction() as connection:
+            keep = await connection.fetchval(
+                "SELECT greatest(make_interval(hours => $1), coalesce(max(keep_ms), 0) * interval '1 millisecond')"
+                " FROM node_state",
+                older_than_hours,
+            )
             rows = await connection.fetch(
                 "UPDATE assignment SET request = NULL, stream = NULL, result = NULL, erased = true"
                 " WHERE NOT erased AND (state IN ('done', 'cancelled') OR (state = 'failed' AND failure_sent))"
-                " AND changed_at <= now() - make_interval(hours => $1) RETURNING job_ref, attempt",
-                older_than_hours,
+                " AND changed_at <= now() - $1::interval RETURNING job_ref, attempt",
+                keep,
             )
             await connection.executemany(
                 "DELETE FROM chunk WHERE job_ref = $1 AND attempt = $2",
                 [(row["job_ref"], row["attempt"]) for row in rows],
             )
+            for table in ("dispute_move", "dispute_unit_root"):
+                await connection.execute(
+                    f"DELETE FROM {table} m WHERE stored_at < now() - $1::interval AND NOT EXISTS"  # noqa: S608
+                    " (SELECT FROM assignment a WHERE NOT a.erased AND a.stored_at <= m.stored_at)",
+                    keep,
+                )
         return len(rows)
 
 

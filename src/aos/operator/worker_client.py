@@ -184,6 +184,28 @@ class WorkerClient:
             raise InvalidMessage("worker.protocol", f"{self.url} gives no trace") from error
         return result
 
+    async def audit(self, question: dict[str, Any], *, most: int) -> AsyncGenerator[bytes]:
+        """The bundle of an audit (docs/spec/09-http.md, "Worker"), piece by piece: at most ``most`` bytes.
+
+        Raises as ``trace``; InvalidMessage ``audit.too_large``.
+        """
+        size = 0
+        try:
+            async with self._http.stream(
+                "POST", "/api/v1/audit", json=question, timeout=httpx.Timeout(5.0, read=TRACE_WITHIN_S)
+            ) as answer:
+                if answer.status_code != 200:
+                    raise self._refusal(answer, await _first_bytes(answer))
+                async for part in answer.aiter_raw():
+                    size += len(part)
+                    if size > most:
+                        raise InvalidMessage("audit.too_large", f"the bundle has more than {most} bytes")
+                    yield part
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
+            raise self._gone(error) from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise WorkerDied(f"{self.url} went away in its answer: {type(error).__name__}") from error
+
     async def boot(self, order: dict[str, Any]) -> TeeBootEvidence:
         """Boot the worker's enclave. Raises Unavailable ``worker.unavailable``, ``worker.died``; RuleViolation with the
         worker's own code; InvalidMessage ``worker.protocol``, ``field.*``."""

@@ -1,6 +1,6 @@
 """A worker's HTTP surface (docs/spec/09-http.md, "Worker"), the same for opML and TEE.
 
-A bare ASGI application with eight routes: a worker starts often and answers one operator, and what a framework
+A bare ASGI application with nine routes: a worker starts often and answers one operator, and what a framework
 would add to its start it never uses. As many runs at a time as the ``Backend`` that answers has room for; a client
 that goes away cancels its run.
 """
@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import aclosing
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -34,16 +34,18 @@ from aos.workers.question import (
     read_document_order,
     read_question,
 )
-from aos.workers.tracer import MAX_TRACE_BODY, Tracer, read_trace_question
+from aos.workers.tracer import MAX_TRACE_BODY, Tracer, read_audit_question, read_trace_question
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_WITHIN_S = 30.0
+PIECE_BYTES = 256 << 10
 _ROUTES = (
     "/api/v1/question",
     "/api/v1/trace",
+    "/api/v1/audit",
     "/api/v1/boot",
     "/api/v1/document",
     "/api/v1/status",
@@ -143,6 +145,8 @@ class WorkerApp:
             await reply.json(200, {"code": 200, "result": encode(await self._enclave().document(wanted))})
         elif route == ("POST", "/api/v1/trace"):
             await self._trace(receive, reply)
+        elif route == ("POST", "/api/v1/audit"):
+            await self._audit(receive, reply)
         elif route == ("GET", "/api/v1/status"):
             await reply.json(200, {"code": 200, "result": self._status()})
         elif route == ("GET", "/health"):
@@ -180,6 +184,23 @@ class WorkerApp:
             raise RuleViolation("worker.not_canonical", "this worker's results cannot be disputed")
         question = read_trace_question(await read_body(receive, MAX_TRACE_BODY))
         await reply.json(200, {"code": 200, "result": await self._backend.tracer.answer(question)})
+
+    async def _audit(self, receive: Receive, reply: Reply) -> None:
+        """The layers that an audit drew, in pieces that are made as they are sent."""
+        if self._backend.tracer is None:
+            raise RuleViolation("worker.not_canonical", "this worker's results cannot be audited")
+        question = read_audit_question(await read_body(receive, MAX_TRACE_BODY))
+        size, parts = await self._backend.tracer.audit(question)
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await reply.begin_bytes(size)
+            while piece := await asyncio.to_thread(_some, parts):
+                if gone.done() or self._stopping.is_set():
+                    return
+                await reply.piece(piece)
+            await reply.end()
+        finally:
+            gone.cancel()
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -252,6 +273,16 @@ class WorkerApp:
                 elif isinstance(event, Answer):
                     await reply.json(200, {"code": 200, "result": _seed_result(question, event)})
         await reply.end()
+
+
+def _some(parts: Iterator[bytes]) -> bytes:
+    """The next ``PIECE_BYTES`` or so; none at the end."""
+    piece = bytearray()
+    for part in parts:
+        piece += part
+        if len(piece) >= PIECE_BYTES:
+            break
+    return bytes(piece)
 
 
 def _seed_result(question: SeedQuestion, answer: Answer) -> dict[str, Any]:
@@ -339,6 +370,13 @@ class Reply:
         if not self._begun:
             await self._begin(200, b"application/x-ndjson")
         await self._send({"type": "http.response.body", "body": line, "more_body": True})
+
+    async def begin_bytes(self, size: int) -> None:
+        length = (b"content-length", str(size).encode())
+        await self._begin(200, b"application/octet-stream", length)
+
+    async def piece(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         if not self.ended:

@@ -5,11 +5,13 @@ computed, and the next move of a game about it. It signs nothing and keeps nothi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from aos.core.codec import Bytes32, Decimal64, MaxLength, decode, encode
+from aos.core.codec import Bytes32, Decimal64, MaxLength, Range, decode, encode
+from aos.core.dispute.audit import MAX_LAYERS, AuditRequest
 from aos.core.encoding import parse_json_strict
 from aos.errors import RuleViolation
 from aos.workers.execution import (
@@ -51,6 +53,20 @@ class TraceQuestion:
     transcript: Annotated[str, MaxLength(MAX_TRACE_BODY)] | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditQuestion:
+    """A body of ``POST /api/v1/audit``: the layers of this run that ``beacon`` draws (docs/spec/14-audit.md)."""
+
+    run: TracedRun
+    beacon: Bytes32
+    layers: Annotated[int, Range(1, MAX_LAYERS)]
+
+
+def read_audit_question(body: bytes) -> AuditQuestion:
+    """Raises InvalidMessage ``encoding.*``, ``field.*``."""
+    return decode(AuditQuestion, parse_json_strict(body, max_bytes=MAX_TRACE_BODY))
+
+
 def read_trace_question(body: bytes) -> TraceQuestion:
     """Raises InvalidMessage ``encoding.*``, ``field.*``; RuleViolation ``trace.question``."""
     question = decode(TraceQuestion, parse_json_strict(body, max_bytes=MAX_TRACE_BODY))
@@ -81,16 +97,36 @@ class Tracer:
         async with self._turn:
             return await asyncio.to_thread(self._answer, question)
 
-    def _answer(self, question: TraceQuestion) -> dict[str, Any]:
-        from aos.engine.party import Party  # only disputes need it
+    async def audit(self, question: AuditQuestion) -> tuple[int, Iterator[bytes]]:
+        """The bundle that an audit asks for: its size, and its pieces. They are made while they are read, after the turn of
+        this question: a slow reader keeps nobody waiting.
+
+        Raises RuleViolation ``trace.other_run`` and the like; InvalidMessage ``audit.layers``, ``audit.too_large``;
+        Unavailable ``engine.memory``.
+        """
+        async with self._turn:
+            return await asyncio.to_thread(self._audit, question)
+
+    def _audit(self, question: AuditQuestion) -> tuple[int, Iterator[bytes]]:
+        party = self._ready()
+        known = self._known(party, question.run)
+        asked = AuditRequest(state_root=known.tree.root, beacon=question.beacon, layers=question.layers)
+        return party.audit(known, asked)
+
+    def _ready(self) -> Party:
+        from aos.engine.party import Party  # only disputes and audits need it
 
         if self._party is None:
             self._party = Party(self._engine, self._path, cache_dir=self._cache_dir, threads=self._threads)
-        known = self._known(self._party, question.run)
+        return self._party
+
+    def _answer(self, question: TraceQuestion) -> dict[str, Any]:
+        party = self._ready()
+        known = self._known(party, question.run)
         if question.task == "leaves":
-            return self._party.leaves(known)
+            return party.leaves(known)
         assert question.transcript is not None  # noqa: S101  read_trace_question has looked
-        return {"move": encode(self._party.move(known, question.party, question.transcript.encode()))}
+        return {"move": encode(party.move(known, question.party, question.transcript.encode()))}
 
     def _known(self, party: Party, run: TracedRun) -> KnownRun:
         _, request = read_request(run.request)

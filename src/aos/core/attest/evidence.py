@@ -15,10 +15,17 @@ from aos.core.attest.snp import verify_snp
 from aos.core.codec import MaxLength, decode
 from aos.core.encoding import b64u_decode, parse_json_strict
 from aos.core.tee import References, verify_boot
-from aos.core.tee_report import ModelAttestation, TeeReport, check_attestation, read_report
+from aos.core.tee_report import (
+    MAX_REPORT_BYTES,
+    ModelAttestation,
+    TeeReport,
+    check_attestation,
+    check_valid,
+    read_report,
+)
 from aos.errors import InvalidMessage, VerificationError
 
-MAX_EVIDENCE_BYTES = 1 << 20
+MAX_EVIDENCE_BYTES = MAX_REPORT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,7 @@ def _reported(
         nonce = claims.nonce or b""
         try:
             check_attestation(reported, model_id=model_id, nonce=nonce)
+            check_valid(reported.boot, at_ms=at_ms)
             verify_boot(
                 reported.evidence,
                 references=References(anchors=policy.anchors(), images=frozenset()),

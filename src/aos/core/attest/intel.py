@@ -190,6 +190,8 @@ def _measurements(quote: _Quote) -> tuple[tuple[str, bytes], ...]:
             ("MRSIGNER", body[128:160]),
             ("ISVPRODID", body[256:258]),
             ("ISVSVN", body[258:260]),
+            ("CONFIGID", body[192:256]),
+            ("CONFIGSVN", body[260:262]),
         )
     rtmrs = tuple((f"RTMR{n}", body[328 + 48 * n : 376 + 48 * n]) for n in range(4))
     return (

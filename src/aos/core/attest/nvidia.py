@@ -15,7 +15,7 @@ REQUEST_BYTES = 37
 SIGNATURE_BYTES = 96
 ROOT = bytes.fromhex("102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48")
 
-_FWID, _TCB_INFO = 20, "2.23.133.5.4.1"
+_DRIVER, _VBIOS, _FWID, _TCB_INFO = 3, 6, 20, "2.23.133.5.4.1"
 
 
 def verify_nvidia(
@@ -65,7 +65,7 @@ def _verify(
         anchor="NVIDIA Device Identity CA",
         anchor_sha256=root,
         device=certificates.link(chain[-2]).sha256.hex(),
-        measurements=(("RECORD", measurements),),
+        measurements=(("RECORD", measurements), *_versions(opaque)),
         nonce=found,
         chain=tuple(certificates.link(certificate) for certificate in chain),
         replay_id=fingerprint(evidence[:-SIGNATURE_BYTES]),
@@ -81,6 +81,15 @@ def _firmware(checks: Checklist, opaque: dict[int, bytes], leaf: x509.Certificat
     if len(firmware) != 48 or info is None or not info.public_bytes().endswith(firmware):
         raise refuse("firmware-1", "attest.gpu_firmware", "the firmware is not that of the certificate")
     checks.passed("firmware-1", "the firmware is the one that the leaf was issued for")
+
+
+def _versions(opaque: dict[int, bytes]) -> tuple[tuple[str, bytes], ...]:
+    """Driver and VBIOS as their maker writes them, ASCII: ``590.12``, ``96.00.A5.00.01``."""
+    driver, vbios = opaque.get(_DRIVER, b"").rstrip(b"\0"), opaque.get(_VBIOS, b"")
+    if not driver.isascii() or len(vbios) != 8 or any(vbios[5:]):
+        return ()
+    shown = ".".join(f"{byte:02X}" for byte in (*reversed(vbios[:4]), vbios[4]))
+    return (("DRIVER", driver), ("VBIOS", shown.encode()))
 
 
 def _layout(evidence: bytes) -> tuple[bytes, dict[int, bytes]]:

@@ -2,7 +2,7 @@
 (docs/spec/12-attestation.md, "Policy file")."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Literal
 
 from aos.core.attest.intel import ACCEPTABLE_STATUSES, IntelPlatform
@@ -22,6 +22,7 @@ from aos.errors import ConfigError, InvalidMessage
 MAX_POLICY_BYTES = 1 << 20
 
 Hex32 = Annotated[str, Pattern(r"[0-9a-f]{64}")]
+Hex64 = Annotated[str, Pattern(r"[0-9a-f]{128}")]
 Hex48 = Annotated[str, Pattern(r"[0-9a-f]{96}")]
 PolicyTee = Literal["nitro", "tdx", "sgx", "snp", "nvidia", "simulated"]
 
@@ -37,7 +38,8 @@ class NitroImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdxImage:
-    """A trust domain's image: what it started from and the four registers that it extended, and its TDX module."""
+    """A trust domain's image: what it started from and the four registers that it extended, its TDX module, and what its
+    host configured it with (zeros where nothing)."""
 
     mrtd: Hex48
     rtmr0: Hex48
@@ -45,28 +47,46 @@ class TdxImage:
     rtmr2: Hex48
     rtmr3: Hex48
     mrseam: Hex48
+    mrconfigid: Hex48
+    mrowner: Hex48
+    mrownerconfig: Hex48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SgxImage:
-    """An SGX enclave."""
+    """An SGX enclave, and what its host configured it with (zeros where nothing)."""
 
     mrenclave: Hex32
     mrsigner: Hex32
     isvprodid: Annotated[int, Range(0, 65535)]
     min_isvsvn: Annotated[int, Range(0, 65535)]
+    configid: Hex64
+    configsvn: Annotated[int, Range(0, 65535)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpImage:
-    """A guest's launch measurement, the processors it may run on, and their least firmware versions."""
+    """A guest's launch measurement, the processors it may run on and their least firmware versions, what its host
+    configured it with, and who signed its identity block (zeros where nothing, where nobody). Only a Turin has an FMC."""
 
     measurement: Hex48
     product: Literal["Milan", "Genoa", "Turin"]
+    min_fmc: Annotated[int, Range(0, 255)]
     min_bootloader: Annotated[int, Range(0, 255)]
     min_tee: Annotated[int, Range(0, 255)]
     min_snp: Annotated[int, Range(0, 255)]
     min_microcode: Annotated[int, Range(0, 255)]
+    host_data: Hex32
+    id_key_digest: Hex48
+    author_key_digest: Hex48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvidiaVersions:
+    """A GPU's driver ("590.12") and VBIOS ("96.00.A5.00.01"). Naming them is no appraisal of what runs there."""
+
+    driver: Annotated[str, Pattern(r"[0-9]+(\.[0-9]+){1,3}")]
+    vbios: Annotated[str, Pattern(r"[0-9A-F]{2}(\.[0-9A-F]{2}){4}")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +110,7 @@ class AttestationPolicy:
     """
 
     TYPE: ClassVar[str] = "aos.attest.policy"
-    V: ClassVar[int] = 1
+    V: ClassVar[int] = 2
 
     name: Annotated[str, MaxLength(64)]
     tees: Annotated[tuple[PolicyTee, ...], MaxLength(6)]
@@ -99,6 +119,7 @@ class AttestationPolicy:
     tdx: Annotated[tuple[TdxImage, ...], MaxLength(256)]
     sgx: Annotated[tuple[SgxImage, ...], MaxLength(256)]
     snp: Annotated[tuple[SnpImage, ...], MaxLength(256)]
+    nvidia: Annotated[tuple[NvidiaVersions, ...], MaxLength(256)]
     intel: IntelRules | None
     models: Annotated[tuple[Hex32, ...], MaxLength(1024)]
     nonce_required: bool
@@ -159,15 +180,24 @@ def _check(policy: AttestationPolicy) -> None:
         "tdx": (policy.tdx, "tdx" in tees),
         "sgx": (policy.sgx, "sgx" in tees),
         "snp": (policy.snp, "snp" in tees),
+        "nvidia": (policy.nvidia, "nvidia" in tees),
     }
     for name, (images, needed) in sets.items():
         if bool(images) != needed:
             raise _invalid(
                 f"{name}: expected measurements must be there exactly where the TEE is named", name
             )
-    for image in policy.nitro:
-        if "0" * 96 in (image.pcr0, image.pcr1, image.pcr2):
-            raise _invalid("nitro: a register of zeros is a debug enclave's", "nitro")
+    started: dict[str, list[str]] = {
+        "nitro": [r for image in policy.nitro for r in (image.pcr0, image.pcr1, image.pcr2)],
+        "tdx": [register for i in policy.tdx for register in (i.mrtd, i.mrseam)],
+        "sgx": [register for i in policy.sgx for register in (i.mrenclave, i.mrsigner)],
+        "snp": [image.measurement for image in policy.snp],
+    }
+    for name, registers in started.items():
+        if any(not register.strip("0") for register in registers):
+            raise _invalid(f"{name}: a register of zeros is a debug enclave's, or nobody's", name)
+    if any(image.min_fmc and image.product != "Turin" for image in policy.snp):
+        raise _invalid("snp: only a Turin has an FMC version", "snp")
     if not policy.models:
         raise _invalid("models is empty", "models")
     rules = policy.intel
@@ -214,13 +244,22 @@ def appraise(
             checks.passed("model-1", "the policy names the model")
         if device_weight is None:
             checks.skipped("weight-1", "no weight given")
-        elif device_weight > policy.max_weight_per_device:
-            raise refuse("weight-1", "attest.policy_weight", "the device's enclaves weigh too much together")
         else:
+            check_device_weight(claims.device_name, device_weight, policy.max_weight_per_device)
             checks.passed("weight-1", "the device's weight is within the policy's")
         return claims
 
     return Checklist(list(result.checks)).run(result.tee, steps)
+
+
+def check_device_weight(device: str, weight: int, cap: int) -> None:
+    """Raises VerificationError ``attest.policy_weight`` where the enclaves of ``device`` weigh more than ``cap``."""
+    if weight > cap:
+        raise refuse(
+            "weight-1",
+            "attest.policy_weight",
+            f"the device {device} would carry {weight} of the range, and the cap is {cap}",
+        )
 
 
 def _freshness(
@@ -243,25 +282,33 @@ def _freshness(
 
 
 def _measured(checks: Checklist, claims: Claims, policy: AttestationPolicy) -> None:
-    if claims.tee == "nvidia":
-        checks.skipped("measure-1", "RIM not appraised: nothing to compare the measurements with")
-        return
     values = dict(claims.measurements)
 
     def hexed(register: str) -> str:
         return values[register].hex()
 
+    if claims.tee == "nvidia":
+        own_versions = tuple(values.get(name, b"").decode() for name in ("DRIVER", "VBIOS"))
+        if not any((i.driver, i.vbios) == own_versions for i in policy.nvidia):
+            raise refuse("driver-1", "attest.measurement", "the policy knows no such driver and VBIOS")
+        checks.passed("driver-1", "a driver and a VBIOS that the policy names")
+        checks.skipped("measure-1", "RIM not appraised: nothing to compare the measurements with")
+        return
     if claims.tee == "nitro":
         believed = any(
             (i.pcr0, i.pcr1, i.pcr2) == (hexed("PCR0"), hexed("PCR1"), hexed("PCR2")) for i in policy.nitro
         )
     elif claims.tee == "tdx":
-        own = tuple(hexed(r) for r in ("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3", "MRSEAM"))
-        believed = any((i.mrtd, i.rtmr0, i.rtmr1, i.rtmr2, i.rtmr3, i.mrseam) == own for i in policy.tdx)
+        names = tuple(field.name for field in fields(TdxImage))
+        own = tuple(hexed(name.upper()) for name in names)
+        believed = any(tuple(getattr(i, name) for name in names) == own for i in policy.tdx)
     elif claims.tee == "sgx":
-        number, version = (int.from_bytes(values[r], "little") for r in ("ISVPRODID", "ISVSVN"))
+        number, version, configured = (
+            int.from_bytes(values[r], "little") for r in ("ISVPRODID", "ISVSVN", "CONFIGSVN")
+        )
+        mine = (hexed("MRENCLAVE"), hexed("MRSIGNER"), number, hexed("CONFIGID"), configured)
         believed = any(
-            (i.mrenclave, i.mrsigner, i.isvprodid) == (hexed("MRENCLAVE"), hexed("MRSIGNER"), number)
+            (i.mrenclave, i.mrsigner, i.isvprodid, i.configid, i.configsvn) == mine
             and version >= i.min_isvsvn
             for i in policy.sgx
         )
@@ -273,7 +320,15 @@ def _measured(checks: Checklist, claims: Claims, policy: AttestationPolicy) -> N
 
 
 def _snp(image: SnpImage, claims: Claims, values: dict[str, bytes]) -> bool:
-    if claims.anchor != f"ARK-{image.product}" or values["MEASUREMENT"].hex() != image.measurement:
+    exact = {
+        "MEASUREMENT": image.measurement,
+        "HOST_DATA": image.host_data,
+        "ID_KEY_DIGEST": image.id_key_digest,
+        "AUTHOR_KEY_DIGEST": image.author_key_digest,
+    }
+    if claims.anchor != f"ARK-{image.product}":
+        return False
+    if any(values[name].hex() != expected for name, expected in exact.items()):
         return False
     least = {
         "TCB_BOOTLOADER": image.min_bootloader,
@@ -281,4 +336,6 @@ def _snp(image: SnpImage, claims: Claims, values: dict[str, bytes]) -> bool:
         "TCB_SNP": image.min_snp,
         "TCB_MICROCODE": image.min_microcode,
     }
+    if image.product == "Turin":
+        least["TCB_FMC"] = image.min_fmc
     return all(values[name][0] >= version for name, version in least.items())

@@ -91,6 +91,12 @@ class Claims:
     tcb_status: str = ""
     advisories: tuple[str, ...] = ()
 
+    @property
+    def device_name(self) -> str:
+        """What counts as one device: an instance, chip or platform by its maker's name; where it is SIMULATED, all that
+        one root vouches for, since who holds its key may give the rest any name."""
+        return f"simulated {self.anchor_sha256.hex()}" if self.simulated else f"{self.tee} {self.device}"
+
     def measurement(self, register: str) -> bytes | None:
         """The value of ``register``; None where the document has none."""
         return dict(self.measurements).get(register)

@@ -141,6 +141,7 @@ def _verify(
             ("MEASUREMENT", report[0x90:0xC0]),
             ("HOST_DATA", report[0xC0:0xE0]),
             ("ID_KEY_DIGEST", report[0xE0:0x110]),
+            ("AUTHOR_KEY_DIGEST", report[0x110:0x140]),
             *(
                 (f"TCB_{name.upper()}", report[_REPORTED_TCB + at : _REPORTED_TCB + at + 1])
                 for name, at, _ in product.tcb

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
+from mmap import mmap
 from typing import Self
 
 from aos.core.codec import decode
@@ -152,8 +153,9 @@ class AuditBundle:
     part_roots: dict[int, tuple[tuple[bytes, bytes, bytes], ...]]
 
     @classmethod
-    def read(cls, data: bytes, request: AuditRequest, model_id: bytes) -> Self:
-        """Check a bundle against what the auditor asked for and the receipt's ``model_id`` and ``state_root``.
+    def read(cls, data: bytes | mmap, request: AuditRequest, model_id: bytes, *, keep: bool = True) -> Self:
+        """Check a bundle against what the auditor asked for and the receipt's ``model_id`` and ``state_root``. Without
+        ``keep`` the residuals are checked and not kept: memory is then the leaves', whatever the bundle's size.
 
         Raises InvalidMessage ``audit.bundle`` (another form, size, beacon or number of layers) and ``state.header``,
         VerificationError ``audit.manifest``, ``audit.weights``, ``audit.opening``, ``state.positions``: whoever committed
@@ -204,7 +206,7 @@ class AuditBundle:
             part_roots={},
         )
         bundle._check_leaves()
-        bundle._read_values(reader)
+        bundle._read_values(reader, keep)
         return bundle
 
     def _check_leaves(self) -> None:
@@ -220,7 +222,7 @@ class AuditBundle:
             if is_trap or self.leaves[position][tail] != unit_leaf(position, tail, ()):
                 raise _opening("the tail of a prompt's position chooses nothing", position, tail)
 
-    def _read_values(self, reader: "_Reader") -> None:
+    def _read_values(self, reader: "_Reader", keep: bool) -> None:
         width = 4 * self.plan.shape.width
         for unit, positions in self.plan.inputs():
             rows = []
@@ -229,8 +231,10 @@ class AuditBundle:
                 roots = (part_root(row, TILE_BYTES), *reader.hashes(2 if unit else 0))
                 if self.leaves[position][unit] != unit_leaf(position, unit, roots):
                     raise _opening("a residual is not the committed one", position, unit)
-                rows.append(row)
-            self.residuals[unit] = b"".join(rows)
+                if keep:
+                    rows.append(row)
+            if keep:
+                self.residuals[unit] = b"".join(rows)
         for unit, positions in self.plan.outputs():
             roots_of_unit = []
             for position in positions:
@@ -241,15 +245,16 @@ class AuditBundle:
             self.part_roots[unit] = tuple(roots_of_unit)
 
 
-def write_bundle(
+def bundle_parts(
     tree: StateTree,
     manifest: Manifest,
     tensor_leaves: Sequence[bytes],
     trap: tuple[int, int] | None,
     request: AuditRequest,
     payload: Payload,
-) -> bytes:
-    """What the operator answers to ``request``; ``trap`` is the (unit, op) of a run that trapped.
+) -> tuple[int, Iterator[bytes]]:
+    """What the operator answers to ``request``: its bytes in number, and piece after piece, made as they are asked for.
+    ``trap`` is the (unit, op) of a run that trapped.
 
     Raises InvalidMessage ``audit.layers``, ``audit.beacon``, ``audit.too_large``; VerificationError ``audit.opening``
     where the request is for another run.
@@ -272,17 +277,20 @@ def write_bundle(
             field="layers",
             hint="draw fewer layers",
         )
-    values: list[bytes] = []
-    for unit, positions in plan.inputs():
-        for position in positions:
-            residual, keys, values_ = payload(unit, position)
-            values.append(residual)
-            if unit:
-                values += [part_root(half, CACHE_TILE_BYTES) for half in (keys, values_)]
-    for unit, positions in plan.outputs():
-        for position in positions:
-            values += layer_roots(*payload(unit, position))
-    return b"".join([*head, *values])
+
+    def parts() -> Iterator[bytes]:
+        yield b"".join(head)
+        for unit, positions in plan.inputs():
+            for position in positions:
+                residual, keys, values = payload(unit, position)
+                yield residual
+                if unit:
+                    yield from (part_root(half, CACHE_TILE_BYTES) for half in (keys, values))
+        for unit, positions in plan.outputs():
+            for position in positions:
+                yield from layer_roots(*payload(unit, position))
+
+    return size, parts()
 
 
 def layer_roots(residual: bytes, keys: bytes, values: bytes) -> tuple[bytes, bytes, bytes]:
@@ -342,7 +350,7 @@ def detections(n_layers: int, drawn: int) -> tuple[Detection, ...]:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap) -> None:
         self._data, self._at = data, 0
 
     @property
