@@ -60,6 +60,7 @@ contract Court {
     error ClaimExpired();
     error OwnClaim();
     error AlreadyChallenged();
+    error AlreadyConvicted();
     error BondTooSmall(uint256 least);
     error OtherContext();
     error NotTheNode();
@@ -88,6 +89,7 @@ contract Court {
     event Withdrawn(address indexed account, address indexed to, uint256 amount);
 
     uint256 public constant SILENT = 100;
+    uint256 private constant NO_ELEMENT = 101;
     /// A reveal shows the nodes so many halvings below a node, 16 at most.
     uint256 public constant HALVINGS = 4;
     uint256 private constant MAX_ESCALATION = 4;
@@ -146,6 +148,7 @@ contract Court {
     {
         bytes32 claimId = _checked(claim, signature);
         require(msg.sender != claim.claimant, OwnClaim());
+        require(!convicted[claimId], AlreadyConvicted());
         uint256 least = requiredBond(claimId);
         require(msg.value >= least && msg.value < 1 << 128, BondTooSmall(least));
         id = gameId(claimId, msg.sender);
@@ -219,7 +222,9 @@ contract Court {
         _tick(game);
         require(game.context == keccak256(abi.encode(c)), OtherContext());
         uint256 code = _check(steps[step], c, game.from, game.element, shown, proof);
-        if (code == 0) _refute(id, game);
+        require(code != NO_ELEMENT || shown == game.element, ProvesNothing(code));
+        // A challenger that names an element which the tile has not challenges nothing.
+        if (code == 0 || code == NO_ELEMENT) _refute(id, game);
         else _convict(id, game, code);
     }
 
@@ -241,7 +246,7 @@ contract Court {
         _tick(game);
         uint256[9] memory tree = Layout.tree(game.tiles);
         (uint256 level, uint256 from, uint256 to) = (game.level, game.from, game.to);
-        require(length == siblings.length && length < 32 && length > 0, NoSuchNode());
+        require(length == siblings.length && length < 32, NoSuchNode());
         for (uint256 i = 1; i <= length; ++i) {
             require(to - from > 1, NoSuchNode());
             uint256 middle = from + Layout.split(to - from);
@@ -283,7 +288,7 @@ contract Court {
         bytes calldata proof
     ) external {
         bytes32 claimId = _checked(claim, signatures[0]);
-        require(!convicted[claimId], AlreadyChallenged());
+        require(!convicted[claimId], AlreadyConvicted());
         bytes32 unitRootId =
             keccak256(abi.encode(UNIT_ROOT, claimId, uint32(c.position), uint16(c.unit), c.unitRoot));
         require(_signer(unitRootId, signatures[1]) == claim.claimant, BadSignature());
@@ -436,6 +441,7 @@ contract Court {
         try step.check(c, index, element, shown, proof) returns (bool) {
             return 0;
         } catch (bytes memory reason) {
+            if (reason.length == 4 && bytes4(reason) == IStep.NoSuchElement.selector) return NO_ELEMENT;
             if (reason.length != 36 || bytes4(reason) != IStep.Fault.selector) {
                 assembly ("memory-safe") {
                     revert(add(reason, 32), mload(reason))

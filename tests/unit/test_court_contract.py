@@ -102,8 +102,10 @@ def test_a_liar_is_convicted_in_one_transaction(world: World) -> None:
     game.convict(tile, 0)
     assert owed(world.registry, CHALLENGER) == SLASH // 2
     assert stake(world) == (4 * STAKE - SLASH, 0)
-    with pytest.raises(Reverted):  # once
+    with pytest.raises(Reverted) as refusal:  # once
         game.convict(tile, 0)
+    assert world.court.contract.error(refusal.value.data) == "AlreadyConvicted"
+    world.court.refuses("AlreadyConvicted", OTHER, "open", game.claim, game.signature, 0, 0, value=BOND)
 
 
 def test_what_is_right_convicts_nobody_in_one_transaction(world: World) -> None:
@@ -242,3 +244,42 @@ def test_a_payee_that_reverts_blocks_nobody(world: World) -> None:
     assert owed(world.court, CHALLENGER) == BOND
     world.court.send(CHALLENGER, "withdraw", OTHER)
     world.court.refuses("NothingOwed", CHALLENGER, "withdraw", OTHER)
+
+
+def test_who_names_an_element_that_the_tile_has_not_loses_its_bond(world: World) -> None:
+    game, tile = match(world)
+    game.register_model()
+    game.open()
+    game.answer()
+    game.descend(tile, 2**32 - 1, at_once=True)
+    shown, proof = game.trace.prove_element(tile, 0)
+    step = game.step_of(tile, 0, shown, proof)
+    # The claimant cannot use it against another element.
+    args = (game.id, game.context(), step)
+    world.court.refuses("ProvesNothing(101)", CLAIMANT, "prove", *args, 2**31, proof)
+    done = world.court.send(CLAIMANT, "prove", *args, 2**32 - 1, proof)
+    assert names(world.court.events(done)) == ["Refuted", "Ended"]
+
+
+def test_a_unit_of_one_tile_can_be_challenged(world: World) -> None:
+    run = tiny_run("tiny-f32", PROMPT, SAMPLED)
+    trace = run.trace(0, run.tail)
+    assert trace.shape.n_tiles == 1
+    for lie in (False, True):
+        shown = changed(copy.copy(trace), 0, lambda data: flipped(data, 1)) if lie else trace
+        game = Match(
+            world=world,
+            run=run,
+            trace=shown,
+            committed=trace,
+            position=0,
+            unit=run.tail,
+            receipt=bytes([lie]) * 32,
+        )
+        if not lie:
+            game.register_model()
+        game.open()
+        game.answer()
+        world.court.send(CHALLENGER, "choose", game.id, 0, 0, game.hashes[0], [], 0)
+        done = game.prove(0, 0)
+        assert names(world.court.events(done))[0] == ("Convicted" if lie else "Refuted")

@@ -48,7 +48,9 @@ class Dispute:
 
     def __init__(self, world: World, vector: dict[str, Any], number: int) -> None:
         self.world, self.vector, self.total = world, vector, 0
-        manifest = decode(Manifest, parse_canonical(vector["manifest"].encode(), max_bytes=65_536), where="manifest")
+        manifest = decode(
+            Manifest, parse_canonical(vector["manifest"].encode(), max_bytes=65_536), where="manifest"
+        )
         if number == 0:
             world.models.send(OWNER, "register", as_arguments(manifest), "")
         receipt = number.to_bytes(32, "big")

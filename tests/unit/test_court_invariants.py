@@ -166,8 +166,8 @@ def test_whoever_takes_its_money_takes_it_once() -> None:
     world.evm.wait(BUDGET + GRACE + 1)
     world.court.send(OTHER, "timeout", id_)
     assert world.court.read("owed", thief.address) == bond
-    honest = table.games[1]
-    honest.open()
+    other = table.games[len(CHALLENGERS)]
+    other.open()
     before = world.evm.balance(world.court.address)
     thief.send(OWNER, "act", world.court.contract.call("withdraw", thief.address))
     assert thief.read("attempts") == 1
