@@ -250,6 +250,19 @@ def test_a_row_that_breaks_off_is_broken_and_never_refused(tmp_path: Path) -> No
     assert "attack.no_lie" in outcome.problem
 
 
+def test_a_row_that_could_not_begin_is_broken_and_says_why(tmp_path: Path) -> None:
+    async def begin(live: Live) -> None:
+        raise RuleViolation("attack.no_lie", "there was nothing to lie about")
+
+    live = simulated(tmp_path)
+    row = replace(ROWS[13], begin=begin)
+    asyncio.run(runner._begun(row, begin, live))
+    outcome = played(row, live)
+    assert outcome.verdict == "BROKEN"
+    assert "attack.no_lie" in outcome.problem
+    assert played(ROWS[14], live).verdict == "REFUSED"
+
+
 def test_a_row_that_names_a_code_beside_the_table_is_a_defect(tmp_path: Path) -> None:
     async def play(live: Live, t: Trial) -> None:
         t.attack("a token replaced", "io.invented", "io.invented")

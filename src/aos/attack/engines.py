@@ -1,7 +1,7 @@
 """Model files made wrong, and engines that run them: what an operator that cheats on the model would have."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from aos.core.answer import Answer
 from aos.core.receipt import Replay, Replayed
 from aos.core.statements import Prompt, Request
 from aos.engine import load_engine
-from aos.engine.gguf import read_gguf
+from aos.engine.gguf import Tensor, read_gguf
 from aos.errors import RuleViolation
 from aos.ports import Engine, Generation, SamplingParams
 
@@ -43,15 +43,21 @@ def not_a_number(blocks: Bytes) -> None:
 
 
 def damaged_copy(source: Path, target: Path, damage: Damage, *, all_tensors: bool = False) -> Path:
-    """A copy of a model file with ``damage`` done to its first Q8_0 tensor of a block, or to all of them."""
-    tensors = [t for t in read_gguf(source).tensors if t.type.name == "Q8_0" and t.name.startswith("blk.")]
-    if not tensors:
-        raise RuleViolation("attack.model", f"{source} has no Q8_0 weights to change")
-    data = np.frombuffer(bytearray(source.read_bytes()), dtype=np.uint8)
-    for tensor in tensors if all_tensors else tensors[:1]:
-        damage(data[tensor.offset : tensor.offset + tensor.size].reshape(-1, Q8_BLOCK))
-    target.write_bytes(data.tobytes())
+    """A copy of a model file with ``damage`` done to its first Q8_0 tensor of a layer, or to all of them."""
+    data = bytearray(source.read_bytes())
+    damage_blocks(data, read_gguf(source).tensors, damage, all_tensors=all_tensors)
+    target.write_bytes(data)
     return target
+
+
+def damage_blocks(data: bytearray, tensors: Sequence[Tensor], damage: Damage, *, all_tensors: bool) -> None:
+    """``damage`` to a model file's bytes. Raises RuleViolation ``attack.model`` where it has no such weights."""
+    wanted = [t for t in tensors if t.type.name == "Q8_0" and t.name.startswith("blk.")]
+    if not wanted:
+        raise RuleViolation("attack.model", "the model has no Q8_0 weights to change")
+    whole = np.frombuffer(data, dtype=np.uint8)
+    for tensor in wanted if all_tensors else wanted[:1]:
+        damage(whole[tensor.offset : tensor.offset + tensor.size].reshape(-1, Q8_BLOCK))
 
 
 async def load(path: Path, cache: Path) -> Engine:

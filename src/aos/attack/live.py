@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from aos.attack.engines import Damage, damaged_copy, load, under_name
+from aos.attack.liars import liar
 from aos.attack.table import ACCEPTED
 from aos.client import Accepted, Client, Submission
 from aos.core.answer import Answer, read_answer, write_answer
@@ -23,9 +24,12 @@ from aos.core.signing import address_of
 from aos.core.statements import SnapshotEntry
 from aos.core.trust import Policy, Trust, load_policy, read_trust
 from aos.engine import read_manifest
+from aos.engine.native import NativeEngine
+from aos.engine.party import Party
 from aos.errors import AOSError, ConfigError, RuleViolation
 
 if TYPE_CHECKING:
+    from aos.attack.court import Hearing
     from aos.attack.guest import Guest
     from aos.ports import Engine
 
@@ -66,9 +70,20 @@ class Live:
     guest_model_path: Path | None = None
     engine: "Engine | None" = None
     """Of the guests' model."""
+    liars: tuple["Guest", ...] = ()
+    """Guests that offer the network's own model. They have no link but where a row seats them."""
+    honest_operators: int = 0
+    """Operators of the network that offer its model in the tag opml, beside ``liars``."""
+    fair: "Hearing | None" = None
+    """The honest twin of the liars' jobs, once it was played."""
+    traced: bool = False
+    """Every operator has served a claim's leaves."""
     stop: str = "zebra"
+    begun: dict[int, Any] = field(default_factory=dict)
+    """By row: what its ``begin`` left for it."""
     _answers: dict[str, Answer] = field(default_factory=dict)
     _engines: "dict[str, Engine]" = field(default_factory=dict)
+    _players: "dict[str | None, tuple[Engine, Party]]" = field(default_factory=dict)
 
     # --- asking, as an honest requester does
 
@@ -218,6 +233,20 @@ class Live:
                 engine = await self._engine(name, path)
             under_name(engine, self.guests_engine().model_id)
         return self._engines[name]
+
+    async def player(self, kind: str | None) -> "tuple[Engine, Party]":
+        """Engine and party of a liar of the network's model; with None, of an honest operator. One of each kind is made."""
+        if kind not in self._players:
+            honest = await self.own_engine()
+            if not isinstance(honest, NativeEngine):
+                raise RuleViolation("attack.engine", "the network's model is of no canonical arithmetic")
+            if kind is None:
+                self._players[kind] = honest, Party(honest, self.model_path, cache_dir=self.state / "cache")
+            else:
+                self._players[kind] = await asyncio.to_thread(
+                    liar, self.model_path, honest, kind, directory=self.state / "cache"
+                )
+        return self._players[kind]
 
     # --- judging, as a stranger does
 

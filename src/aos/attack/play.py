@@ -64,7 +64,7 @@ class Seat:
 
     @property
     def request(self) -> Request:
-        return decode(Request, parse_canonical(self.body["request"].encode(), max_bytes=1 << 20))
+        return requested(self.body)
 
     @property
     def draw_call(self) -> Signed[DrawCall]:
@@ -308,6 +308,11 @@ async def play(live: Live, *, seats: int = 1, **changes: Any) -> Play:
     raise RuleViolation("attack.draw", "eight draws in a row gave more seats than were asked for")
 
 
+def requested(dispatch: Mapping[str, Any]) -> Request:
+    """The request of a dispatch."""
+    return decode(Request, parse_canonical(dispatch["request"].encode(), max_bytes=1 << 20))
+
+
 def seed_of(dispatch: Mapping[str, Any], request: Request) -> str:
     """The sampling seed of a dispatch."""
     first = dispatch["first_draw"] or dispatch["draw_call"]
@@ -335,7 +340,7 @@ async def compute(
     live: Live, dispatch: Mapping[str, Any], **changes: Any
 ) -> tuple[Generation, tuple[str, ...]]:
     """Run a dispatch on the guests' engine; ``changes`` to its sampling are a liar's."""
-    request = decode(Request, parse_canonical(dispatch["request"].encode(), max_bytes=1 << 20))
+    request = requested(dispatch)
     engine, pieces = live.engine, list[str]()
     if engine is None:
         raise RuleViolation("attack.engine", "this network has no guests, so nothing is run here")

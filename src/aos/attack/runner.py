@@ -14,13 +14,19 @@ import aos.attack.rows  # noqa: F401  fills the table
 from aos.attack.engines import damaged_copy, load, other_weight
 from aos.attack.guest import Guest
 from aos.attack.live import HTTP_S, Live, Stolen, read_state, stolen
-from aos.attack.table import ACCEPTED, ROWS, Outcome, Row, Trial, Verdict
+from aos.attack.table import ACCEPTED, ROWS, Begin, Outcome, Row, Trial, Verdict
 from aos.engine import read_manifest
 from aos.errors import AOSError, InvalidMessage, Unavailable
 
 GUESTS = ("guest-1", "guest-2", "guest-3")
 GUEST_MODEL = "attack-guest.gguf"
-DEADLINES = {"commit_ms": 3_000, "reveal_ms": 2_000}
+LIARS = ("liar-1", "liar-2", "liar-3", "liar-4")
+"""More than the operators, so that they can be the majority."""
+OPERATORS = 3
+SETTINGS = {
+    "deadlines": {"commit_ms": 3_000, "reveal_ms": 2_000},
+    "disputes": {"grace_ms": 15_000, "budget_ms": 0, "window_ms": 50_000},
+}
 """Short, because some rows wait for them to pass."""
 
 OK, FAILED, UNCHECKED = 0, 10, 11
@@ -85,6 +91,9 @@ async def run(place: Place, wanted: Sequence[Row], *, told: Told) -> Summary:
     outcomes = []
     async with _opened(place) as live:
         for row in wanted:
+            if row.begin is not None and (live.guests or not row.guests):
+                await _begun(row, row.begin, live)
+        for row in wanted:
             if row.play is None:
                 continue
             outcome = await play_row(row, live)
@@ -97,6 +106,14 @@ async def run(place: Place, wanted: Sequence[Row], *, told: Told) -> Summary:
     )
 
 
+async def _begun(row: Row, begin: Begin, live: Live) -> None:
+    """Begin a row. What goes wrong is said when the row is played."""
+    try:
+        await begin(live)
+    except (AOSError, TimeoutError, httpx.TransportError) as error:
+        live.begun[row.number] = error
+
+
 async def play_row(row: Row, live: Live) -> Outcome:
     """One row. What keeps it from being played is part of the outcome; only an unreachable network is raised (Unavailable)."""
     trial, begun = Trial(), time.monotonic()
@@ -106,6 +123,8 @@ async def play_row(row: Row, live: Live) -> Outcome:
     assert row.play is not None  # noqa: S101  the caller has looked
     problem = ""
     try:
+        if isinstance(failed := live.begun.get(row.number), Exception):
+            raise failed
         await row.play(live, trial)
     except Unavailable as error:
         if error.code == "client.unreachable":
@@ -152,10 +171,14 @@ async def _opened(place: Place) -> AsyncIterator[Live]:
         live = read_state(place.state, http, place.model)
         if place.guest_model is not None:
             keys = read_guests(place.state)
-            live.guests = tuple(
-                Guest(live.url, network=live.network, dispatcher=live.dispatcher, keys=keys[name])
-                for name in GUESTS
+            live.guests, live.liars = (
+                tuple(
+                    Guest(live.url, network=live.network, dispatcher=live.dispatcher, keys=keys[name])
+                    for name in names
+                )
+                for names in (GUESTS, LIARS)
             )
+            live.honest_operators = OPERATORS
             live.guest_model, live.guest_model_path = GUEST_MODEL, place.guest_model
             live.engine = await load(place.guest_model, place.state / "cache")
             for guest in live.guests:
@@ -164,13 +187,13 @@ async def _opened(place: Place) -> AsyncIterator[Live]:
         try:
             yield live
         finally:
-            for guest in live.guests:
+            for guest in (*live.guests, *live.liars):
                 await guest.leave()
 
 
 def read_guests(state: Path) -> dict[str, Stolen]:
     """The guests' keys, by name."""
-    return {name: stolen(state / name) for name in GUESTS}
+    return {name: stolen(state / name) for name in (*GUESTS, *LIARS)}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from aos.attack.live import Live
 
-Needs = Literal["disputes", "log", "chain", "attestation", ""]
+Needs = Literal["log", "chain", ""]
 Verdict = Literal["REFUSED", "ACCEPTED", "PASSED", "WRONG REASON", "TWIN REFUSED", "BROKEN", "SKIPPED"]
 ACCEPTED = "accepted"
 """What an attack is found to be where nothing refused it."""
@@ -74,6 +74,7 @@ class Trial:
 
 
 Play = Callable[["Live", Trial], Awaitable[None]]
+Begin = Callable[["Live"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,8 @@ class Row:
 
     ``codes``: every reason that the row's attacks may be refused for. ``guests``: it needs operators of our own in the registry,
     which only a network has that this command started. ``must_fail`` False: the row must be accepted.
-    ``missing``: what of the row this function does not play.
+    ``missing``: what of the row this function does not play. ``begin`` is called before any row is played: it begins what needs
+    time to pass, so that nobody waits for it.
     """
 
     number: int
@@ -94,6 +96,7 @@ class Row:
     needs: Needs = ""
     reason: str = ""
     missing: str = ""
+    begin: Begin | None = None
 
     @property
     def standing(self) -> str:
@@ -125,7 +128,13 @@ ROWS: dict[int, Row] = {}
 
 
 def row(
-    number: int, title: str, *codes: str, guests: bool = False, must_fail: bool = True, missing: str = ""
+    number: int,
+    title: str,
+    *codes: str,
+    guests: bool = False,
+    must_fail: bool = True,
+    missing: str = "",
+    begin: Begin | None = None,
 ) -> Callable[[Play], Play]:
     """Register a function as a row."""
 
@@ -139,6 +148,7 @@ def row(
                 guests=guests,
                 must_fail=must_fail,
                 missing=missing,
+                begin=begin,
             )
         )
         return play

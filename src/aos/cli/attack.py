@@ -71,9 +71,11 @@ def attack(
 def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
     """The network to attack: the running one in ``state``, or one of our own."""
     from aos.attack.runner import (
-        DEADLINES,
         GUEST_MODEL,
         GUESTS,
+        LIARS,
+        OPERATORS,
+        SETTINGS,
         Place,
         guest_model,
         read_model_id,
@@ -91,15 +93,17 @@ def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
         signal.signal(number, interrupt_once)
     with temporary_place() as directory:
         own = guest_model(directory, file)
-        model_id = read_model_id(own)
+        guests = [Guest(name=name, model=GUEST_MODEL, model_id=read_model_id(own)) for name in GUESTS]
+        guests += [Guest(name=name, model=file.name, model_id=read_model_id(file)) for name in LIARS]
         network = LocalNetwork(
             directory / "state",
             found=found,
             model=file,
             say=voice.say,
             isas=native_instruction_sets()[-3:],
-            guests=[Guest(name=name, model=GUEST_MODEL, model_id=model_id) for name in GUESTS],
-            settings={"deadlines": DEADLINES},
+            opml_operators=OPERATORS,
+            guests=guests,
+            settings=SETTINGS,
         )
         voice.say("starting a network to attack; TEE enclaves are SIMULATED")
         until = threading.Event()

@@ -19,6 +19,8 @@ MAX_NODE = 2**31
 DISPATCHER = 1
 MAX_LEARNED = 2**52
 """A count that a node takes from others leaves it as many of its own."""
+MAX_LEAP = 2**24
+"""So far a count may be above the highest held of its node: signed, and lost on the way or never meant to be sent here."""
 
 _COUNT = re.compile(r"[1-9][0-9]{0,15}\Z", re.ASCII)
 
@@ -169,7 +171,8 @@ class ClockState:
         others that this node does not (the dispatcher); entries about them beyond what is held are then
         neither refused nor merged.
 
-        A first message in a higher incarnation may start at any counter. A node that lost its state learns its
+        A first message in a higher incarnation may start at any lower counter; none of a node that is no relay is more than
+        2^24 above the highest held of it. A node that lost its state learns its
         own count, at most 2^52: until it has signed, from whoever names it; afterwards once in an incarnation,
         from a relaying sender (the dispatcher).
 
@@ -190,6 +193,11 @@ class ClockState:
         last = self.seen.get(facts.sender)
         if last is not None and facts.incarnation <= last.incarnation:
             self._check_order(facts, last, gapless=gapless)
+        if last is not None and not relayed and facts.counter - last.peak > MAX_LEAP:
+            raise VerificationError(
+                "clock.skipped",
+                f"message {facts.counter}, and {last.peak} was the highest held of node {facts.sender}",
+            )
         own = self.clock[self.node]
         learns = not self.own_signed or (relayed and not self.own_named)
         merged = dict(self.clock.items())

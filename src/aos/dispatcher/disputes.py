@@ -19,7 +19,7 @@ from aos.core.dispute.court import transcript_digest
 from aos.core.dispute.game import Game, apply, start
 from aos.core.dispute.moves import Answer, Move, Open, game_id, read_move, turn_of
 from aos.core.dispute.resolution import bond_events
-from aos.core.dispute.rules import required_bond
+from aos.core.dispute.rules import MAX_ESCALATION, required_bond
 from aos.core.dispute.transcript import judge
 from aos.core.encoding import b64u_decode, b64u_encode
 from aos.core.statements import ReceiptCore, Signed, check_signed, read_signed
@@ -353,6 +353,8 @@ class Disputes(Claims):
             if json.loads(row["core"])["statement"]["state_root"]
             != json.loads(row["own"])["statement"]["state_root"]
         ]
+        # A challenge is signed once: its bond must be enough however many games are opened before it comes.
+        bond = required_bond(rules_of(self._config), MAX_ESCALATION)
         return {
             "serve": [
                 {
@@ -366,20 +368,12 @@ class Disputes(Claims):
                 {
                     "claim": row["receipt_id"],
                     "receipt": json.loads(row["core"]),
-                    "bond": await self._bond(row),
+                    "bond": bond,
                 }
                 for row in differing
             ],
             "move": [{"game": b64u_encode(row["game"]), "claim": row["receipt_id"]} for row in moves],
         }
-
-    async def _bond(self, row: Record) -> int:
-        async with unavailable():
-            open_games = await self._pool.fetchval(
-                "SELECT count(*) FROM dispute_game WHERE receipt_id = $1 AND state = 'open'",
-                row["receipt_id"],
-            )
-        return required_bond(rules_of(self._config), open_games)
 
 
 def signed_by(game: Game, move: Move) -> str:

@@ -93,14 +93,15 @@ class Party:
         if game.open.kind != "unit":
             return players.prove(game, self._around(known, game))
         if party == "claimant":
-            return players.answer(game, arithmetic, self._trace(known, game.open.position, game.open.unit))
+            return players.answer(game, arithmetic, self.trace(known, game.open.position, game.open.unit))
         context = None if game.opened is None else game.opened.context
         trace = self._own(
             known, game.open.position, game.open.unit, context if isinstance(context, Unit) else None
         )
         return players.choose(game, trace)
 
-    def _trace(self, known: KnownRun, position: int, unit: int) -> AnyTrace:
+    def trace(self, known: KnownRun, position: int, unit: int) -> AnyTrace:
+        """What a claimant shows of a unit of its run."""
         try:
             return self._own(known, position, unit, None)
         except InvalidMessage as error:

@@ -1,5 +1,29 @@
 """The rows, one module a topic: importing this package fills ``aos.attack.table.ROWS``."""
 
-from aos.attack.rows import decoding, draws, failopen, incentives, later, links, models, receipts, tee
+from aos.attack.rows import (
+    decoding,
+    disputes,
+    draws,
+    failopen,
+    games,
+    incentives,
+    later,
+    links,
+    models,
+    receipts,
+    tee,
+)
 
-__all__ = ["decoding", "draws", "failopen", "incentives", "later", "links", "models", "receipts", "tee"]
+__all__ = [
+    "decoding",
+    "disputes",
+    "draws",
+    "failopen",
+    "games",
+    "incentives",
+    "later",
+    "links",
+    "models",
+    "receipts",
+    "tee",
+]

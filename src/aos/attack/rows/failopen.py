@@ -84,7 +84,7 @@ async def lacking(live: Live, t: Trial) -> None:
     t.twin("a trust file, and no replay asked for", live.judge(answer))
 
 
-@row(46, "audit stripped on the way", "accept.tag", missing="no audit goes over the network yet")
+@row(46, "audit stripped on the way", "accept.tag", missing="audits of layers: nobody is made to take one")
 async def stripped(live: Live, t: Trial) -> None:
     answer = await live.single()
     told = restate(live, answer, acceptance=lambda accepted: replace(accepted, tag="suspicion"))

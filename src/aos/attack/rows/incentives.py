@@ -5,9 +5,12 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from aos.attack.court import COPY, tried
 from aos.attack.forge import countersigned_again
 from aos.attack.live import Live
 from aos.attack.play import Play, Seat, play, seated, submit_to_guests
+from aos.attack.rows.disputes import convicted_around
+from aos.attack.rows.games import stories_in_games
 from aos.attack.table import Trial, row
 from aos.core.answer import read_answer
 from aos.core.statements import sign
@@ -77,7 +80,14 @@ async def _all_reveal(job: Play, results: list[Generation]) -> None:
     await job.status()
 
 
-@row(39, "colluding majority against one honest", "agree.disputed", "agree.state_root", guests=True)
+@row(
+    39,
+    "colluding majority against one honest",
+    "agree.disputed",
+    "agree.state_root",
+    "around.tokens",
+    guests=True,
+)
 async def majority(live: Live, t: Trial) -> None:
     job = await play(live, seats=3)
     right = job.seats[0].generation
@@ -88,6 +98,10 @@ async def majority(live: Live, t: Trial) -> None:
     told = await asyncio.to_thread(_covered_up, live, data)
     t.attack("and the dispatcher says that they agreed", "agree.state_root", told)
     t.twin("three that computed it", await (await play(live, seats=3)).finish())
+    hearing = await tried(live, "token", COPY, COPY, COPY)
+    for number, colluding in enumerate(hearing.accused, start=1):
+        await convicted_around(t, f"four of seven, the {number}.", colluding, "around.tokens")
+    t.twin("the minority's answer, without them", await hearing.honest_result())
 
 
 def _covered_up(live: Live, data: bytes) -> tuple[str, ...]:
@@ -102,6 +116,9 @@ def _covered_up(live: Live, data: bytes) -> tuple[str, ...]:
     "equivocation.chunk",
     "equivocation.commit",
     "equivocation.receipt",
+    "dispute.contradiction",
+    "dispute.two_unit_roots",
+    "dispute.two_state_roots",
     guests=True,
 )
 async def two_stories(live: Live, t: Trial) -> None:
@@ -130,3 +147,4 @@ async def two_stories(live: Live, t: Trial) -> None:
     t.attack("a second receipt", "equivocation.receipt", await seat.send_reveal(seat.reveal(later)))
     await job.status()
     t.twin("the first story stands", live.judge(await job.file()))
+    await stories_in_games(live, t)

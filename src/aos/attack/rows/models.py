@@ -19,6 +19,7 @@ from aos.attack.engines import (
 from aos.attack.forge import resigned, restate
 from aos.attack.live import Live, refusal
 from aos.attack.play import play, sampling, seed_of
+from aos.attack.rows.disputes import told
 from aos.attack.table import Trial, row
 from aos.core import hashes
 from aos.engine import load_engine, read_manifest
@@ -88,17 +89,31 @@ async def _run_with(live: Live, t: Trial, name: str, damage: Damage, *, all_tens
             t.twin(label, judged)
 
 
-@row(3, "coarser quantisation under the right name", "local.tokens", "local.state_root", guests=True)
+@row(
+    3,
+    "coarser quantisation under the right name",
+    "local.tokens",
+    "local.state_root",
+    "tile.weights",
+    guests=True,
+)
 async def coarser_weights(live: Live, t: Trial) -> None:
     await _run_with(live, t, "three-bit weights", coarser, all_tensors=True)
+    await told(live, t, "among operators that compute", "coarse", "tile.weights", unit=1)
 
 
-@row(4, "adapter merged silently", "local.tokens", "local.state_root", guests=True)
+@row(4, "adapter merged silently", "local.tokens", "local.state_root", "tile.weights", guests=True)
 async def merged_adapter(live: Live, t: Trial) -> None:
     await _run_with(live, t, "one tensor shifted", adapted, all_tensors=False)
+    await told(live, t, "among operators that compute", "adapter", "tile.weights", unit=1)
 
 
-@row(8, "overflow, NaN, infinity by weights or prompt", "engine.not_finite")
+@row(
+    8,
+    "overflow, NaN, infinity by weights or prompt",
+    "engine.not_finite",
+    missing="a prompt that overflows: with this model none does",
+)
 async def not_finite(live: Live, t: Trial) -> None:
     with tempfile.TemporaryDirectory(prefix="aos-attack-") as directory:
         place = Path(directory)
@@ -112,7 +127,12 @@ async def not_finite(live: Live, t: Trial) -> None:
                 t.twin("another weight, finite", found)
 
 
-@row(9, "other batch, chunk, prefill", must_fail=False)
+@row(
+    9,
+    "other batch, chunk, prefill",
+    must_fail=False,
+    missing="batches, prefix caches and thread counts: tests/determinism has them",
+)
 async def other_splits(live: Live, t: Trial) -> None:
     streamed, blind = await live.opml(), await live.blind()
     t.twin("operators with different instruction sets agree", live.judge(streamed))
