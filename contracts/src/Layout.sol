@@ -52,7 +52,6 @@ library Layout {
     uint256 internal constant DOWN_CHUNKS = 43;
     uint256 internal constant DOWN = 44;
     uint256 internal constant RESIDUAL = 45;
-    uint256 internal constant LAYER_OPS = 46;
 
     // Of a tail.
     uint256 internal constant OUTPUT_NORM = 2;

@@ -3,14 +3,6 @@ pragma solidity 0.8.37;
 
 /// @title SHA-256 over the trees of RFC 9162 and the tagged hashes of docs/spec/01-encoding.md
 library Sha {
-    /// @dev SHA-256 of memory.
-    function raw(uint256 here, uint256 size) internal view returns (bytes32 h) {
-        assembly ("memory-safe") {
-            if iszero(staticcall(gas(), 2, here, size, 0, 32)) { revert(0, 0) }
-            h := mload(0)
-        }
-    }
-
     /// @return h SHA-256(0x01 ‖ left ‖ right).
     function node(bytes32 left, bytes32 right) internal view returns (bytes32 h) {
         assembly ("memory-safe") {
