@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint chain-tools contracts neon sanitize constraints clean
+.PHONY: help setup demo demo-chain test lint chain-tools contracts neon sanitize constraints clean
 
 READY := .venv/.ready
 CLIENTS := .venv/.clients
@@ -13,6 +13,7 @@ endif
 
 help:
 	@echo "make demo         start a network on this machine, ask it, check the receipts"
+	@echo "make demo-chain   the same with stakes and ranges in a contract, on a real Ethereum node"
 	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
 	@echo "make lint         ruff and mypy only"
 	@echo "make neon         the ARM build of the engine against the vectors, under an emulator"
@@ -31,6 +32,9 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh native/CMakeLists.txt 
 
 demo: $(READY)
 	@$(BIN)/aos demo
+
+demo-chain: $(READY) chain-tools
+	@$(BIN)/aos demo-chain
 
 lint: $(READY)
 	$(BIN)/ruff check .

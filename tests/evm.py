@@ -135,6 +135,7 @@ class Node:
     """anvil, over JSON-RPC; it signs for its accounts itself."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._http = httpx.Client(base_url=url, timeout=60)
 
     def close(self) -> None:

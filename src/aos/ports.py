@@ -3,7 +3,7 @@
 The inference engine's port is the widest: docs/spec/07-inference.md says what an engine must do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -119,3 +119,39 @@ class Engine(Protocol):
         claim holds exactly where ``tokens`` and ``state_root`` are the claimed ones. Raises as
         ``generate``, and InvalidMessage ``engine.token`` for an id outside the vocabulary.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnChainOperator:
+    """An account as the OperatorRegistry holds it (docs/spec/17-registry.md). ``stake`` in wei, ``exit_at`` in Unix
+    seconds (0: not leaving), the range half-open; ``vrf_key`` is 32 zero bytes where it never deposited.
+    """
+
+    node_id: str
+    stake: int
+    vrf_key: bytes
+    exit_at: int
+    games: int
+    registered: bool
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryView:
+    """Every operator with a range, at one final block."""
+
+    number: int
+    hash: bytes
+    time: int
+    operators: Mapping[str, OnChainOperator]
+
+
+class OperatorChain(Protocol):
+    """The registry of operators on a chain, final blocks alone. Whatever goes wrong raises: there is no answer from memory."""
+
+    min_stake: int
+
+    async def view(self) -> RegistryView: ...
+
+    async def operator(self, node_id: str) -> OnChainOperator: ...

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from logged_run import WITNESSES, TestLog, cosign
 from simulated_run import (
     EPOCH_MS,
     GENESIS,
@@ -33,6 +34,7 @@ from aos.core import draw, receipt
 from aos.core.answer import Answer, seated_only, write_answer
 from aos.core.dispute.court import Resolution, ResolvedClaim
 from aos.core.hashes import sampling_seed_from_draw
+from aos.core.log.checkpoint import log_key, with_signatures
 from aos.core.receipt import Replay, Replayed, verify_answer
 from aos.core.report import Check, Report
 from aos.core.signing import CURVE_ORDER
@@ -44,6 +46,7 @@ from aos.errors import InvalidMessage
 
 NETWORK = Network()
 STRANGER = secret("a stranger's key")
+LOG = TestLog(NETWORK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,38 @@ def resigned_by_another() -> Answer:
     other = another(answer)
     entry = next(e for e in NETWORK.snapshot() if e.node_id == other.node_id)
     return resign_core(answer, NETWORK, other.key, operator=other.node_id, node=entry.node)
+
+
+def logged(**options: Any) -> Callable[[], Answer]:
+    return lambda: LOG.logged(NETWORK.run(), **options)
+
+
+def logged_before_it_was_changed() -> Answer:
+    """The dispatcher logged one receipt and shows another, signed as well."""
+    part = LOG.logged(
+        NETWORK.run(edit={"countersign": lambda sign: replace(sign, received_at=sign.received_at + 1)})
+    )
+    return replace(NETWORK.run(), log=part.log)
+
+
+def acceptance_of_another() -> Answer:
+    other = LOG.logged(replace(NETWORK.run(), acceptance=NETWORK.run(job="job 2").acceptance))
+    return replace(NETWORK.run(), log=other.log)
+
+
+def shown_of_an_empty_tree(part: Any) -> Any:
+    return replace(part, checkpoint=LOG.checkpoint([]))
+
+
+def with_cosignature(text: str, change: Callable[[Any], Any]) -> str:
+    return with_signatures(text, [change(cosign(text, WITNESSES[0]))])
+
+
+def forged_cosignature(part: Any) -> Any:
+    def forge(line: Any) -> Any:
+        return replace(line, signature=line.signature[:-1] + bytes([line.signature[-1] ^ 1]))
+
+    return replace(part, checkpoint=with_cosignature(part.checkpoint, forge))
 
 
 def forged_countersign() -> Answer:
@@ -1041,6 +1076,63 @@ ATTACKS = [
         code="local.prompt_tokens",
         answer=stated_by_all(n_prompt=1),
         replay=honest_engine,
+    ),
+    Attack(
+        name="the receipt in the log is another one",
+        check="log-1",
+        code="merkle.root_mismatch",
+        answer=logged_before_it_was_changed,
+        trust=LOG.trust,
+    ),
+    Attack(
+        name="the acceptance in the log is another job's",
+        check="log-1",
+        code="merkle.root_mismatch",
+        answer=acceptance_of_another,
+        trust=LOG.trust,
+    ),
+    Attack(
+        name="a stranger signed the checkpoint",
+        check="log-1",
+        code="checkpoint.unsigned",
+        answer=logged(seed=STRANGER),
+        trust=LOG.trust,
+    ),
+    Attack(
+        name="receipt logged before the job was accepted",
+        check="log-1",
+        code="log.order",
+        answer=logged(order=("receipt", "acceptance")),
+        trust=LOG.trust,
+    ),
+    Attack(
+        name="the checkpoint of an empty tree",
+        check="log-1",
+        code="merkle.index_out_of_range",
+        answer=logged(edit=shown_of_an_empty_tree),
+        trust=LOG.trust,
+    ),
+    Attack(
+        name="a log of another network",
+        check="log-1",
+        code="log.foreign",
+        answer=logged(),
+        trust=lambda: replace(LOG.trust(), log_key=str(log_key("aos/elsewhere/0x00", secret("elsewhere")))),
+    ),
+    Attack(
+        name="the place in the log is left out",
+        check="log-1",
+        code="",
+        answer=run(),
+        trust=LOG.trust,
+        policy="production",
+    ),
+    Attack(
+        name="a witness's cosignature is forged",
+        check="witness-1",
+        code="note.signature",
+        answer=logged(witnesses=(), edit=forged_cosignature),
+        trust=LOG.trust,
     ),
     Attack(
         name="everybody signs a token that the model does not have",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from logged_run import TestLog
 from simulated_run import Network
 
 from aos.core.answer import write_answer
@@ -19,11 +21,13 @@ from aos.core.trust import load_policy
 from aos.errors import InvalidMessage
 
 NETWORK = Network()
-TRUST = NETWORK.trust()
-POLICY = load_policy("dev")
+LOG = TestLog(NETWORK)
+TRUST = LOG.trust()
+DEV = load_policy("dev")
+POLICY = replace(DEV, required=(*DEV.required, "log-1", "witness-1"))
 FILES = {
-    "opml": write_answer(NETWORK.run(min_operators=2)),
-    "tee": write_answer(NETWORK.run(job_type="tee")),
+    "opml": write_answer(LOG.logged(NETWORK.run(min_operators=2))),
+    "tee": write_answer(LOG.logged(NETWORK.run(job_type="tee"))),
 }
 BOUNDED = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

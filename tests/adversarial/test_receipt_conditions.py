@@ -32,7 +32,7 @@ from test_receipt_attacks import (
 )
 
 from aos.core.answer import Answer, Receipt, seated_only, write_answer
-from aos.core.checks import drawn, enclave, job, result, signed
+from aos.core.checks import drawn, enclave, job, logged, result, signed
 from aos.core.receipt import Replayed, verify_answer
 from aos.core.report import Check
 from aos.core.statements import sign
@@ -40,7 +40,7 @@ from aos.core.trust import load_policy
 
 ELSEWHERE = Network(name="elsewhere")
 OTHER = secret("another hash")
-CHECK_MODULES = (signed, job, drawn, result, enclave)
+CHECK_MODULES = (signed, job, drawn, result, logged, enclave)
 
 
 def tee(**edit: Callable[[Any], Any]) -> Callable[[], Answer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -113,6 +114,28 @@ def test_prompt_and_answer_are_shown_to_the_token_as_text_and_kept_nowhere(
     kept = "document.cookie + location.href + JSON.stringify(localStorage) + JSON.stringify(sessionStorage) + name"
     assert network.token not in page.run(kept + " + document.documentElement.outerHTML")
     assert page.run("document.querySelector('[data-content-form] input').value") == ""
+    assert_quiet(page, network)
+
+
+def test_the_verify_page_judges_an_answer_of_this_network(
+    page: Page, network: RunningNetwork, job_id: str
+) -> None:
+    answer = httpx.get(f"{network.url}/v1/aos/jobs/{job_id}/answer", timeout=30)
+    assert answer.status_code == 200
+    for width in (1280, 360):
+        page.size(width)
+        page.open(f"{network.url}/ui/verify")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        download = page.run("document.querySelector('#download').href")
+        assert download == f"{network.url}/ui/verify"
+    page.run(
+        "(() => { const to = new DataTransfer();"
+        f" to.items.add(new File([{json.dumps(answer.text)}], 'answer.aos'));"
+        f" to.items.add(new File([{json.dumps(network.trust_path.read_text())}], 'trust.json'));"
+        " document.body.dispatchEvent(new DragEvent('drop', {bubbles: true, dataTransfer: to})); })()"
+    )
+    page.until("document.querySelector('#took').textContent !== ''")
+    assert page.run("document.querySelector('#verdict').textContent") == "VERIFIED"
     assert_quiet(page, network)
 
 

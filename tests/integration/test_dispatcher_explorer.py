@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import resources
 from typing import Any
 
 import asyncpg
@@ -114,6 +115,17 @@ def test_every_page_keeps_the_policy_that_it_sends(http: httpx.Client, founded: 
             for name in ("src", "href", "action"):
                 assert (attributes.get(name) or "/").startswith(("/", "#")), (path, attributes)
                 assert not (attributes.get(name) or "").startswith("//")
+
+
+def test_the_verifier_is_served_as_the_file_that_it_is_and_linked_everywhere(http: httpx.Client) -> None:
+    answer = http.get("/ui/verify")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.content == (resources.files("aos.dispatcher.ui") / "verify.html").read_bytes()
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.endswith("frame-ancestors 'none'")
+    assert 'href="/ui/verify"' in http.get("/ui").text
 
 
 def test_no_public_page_tells_a_job_id_a_prompt_an_answer_a_user_or_a_secret(

@@ -21,6 +21,7 @@ FILES = [
     "0006_explorer.sql",
     "0007_tee_device.sql",
     "0008_audits.sql",
+    "0009_log.sql",
 ]
 
 

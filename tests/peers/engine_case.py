@@ -37,6 +37,7 @@ from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs, Submitted
+from aos.dispatcher.log import Log
 from aos.dispatcher.messages import Messages
 from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry
@@ -60,7 +61,7 @@ def secret(name: str) -> bytes:
 def write_config(directory: Path, pg_url: str, **changes: Any) -> Path:
     """A dispatcher's configuration with its key files."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("signer.key", "vrf.key", "beacon.seed"):
+    for name in ("signer.key", "vrf.key", "beacon.seed", "log.key"):
         path = directory / name
         path.write_text(secret(name).hex() + "\n")
         path.chmod(0o600)
@@ -72,6 +73,7 @@ def write_config(directory: Path, pg_url: str, **changes: Any) -> Path:
         "vrf_key": "file:vrf.key",
         "beacon_seed_file": "beacon.seed",
         "beacon_length": 64,
+        "log_key": "file:log.key",
         "tee_roots": [encode(root) for root in TEE_ROOTS],
         "tee_measurements": [encode(image) for image in TEE_MEASUREMENTS],
         "accept_tee": ["simulated"],
@@ -99,6 +101,8 @@ class Dispatcher:
             told=self.metrics.message,
             attestation=self.attestation,
         )
+        self.log = Log(pool, case.config, now_ms=now_ms)
+        self._logging: asyncio.Task[None] | None = None
         self.jobs = Jobs(
             pool,
             case.config,
@@ -108,6 +112,7 @@ class Dispatcher:
             started=self.runs.begin,
             under_way=lambda: self.runs.open,
             cancelled=self.runs.cancelled,
+            log=self.log,
         )
 
     def die_after(self, statements: int) -> asyncio.Event:
@@ -144,11 +149,15 @@ class Dispatcher:
         clock = await CausalClock.open(DISPATCHER, stored, save, incarnation=incarnation)
         dispatcher = cls(pool, await Registry.load(pool, case.config), clock, case)
         case.hub.attach(dispatcher.messages.handle, clock)
+        await dispatcher.log.open()
+        dispatcher._logging = asyncio.create_task(dispatcher.log.run())
         await dispatcher.runs.start()
         return dispatcher
 
     async def kill(self) -> None:
         """End without a word: tasks are cut where they are, connections are dropped with their transactions."""
+        if self._logging is not None:
+            self._logging.cancel()
         await self.runs.stop()
         self.pool.terminate()
 
@@ -296,6 +305,7 @@ class EngineCase:
             tee_roots=TEE_ROOTS,
             tee_measurements=TEE_MEASUREMENTS,
             policy="dev",
+            log_key=str(self.dispatcher.log.key),
         )
 
     async def report(self, job_id: str, attempt: int | None = None) -> Report:

@@ -33,7 +33,7 @@ from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Una
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "aos-demo.Q8_0.gguf"
 NOWHERE = {"AOS_URL": "http://127.0.0.1:1", "AOS_PROJECT": "p", "AOS_TOKEN": "t"}
-RUNS_UNTIL_STOPPED = {"operator run", "dispatcher run"}
+RUNS_UNTIL_STOPPED = {"operator run", "dispatcher run", "log witness"}
 """Their output is a log, which is JSON on stderr."""
 
 
@@ -106,7 +106,20 @@ def leaves(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 LEAVES = dict(leaves())
-GROUPS = ["", "attest", "job", "keys", "model", "operator", "dispatcher", "registry", "project", "config"]
+GROUPS = [
+    "",
+    "attest",
+    "job",
+    "keys",
+    "model",
+    "operator",
+    "dispatcher",
+    "registry",
+    "chain",
+    "project",
+    "config",
+    "log",
+]
 
 
 def test_the_commands_that_the_product_names_are_there() -> None:
@@ -116,7 +129,9 @@ def test_the_commands_that_the_product_names_are_there() -> None:
     named += (
         "|replay|model add|model pull|model list|operator init-db|operator run|operator status|operator drain"
     )
+    named += "|log checkpoint|log show|log watch|log convict|log promise|log key|log witness"
     named += "|operator register|dispatcher run|registry list|registry admit"
+    named += "|chain deploy|chain status|operator stake|operator exit|demo-chain"
     assert set(named.split("|")) == set(LEAVES)
 
 

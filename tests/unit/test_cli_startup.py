@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from logged_run import TestLog
 from simulated_run import Network
 
 from aos.core.answer import write_answer
@@ -104,8 +105,9 @@ def test_a_whole_verification_loads_nothing_of_it_and_opens_no_socket(
     more: list[str], tmp_path: Path
 ) -> None:
     network = Network()
-    (tmp_path / "answer.aos").write_bytes(write_answer(network.run()))
-    (tmp_path / "trust.json").write_text(json.dumps(encode(network.trust("dev"))))
+    log = TestLog(network)
+    (tmp_path / "answer.aos").write_bytes(write_answer(log.logged(network.run())))
+    (tmp_path / "trust.json").write_text(json.dumps(encode(log.trust("dev"))))
     done = subprocess.run(
         [sys.executable, "-c", RUN, "verify", "answer.aos", "--trust", "trust.json", *more],
         cwd=tmp_path,

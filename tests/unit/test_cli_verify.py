@@ -50,10 +50,10 @@ def test_a_verified_answer_exits_0_with_one_line_a_check(capsys: pytest.CaptureF
     assert verify_command([saved(NETWORK.run()), "--trust", trust_file()]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert len(lines) == 22
+    assert len(lines) == 24
     assert lines[0] == "PASS file-1      strict canonical JSON, exact members"
     assert lines[-2].startswith("SKIP local-1     not re-executed here (use --replay --model PATH)")
-    assert lines[-1].startswith('VERIFIED at level "redundant:3": 16 checks passed, 5 skipped')
+    assert lines[-1].startswith('VERIFIED at level "redundant:3": 16 checks passed, 7 skipped')
     assert {line[:4] for line in lines[:-1]} == {"PASS", "SKIP"}
     assert all(line[5:16].strip() and line[16:17] == " " for line in lines[:-1])
     assert err == ""
@@ -151,7 +151,7 @@ def test_json_is_one_versioned_document_on_stdout(capsys: pytest.CaptureFixture[
     result = document["result"]
     assert (result["verdict"], result["exit_code"], result["policy"]) == ("VERIFIED", 0, "dev")
     assert result["levels"] == ["signed", "redundant:3"]
-    assert [set(check) for check in result["checks"]] == [{"id", "status", "text", "detail", "code"}] * 21
+    assert [set(check) for check in result["checks"]] == [{"id", "status", "text", "detail", "code"}] * 23
     assert err == ""
 
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import absent
+from needed import absent
 
 CODE_LIMIT = 24_576
 """EIP-170: no larger contract can be deployed."""

@@ -477,17 +477,19 @@ def test_the_policy_table_is_the_policies(name: str) -> None:
     required = {
         "dev": ", ".join(f"`{check}`" for check in policies["dev"].required),
         "default": "the same, `registry-1`, `draw-1`",
-        "production": "the same as `default`, and one of `agree-1`, `tee-3`",
+        "production": "the same as `default`, `log-1`, and one of `agree-1`, `tee-3`",
     }
     for policy, words in required.items():
         kinds = ", ".join(f"`{kind}`" for kind in policies[policy].accept_tee)
         assert f"\n| `{policy}` | {words} | {kinds} |\n" in text
     dev, default, production = (set(policy.required) for policy in policies.values())
     assert dev | {"registry-1", "draw-1"} == default
-    assert default | {"agree-1|tee-3"} == production
+    assert default | {"log-1", "agree-1|tee-3"} == production
     assert default == {check for check, _ in CHECKS} - {
         "agree-1",
         "resolve-1",
+        "log-1",
+        "witness-1",
         "tee-1",
         "tee-2",
         "tee-3",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,23 @@ def test_keys_sort_by_utf16_units_as_rfc_8785_says() -> None:
         "\U0001f600",
         "\ufb33",
     ]
+
+
+ANY_KEY = st.text(st.characters(exclude_categories=["Cs"]), max_size=4) | st.sampled_from(
+    ["\U0001f600", "\ufb33", "\uffff", "\U00010000", "\x7f", "\x00", '"', "\\", "/", "\u2028"]
+)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | ANY_KEY,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_KEY, inner, max_size=4),
+        max_leaves=12,
+    )
+)
+def test_canonical_json_is_what_another_implementation_of_rfc_8785_writes(value: Any) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)
+    assert canonical_json(json.loads(canonical_json(value))) == canonical_json(value)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "aos"
 
-APPS = frozenset({"attack", "dispatcher", "operator", "workers", "local", "explorer", "cli"})
+APPS = frozenset({"attack", "dispatcher", "operator", "workers", "local", "explorer", "witness", "cli"})
 NUMPY_PACKAGES = ("aos.core.arithmetic", "aos.core.dispute.fine")
-CORE_PACKAGES = frozenset({"coincurve", "nacl", "cryptography", "rfc8785", "cbor2", "dcap_qvl", "Crypto"})
+CORE_PACKAGES = frozenset({"coincurve", "nacl", "cryptography", "dcap_qvl", "Crypto"})
 # Of the standard library: what reaches the world, or takes from it what must be an argument.
 NOT_IN_CORE = frozenset(
     {"asyncio", "http", "logging", "multiprocessing", "random", "requests", "secrets", "selectors", "socket"}

@@ -403,3 +403,44 @@ def test_a_key_that_is_nowhere_is_refused_with_a_hint(tmp_path: Path) -> None:
         load_identity(config, environment={})
     assert caught.value.code == "keystore.unreadable"
     assert caught.value.hint is not None
+
+
+# --- the chain
+
+
+CHAIN = {
+    "AOS_CHAIN_CHAIN_ID": "31337",
+    "AOS_CHAIN_CHAIN_RPC_URL": "http://user:hunter2@127.0.0.1:8545/key",
+    "AOS_CHAIN_VRF_RANGE_CONTRACT": "0x27E4384ecc11810c2F49914390052b22c4e3CcC0",
+}
+
+
+def test_a_chain_is_read_where_its_id_is_set(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, minimal()), environment=CHAIN)
+    assert config.chain is not None
+    assert config.chain.chain_id == 31337
+    assert config.chain.operator_registry == "0x27e4384ecc11810c2f49914390052b22c4e3ccc0"
+    assert config.chain.max_range == 1_000_000
+    assert not [warning for warning in config.warnings if warning.key.startswith("chain.")]
+    assert "hunter2" not in repr(config)
+    assert load_config(written(tmp_path, minimal()), environment={}).chain is None
+    shown = {x.key: x.value for x in explain_config(written(tmp_path, minimal()), environment=CHAIN)}
+    assert "hunter2" not in shown["chain.chain_rpc_url"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AOS_CHAIN_CHAIN_RPC_URL", "ws://127.0.0.1:8545"),
+        ("AOS_CHAIN_CHAIN_RPC_URL", "nonsense"),
+        ("AOS_CHAIN_VRF_RANGE_CONTRACT", "0x12"),
+        ("AOS_CHAIN_VRF_RANGE_CONTRACT", ""),
+        ("AOS_CHAIN_CHAIN_ID", "-1"),
+        ("AOS_CHAIN_VRF_SORT_PRECISION", "13"),
+        ("AOS_CHAIN_MAX_FEE_GWEI", "0"),
+    ],
+)
+def test_half_a_chain_is_refused(tmp_path: Path, variable: str, value: str) -> None:
+    error = refused(written(tmp_path, minimal()), **(CHAIN | {variable: value}))
+    assert error.code == "config.value"
+    assert str(error.field).startswith("chain.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from logged_run import WITNESSES, TestLog, witness_key
 from simulated_run import PROMPT_TOKENS, STATE_ROOT, TEXT, TOKENS, Network, Operator, Result, params
 
 from aos.core.answer import (
@@ -18,6 +20,7 @@ from aos.core.answer import (
 )
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json
+from aos.core.log.note import COSIGNATURE, note_key
 from aos.core.receipt import CHECKS, Replayed, verify_answer
 from aos.core.report import Check, Report
 from aos.core.statements import Request
@@ -25,6 +28,8 @@ from aos.core.trust import load_policy, read_trust
 from aos.errors import ConfigError
 
 NETWORK = Network()
+LOG = TestLog(NETWORK)
+WITNESS = str(witness_key(WITNESSES[0]))
 
 
 def judged(answer: Answer, *, policy: str = "dev", network: Network = NETWORK) -> Report:
@@ -42,14 +47,60 @@ def test_three_agreeing_operators_are_redundant_3() -> None:
     assert [check.id for check in report.checks] == [name for name, _ in CHECKS]
     assert [c.id for c in report.checks if c.status == "SKIP"] == [
         "resolve-1",
+        "log-1",
+        "witness-1",
         "tee-1",
         "tee-2",
         "tee-3",
         "local-1",
     ]
     assert report.headline == (
-        'VERIFIED at level "redundant:3": 16 checks passed, 5 skipped (optional under policy "dev")'
+        'VERIFIED at level "redundant:3": 16 checks passed, 7 skipped (optional under policy "dev")'
     )
+
+
+def test_a_logged_answer_passes_log_1_and_below_the_quorum_witness_1_is_skipped() -> None:
+    answer = LOG.logged(NETWORK.run())
+    data = write_answer(answer)
+    report = verify_answer(data, trust=LOG.trust(), policy=load_policy("production"))
+    assert report.headline == (
+        'VERIFIED at level "redundant:3": 18 checks passed, 5 skipped (optional under policy "production")'
+    )
+    found = {check.id: check for check in report.checks}
+    assert found["log-1"].text == "leaf 6 of 10 in the dispatcher's log"
+    assert found["witness-1"].text == "1 of 2 witnesses cosigned the checkpoint"
+    two = verify_answer(data, trust=LOG.trust(quorum=2), policy=load_policy("production"))
+    none = verify_answer(data, trust=LOG.trust(quorum=0), policy=load_policy("production"))
+    for report in (two, none):
+        assert (status(report)["witness-1"], report.verdict) == ("SKIP", "VERIFIED")
+    unlogged = verify_answer(write_answer(NETWORK.run()), trust=LOG.trust(), policy=load_policy("production"))
+    assert (unlogged.verdict, unlogged.missing) == ("PARTIAL", ("log-1",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"log_key": "no key"}, "log_key"),
+        ({"log_key": WITNESS}, "log_key"),
+        ({"witnesses": [str(LOG.key)]}, "witnesses"),
+        ({"witnesses": [WITNESS, WITNESS]}, "witnesses"),
+        ({"witness_quorum": 1}, "witness_quorum"),
+        ({"witnesses": [str(note_key("x", LOG.seed, COSIGNATURE))]}, "witnesses"),
+    ],
+)
+def test_a_trust_file_with_wrong_log_keys_is_refused(changes: dict[str, Any], code: str) -> None:
+    file = encode(replace(LOG.trust(quorum=0), witnesses=()))
+    assert read_trust(canonical_json(file)).log == LOG.key
+    with pytest.raises(ConfigError) as caught:
+        read_trust(canonical_json(file | changes))
+    assert (caught.value.code, caught.value.field) == ("trust.invalid", code)
+
+
+def test_a_trust_file_of_before_there_was_a_log_names_none() -> None:
+    file = encode(NETWORK.trust())
+    for name in ("log_key", "witnesses", "witness_quorum"):
+        del file[name]
+    assert read_trust(canonical_json(file)).log is None
 
 
 def test_a_simulated_enclave_is_simulated_and_never_attested() -> None:
@@ -144,8 +195,13 @@ def test_a_registry_root_that_the_trust_file_does_not_name_is_skipped_and_never_
 
 
 def test_production_wants_agreement_or_an_enclave() -> None:
-    assert judged(NETWORK.run(), policy="production").verdict == "VERIFIED"
-    alone = judged(NETWORK.run(min_operators=1), policy="production")
+    def logged(answer: Answer) -> Report:
+        return verify_answer(
+            write_answer(LOG.logged(answer)), trust=LOG.trust(), policy=load_policy("production")
+        )
+
+    assert logged(NETWORK.run()).verdict == "VERIFIED"
+    alone = logged(NETWORK.run(min_operators=1))
     assert (alone.verdict, alone.missing) == ("PARTIAL", ("agree-1|tee-3",))
 
 

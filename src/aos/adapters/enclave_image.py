@@ -25,7 +25,7 @@ _FILES = (
     "workers/execution.py",
 )
 _TREES = ("core", "engine", "workers/enclave")
-_PACKAGES = ("PyNaCl", "coincurve", "cryptography", "numpy", "rfc8785", "xllamacpp")
+_PACKAGES = ("PyNaCl", "coincurve", "cryptography", "numpy", "xllamacpp")
 _NATIVE = "aos.engine._native"
 _COMPILED = (".so", ".dylib", ".pyd")
 

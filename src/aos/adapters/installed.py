@@ -21,7 +21,7 @@ from aos.adapters.enclave_image import measured_manifest
 from aos.core.encoding import canonical_json, tagged_hash
 from aos.errors import ConfigError
 
-ENCLAVE_PACKAGES = ("PyNaCl", "coincurve", "cryptography", "numpy", "rfc8785", "xllamacpp")
+ENCLAVE_PACKAGES = ("PyNaCl", "coincurve", "cryptography", "numpy", "xllamacpp")
 """What the enclave's process imports by itself; what these need belongs to it too."""
 
 _NOT_OF_A_PACKAGE = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})

@@ -1,7 +1,7 @@
 """Keys on disk: Web3 Secret Storage version 3 with scrypt (docs/spec/02-signing.md, "Keys").
 
-Signing keys are ordinary keystores that any Ethereum tool reads. VRF seeds use the same format with a member
-``"aos": {"kind": "vrf", "public_key": …}`` in place of the address. Passwords come from a file, the
+Signing keys are ordinary keystores that any Ethereum tool reads. VRF seeds and log keys use the same format with a member
+``"aos": {"kind": "vrf" or "log", "public_key": …}`` in place of the address. Passwords come from a file, the
 environment or a prompt, never from a command line.
 """
 
@@ -18,7 +18,8 @@ from aos.core.signing import address_of
 from aos.core.vrf import ecvrf_public_key
 from aos.errors import AOSError, ConfigError, Unavailable
 
-KeyKind = Literal["signer", "vrf"]
+KeyKind = Literal["signer", "vrf", "log"]
+"""``log``: an Ed25519 seed that signs a log's checkpoints, or cosigns those of others."""
 
 SCRYPT_N = 1 << 17
 MAX_SCRYPT_MEMORY = 1 << 29
@@ -66,8 +67,8 @@ def read_password(
 def create_keystore(
     path: Path, key: bytes, password: bytes, *, kind: KeyKind, scrypt_n: int = SCRYPT_N
 ) -> str:
-    """Write ``key`` (32 bytes), encrypted, to a new file of mode 0600; returns its address or VRF public key
-    (hex).
+    """Write ``key`` (32 bytes), encrypted, to a new file of mode 0600; returns its address or
+    Ed25519 public key (hex).
 
     The file appears whole or not at all, and never replaces another. ``scrypt_n`` is a power of two; 2^17
     takes 128 MiB. Raises ConfigError ``key.invalid``, ``keystore.exists``, ``keystore.password_empty``;
@@ -79,9 +80,9 @@ def create_keystore(
         raise ConfigError("keystore.password_empty", "the password is empty")
     public = _public(key, kind)
     document: dict[str, Any] = create_keyfile_json(key, password, kdf="scrypt", iterations=scrypt_n)
-    if kind == "vrf":
+    if kind != "signer":
         del document["address"]  # of the seed as a signing key: it would name a key that nobody may use
-        document["aos"] = {"kind": "vrf", "public_key": public}
+        document["aos"] = {"kind": kind, "public_key": public}
     else:
         document["address"] = public.removeprefix("0x")
     _write_new(path, json.dumps(document, indent=1).encode("ascii") + b"\n")

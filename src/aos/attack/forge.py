@@ -199,6 +199,7 @@ def restate(
         receipts.append(_countersigned(teller, source, core, keys.signer, record.hash, commit_set.hash))
     return replace(
         answer,
+        log=None,
         receipt=receipts[0],
         peers=tuple(receipts[1:]),
         tokens=tokens,
@@ -278,7 +279,8 @@ def resigned(live: Live, answer: Answer, signer: bytes, **changes: Any) -> Answe
         answer.receipt.countersign.draw_record,
         answer.receipt.countersign.commit_set,
     )
-    return replace(answer, receipt=receipt)
+    # A dispatcher that signs this has not logged it: the old place would be another receipt's.
+    return replace(answer, receipt=receipt, log=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

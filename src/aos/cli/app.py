@@ -10,10 +10,13 @@ from aos.cli.ask import ASK_EXAMPLES, ask, job_app
 from aos.cli.attack import ATTACK_EXAMPLES, attack
 from aos.cli.attest import attest_app
 from aos.cli.audit import AUDIT_EXAMPLES, audit
+from aos.cli.chain import chain_app
 from aos.cli.challenge import CHALLENGE_EXAMPLES, challenge, dispute_app
+from aos.cli.demo_chain import DEMO_CHAIN_EXAMPLES, demo_chain
 from aos.cli.draw import DRAW_EXAMPLES, draw
 from aos.cli.help import Command, Group
 from aos.cli.keys import keys_app
+from aos.cli.log import log_app
 from aos.cli.models import model_app
 from aos.cli.network import DEMO_EXAMPLES, DOCTOR_EXAMPLES, UP_EXAMPLES, demo, doctor, project_app, up
 from aos.cli.nodes import config_app, dispatcher_app, operator_app
@@ -95,10 +98,14 @@ app.command(cls=Command, short_help="Dispute an answer with the model at hand.",
 app.command(cls=Command, short_help="Check a few layers of an answer exactly.", epilog=AUDIT_EXAMPLES)(audit)
 app.command(cls=Command, short_help="Run a local network until Ctrl-C.", epilog=UP_EXAMPLES)(up)
 app.command(cls=Command, short_help="The whole story in under a minute.", epilog=DEMO_EXAMPLES)(demo)
+app.command(
+    "demo-chain", cls=Command, short_help="The story with stakes on a chain.", epilog=DEMO_CHAIN_EXAMPLES
+)(demo_chain)
 app.command(cls=Command, short_help="What is wrong here, and what to do.", epilog=DOCTOR_EXAMPLES)(doctor)
 app.command(cls=Command, short_help="Play the attacks that must fail.", epilog=ATTACK_EXAMPLES)(attack)
 app.add_typer(job_app, name="job")
 app.add_typer(dispute_app, name="dispute")
+app.add_typer(log_app, name="log")
 app.add_typer(attest_app, name="attest")
 app.add_typer(tee_app, name="tee")
 app.add_typer(keys_app, name="keys")
@@ -106,5 +113,6 @@ app.add_typer(model_app, name="model")
 app.add_typer(operator_app, name="operator")
 app.add_typer(dispatcher_app, name="dispatcher")
 app.add_typer(registry_app, name="registry")
+app.add_typer(chain_app, name="chain")
 app.add_typer(project_app, name="project")
 app.add_typer(config_app, name="config")

@@ -44,7 +44,7 @@ def new(
                 f"{path} exists already and is not replaced",
                 hint=f"choose another directory: {voice.program()} keys new OTHER",
             )
-    password = read_password(prompt=None if as_json or not sys.stdin.isatty() else _new_password)
+    password = read_password(prompt=None if as_json or not sys.stdin.isatty() else new_password)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     node_id = create_keystore(signer, new_key(), password, kind="signer")
     vrf_key = create_keystore(vrf, new_key(), password, kind="vrf")
@@ -61,7 +61,8 @@ def new(
     )
 
 
-def _new_password() -> str:
+def new_password() -> str:
+    """A password that was typed twice. Raises ConfigError ``keystore.password_mismatch``."""
     first = getpass.getpass("Password for the new keystores: ")
     if getpass.getpass("Again: ") != first:
         raise ConfigError("keystore.password_mismatch", "the two passwords differ")

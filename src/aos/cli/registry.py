@@ -9,6 +9,7 @@ import typer
 
 from aos.cli import voice
 from aos.cli.help import Command, Group
+from aos.cli.logs import quiet
 
 registry_app = typer.Typer(
     help="See who has registered with a dispatcher, and admit who waits.",
@@ -60,6 +61,7 @@ def admit(
     """Give a waiting operator its range. It can be drawn two epochs from now; admitting twice changes nothing."""
     from aos.dispatcher.setup import admit_operator
 
+    quiet()
     operator = asyncio.run(admit_operator(config, node_id.lower()))
     if as_json:
         voice.data_json("registry.admit", asdict(operator))

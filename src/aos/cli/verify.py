@@ -42,9 +42,14 @@ _EXIT_CODES = """exit codes: 0 VERIFIED, 10 NOT VERIFIED, 11 PARTIAL (a required
 12 evidence missing or unreadable, 2 usage, 30 broken trust file or unknown policy"""
 
 
-def verify_command(argv: list[str]) -> int:
+def main() -> int:
+    """The program ``aos-verify`` of the small distribution (packages/aos-verify): ``aos verify`` by itself."""
+    return verify_command(sys.argv[1:], program="aos-verify")
+
+
+def verify_command(argv: list[str], *, program: str = "aos verify") -> int:
     """Run the command; returns its exit code."""
-    parser = _parser()
+    parser = _parser(program)
     try:
         return _verify(parser.parse_args(argv))
     except SystemExit as stop:  # --help
@@ -73,12 +78,13 @@ def _verify(options: argparse.Namespace) -> int:
     replay: Replay | None = None
     if options.replay:
         policy = replace(policy, required=(*policy.required, "local-1"))
-        from aos.cli.replay import Replayer
-
-        replay = Replayer(Path(options.model))
+        replay = _replayer(options.model)
     report = verify_answer(data, trust=trust, policy=policy, replay=replay)
     if options.json:
-        voice.data_json("verify", report_json(report, file=str(options.file)))
+        document = report_json(report, file=str(options.file))
+        if options.explain:
+            document["hashes"] = _hashes(data)
+        voice.data_json("verify", document)
         return report.exit_code
     if options.explain:
         from aos.cli.explain import explain
@@ -88,6 +94,27 @@ def _verify(options: argparse.Namespace) -> int:
     for hint in _hints(report, trust):
         voice.say(f"  hint: {hint}")
     return report.exit_code
+
+
+def _replayer(model: str) -> Replay:
+    try:
+        from aos.cli.replay import Replayer
+    except ModuleNotFoundError as error:
+        raise voice.usage(
+            "--replay needs an engine, and this is the small distribution aos-verify, which has none",
+            hint="install aos, and run `aos verify --replay --model PATH`",
+        ) from error
+    return Replayer(Path(model))
+
+
+def _hashes(data: bytes) -> list[dict[str, str | None]]:
+    """What ``--explain`` shows; nothing where the file cannot be read, which ``file-1`` says."""
+    from aos.cli.explain import explained
+
+    try:
+        return [row.to_json() for row in explained(data)]
+    except AOSError:
+        return []
 
 
 def render_report(report: Report, *, colour: bool = False) -> str:
@@ -107,7 +134,7 @@ def render_report(report: Report, *, colour: bool = False) -> str:
 
 
 def report_json(report: Report, *, file: str) -> dict[str, object]:
-    """A report as ``--json`` prints it under ``result``, schema ``aos.cli.verify/1``."""
+    """A report as ``--json`` prints it under ``result``: docs/schemas/aos.cli.verify-1.json."""
     return {
         "file": file,
         "verdict": report.verdict,
@@ -127,11 +154,11 @@ class _Parser(argparse.ArgumentParser):
         raise _usage(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str = "aos verify") -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="aos verify",
+        prog=program,
         description="Check an answer file offline: one line a check, exit 0 only when VERIFIED.\n\n"
-        + _EXAMPLES,
+        + _EXAMPLES.replace("aos verify", program),
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -147,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replay", action="store_true", help="re-execute the request here (needs --model)")
     parser.add_argument("--model", metavar="PATH", help="the model's GGUF file, for --replay")
     parser.add_argument(
-        "--explain", action="store_true", help="also print every hash with its name and value"
+        "--explain", action="store_true", help="also print every byte string that is hashed, and its digest"
     )
     return parser
 

@@ -83,6 +83,24 @@ def load_client_settings(
     )
 
 
+def find_url(url: str | None = None) -> str:
+    """The dispatcher's URL alone: the argument, ``$AOS_URL``, ``client.json``.
+
+    Raises ConfigError ``config.client``, ``config.url``.
+    """
+    path = state_dir() / "client.json"
+    found = url or os.environ.get("AOS_URL") or _stored(path).get("url", "")
+    if not found:
+        raise ConfigError(
+            "config.client",
+            f"no url: neither AOS_URL nor {path} gives one",
+            field="url",
+            hint="pass --url, or start a local network with `aos up`",
+        )
+    _check_url(found)
+    return found
+
+
 def load_trust(path: Path) -> Trust:
     """The trust file at ``path``, which names a dispatcher. Raises ConfigError ``trust.unreadable``, ``trust.invalid``."""
     try:

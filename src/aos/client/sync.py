@@ -30,6 +30,7 @@ from aos.core import hashes
 from aos.core.codec import decode, encode
 from aos.core.dispute.court import Read
 from aos.core.encoding import b64u_decode, b64u_encode, canonical_json, parse_canonical, parse_json_strict
+from aos.core.log.leaf import LogPromise, fact_bytes, log_leaf
 from aos.core.signing import address_of
 from aos.core.statements import Acceptance, ChatMessage, Request, Signed, sign, verify_signed
 from aos.core.tee import References
@@ -74,6 +75,8 @@ class Accepted:
     job_id: str
     nonce: bytes
     acceptance: Signed[Acceptance]
+    promise: Signed[LogPromise] | None = None
+    """Of the acceptance's leaf in the dispatcher's log, where it keeps one. Keep it: it shows that a job was left out."""
 
 
 class Client:
@@ -222,7 +225,8 @@ class Client:
         if hashes.job_ref(job_id) != acceptance.statement.job_ref:
             raise VerificationError("client.job_ref", "the dispatcher's acceptance is of another job")
         self._check_request(job_id, submission, acceptance.statement, nonce, model_id)
-        return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance)
+        promise = _checked_promise(response.headers.get("x-aos-log-promise"), acceptance, self._dispatcher)
+        return Accepted(job_id=job_id, nonce=nonce, acceptance=acceptance, promise=promise)
 
     def disputes(
         self, path: str = "", *, value: object = None, key: bytes | None = None, subject: bytes = b""
@@ -480,7 +484,27 @@ def encode_acceptance(accepted: Accepted) -> dict[str, Any]:
         "job_id": accepted.job_id,
         "nonce": encode(accepted.nonce),
         "acceptance": accepted.acceptance.to_json(),
+        "log_promise": None if accepted.promise is None else accepted.promise.to_json(),
     }
+
+
+def _checked_promise(
+    header: str | None, acceptance: Signed[Acceptance], dispatcher: str
+) -> Signed[LogPromise] | None:
+    """Raises VerificationError ``client.promise``, ``signature.*``: no promise, or one about another leaf."""
+    if header is None:
+        return None
+    try:
+        pair = parse_json_strict(b64u_decode(header), max_bytes=16_384)
+    except InvalidMessage as error:
+        raise VerificationError(
+            "client.promise", "the dispatcher sent no readable promise of its log"
+        ) from error
+    promise = verify_signed(LogPromise, pair, address=dispatcher, where="log_promise")
+    told = promise.statement
+    if told.leaf != log_leaf("acceptance", told.salt, fact_bytes(acceptance.to_json())):
+        raise VerificationError("client.promise", "the dispatcher promised another leaf than this job's")
+    return promise
 
 
 def _error_of(response: Reply) -> AOSError:

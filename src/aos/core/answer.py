@@ -12,6 +12,7 @@ from aos.core import draw, merkle
 from aos.core.codec import Bytes32, MaxLength, SignatureBytes, UInt, UInt32, decode, encode
 from aos.core.dispute.court import Resolution
 from aos.core.encoding import canonical_json, parse_canonical
+from aos.core.log.leaf import LogPart
 from aos.core.statements import (
     Acceptance,
     Commit,
@@ -109,6 +110,12 @@ class Answer:
     evidence: TeeEvidence | None
     resolution: Signed[Resolution] | None = None
     """Where results differed and games decided. The member is written only where there is one."""
+    log: LogPart | None = None
+    """Where acceptance and receipt are in the dispatcher's log. The member is written only where there is one."""
+
+
+_LEFT_OUT = ("resolution", "log")
+"""Members that are not written where there is nothing to say."""
 
 
 def read_answer(data: bytes) -> Answer:
@@ -118,11 +125,10 @@ def read_answer(data: bytes) -> Answer:
     """
     value = parse_canonical(data, max_bytes=MAX_ANSWER_BYTES)
     if isinstance(value, dict):
-        if value.get("resolution", value) is None:
-            raise InvalidMessage(
-                "field.type", "resolution: is left out where there is none", field="resolution"
-            )
-        value = {**value, "resolution": value.get("resolution")}
+        for name in _LEFT_OUT:
+            if value.get(name, value) is None:
+                raise InvalidMessage("field.type", f"{name}: is left out where there is none", field=name)
+        value = dict.fromkeys(_LEFT_OUT) | value
     return decode(Answer, value)
 
 
@@ -135,8 +141,9 @@ def write_answer(answer: Answer) -> bytes:
 
 def _written(answer: Answer) -> dict[str, Any]:
     value: dict[str, Any] = encode(answer)
-    if answer.resolution is None:
-        del value["resolution"]
+    for name in _LEFT_OUT:
+        if value[name] is None:
+            del value[name]
     return value
 
 

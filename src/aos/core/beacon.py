@@ -8,6 +8,8 @@ from aos.core.encoding import tagged_hash
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
 
 MAX_LENGTH = 1 << 20
+BLOCK_LAG_MS = 1_200_000
+"""With a chain's beacon: how much older than its epoch a block is, so that it is final when the epoch begins."""
 
 
 def beacon_anchor(seed: bytes, length: int) -> bytes:
@@ -50,6 +52,11 @@ def epoch_of(time_ms: int, genesis_ms: int, epoch_ms: int) -> int:
     if time_ms < genesis_ms:
         raise InvalidMessage("beacon.before_genesis", "the time is before the network began", field="time")
     return (time_ms - genesis_ms) // epoch_ms
+
+
+def block_time(epoch_index: int, genesis_ms: int, epoch_ms: int) -> int:
+    """With a chain's beacon: the epoch's is the hash of the first block with at least this time (Unix seconds)."""
+    return -(-(genesis_ms + epoch_index * epoch_ms - BLOCK_LAG_MS) // 1_000)
 
 
 def _end(seed: bytes, length: int) -> bytes:

@@ -13,8 +13,6 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import NoReturn, TypeAlias, TypeVar
 
-import rfc8785
-
 from aos.errors import InvalidMessage
 
 _Kind = TypeVar("_Kind")
@@ -26,6 +24,10 @@ MAX_DEPTH = 16
 MILLION = 1_000_000
 _MAX_NUMBER_CHARS = 64
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
+_CANONICAL_BMP = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, separators=(",", ":"), sort_keys=True
+)
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _B64U = re.compile(r"[A-Za-z0-9_-]*\Z", re.ASCII)
@@ -44,13 +46,16 @@ def canonical_json(value: object) -> bytes:
     ±(2^53-1)), ``encoding.surrogate``, ``encoding.key`` (a key that is not text), ``encoding.depth``,
     ``encoding.type``.
     """
-    _check_value(value, MAX_DEPTH)
-    return rfc8785.dumps(value)  # type: ignore[arg-type]
+    if _check_value(value, MAX_DEPTH):
+        return _CANONICAL.encode(_by_utf16(value)).encode()
+    return _CANONICAL_BMP.encode(value).encode()
 
 
-def _check_value(value: object, depth: int) -> None:
+def _check_value(value: object, depth: int) -> bool:
+    """True where some key lies beyond the basic multilingual plane: Python sorts by code points, RFC 8785 by UTF-16."""
+    beyond = False
     if value is None or isinstance(value, bool):
-        return
+        return beyond
     if isinstance(value, str):
         _check_text(value)
     elif isinstance(value, int):
@@ -59,20 +64,31 @@ def _check_value(value: object, depth: int) -> None:
     elif isinstance(value, list | tuple):
         _check_depth(depth)
         for item in value:
-            _check_value(item, depth - 1)
+            beyond |= _check_value(item, depth - 1)
     elif isinstance(value, dict):
         _check_depth(depth)
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidMessage("encoding.key", "the keys of an object must be text")
             _check_text(key)
-            _check_value(item, depth - 1)
+            beyond |= not key.isascii() and max(key) > "\uffff"
+            beyond |= _check_value(item, depth - 1)
     elif isinstance(value, float | Decimal):
         raise InvalidMessage(
             "encoding.float", "canonical JSON holds no decimals", hint="use an integer in millionths"
         )
     else:
         raise InvalidMessage("encoding.type", f"{type(value).__name__} has no canonical form")
+    return beyond
+
+
+def _by_utf16(value: object) -> object:
+    if isinstance(value, dict):
+        ordered = sorted(value.items(), key=lambda member: member[0].encode("utf-16-be"))
+        return {key: _by_utf16(item) for key, item in ordered}
+    if isinstance(value, list | tuple):
+        return [_by_utf16(item) for item in value]
+    return value
 
 
 def _check_text(text: str) -> None:

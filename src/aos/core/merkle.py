@@ -259,11 +259,35 @@ def verify_consistency(
         if old_root != new_root:
             raise VerificationError("merkle.root_mismatch", "two roots for one tree size")
         return new_root
-    hashes = list(path)
-    if old_size & (old_size - 1) == 0:
-        hashes.insert(0, old_root)
-    if not hashes or not path:
+    old_node, new_node = consistency_roots(old_size, new_size, path, old_root)
+    if old_node != old_root:
+        raise VerificationError(
+            "merkle.root_mismatch", "path does not lead to the old root", field="old_root"
+        )
+    if new_node != new_root:
+        raise VerificationError(
+            "merkle.root_mismatch", "path does not lead to the new root", field="new_root"
+        )
+    return new_root
+
+
+def consistency_roots(
+    old_size: int, new_size: int, path: Sequence[bytes], seed: bytes
+) -> tuple[bytes, bytes]:
+    """The roots of the first ``old_size`` leaves and of all that ``path`` leads to (RFC 9162, 2.1.4.2, but for the comparison).
+
+    ``seed`` is the old tree's root where ``old_size`` is a power of two, and is not looked at otherwise. Where the second root is a
+    tree's, the first is that of its beginning, whoever made the path. Raises InvalidMessage ``merkle.hash_length``,
+    ``merkle.tree_size``; VerificationError ``merkle.size_order``, ``merkle.path_length``.
+    """
+    _check_hashes(path, seed=seed)
+    _check_size(old_size, "old_size")
+    _check_size(new_size, "new_size")
+    if old_size >= new_size:
+        raise VerificationError("merkle.size_order", "the sizes do not ascend", field="new_size")
+    if not path:
         raise VerificationError("merkle.path_length", "consistency path is empty", field="path")
+    hashes = [seed, *path] if old_size & (old_size - 1) == 0 else list(path)
     fn, sn = old_size - 1, new_size - 1
     while fn & 1:
         fn, sn = fn >> 1, sn >> 1
@@ -280,15 +304,7 @@ def verify_consistency(
         fn, sn = fn >> 1, sn >> 1
     if sn != 0:
         raise VerificationError("merkle.path_length", "consistency path is too short", field="path")
-    if old_node != old_root:
-        raise VerificationError(
-            "merkle.root_mismatch", "path does not lead to the old root", field="old_root"
-        )
-    if new_node != new_root:
-        raise VerificationError(
-            "merkle.root_mismatch", "path does not lead to the new root", field="new_root"
-        )
-    return new_root
+    return old_node, new_node
 
 
 def _above(level: Sequence[bytes]) -> list[bytes]:

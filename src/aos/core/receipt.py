@@ -8,7 +8,7 @@ Whether the text is true, or who stands behind an operator's key, no check can s
 from collections.abc import Sequence
 
 from aos.core.answer import read_answer
-from aos.core.checks import drawn, enclave, job, result, signed
+from aos.core.checks import drawn, enclave, job, logged, result, signed
 from aos.core.checks.case import Case, CheckFunction, Replay, Replayed, Skip
 from aos.core.report import Check, Report, Status, Verdict
 from aos.core.trust import Policy, Trust
@@ -34,6 +34,8 @@ CHECKS: Sequence[tuple[str, CheckFunction]] = (
     ("agree-1", result.agree_1),
     ("resolve-1", result.resolve_1),
     ("clock-1", result.clock_1),
+    ("log-1", logged.log_1),
+    ("witness-1", logged.witness_1),
     ("tee-1", enclave.tee_1),
     ("tee-2", enclave.tee_2),
     ("tee-3", enclave.tee_3),

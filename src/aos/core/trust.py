@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from aos.core.attest.result import AWS_NITRO, simulated_anchor
 from aos.core.codec import Address, Bytes32, MaxLength, NetworkId, Pattern, Range, TimeMs, decode
 from aos.core.encoding import parse_json_strict
+from aos.core.log.leaf import VerifierKey
+from aos.core.log.note import COSIGNATURE, ED25519, NoteKey, read_vkey
 from aos.core.tee import Image, References
 from aos.errors import ConfigError, InvalidMessage
 
@@ -71,6 +73,21 @@ class Trust:
     tee_roots: Annotated[tuple[TrustedTeeRoot, ...], MaxLength(64)]
     tee_measurements: Annotated[tuple[TeeMeasurement, ...], MaxLength(256)]
     policy: Annotated[str, MaxLength(64)]
+    log_key: VerifierKey = ""
+    """The verifier key of the dispatcher's log; empty where none is trusted."""
+    witnesses: Annotated[tuple[VerifierKey, ...], MaxLength(64)] = ()
+    witness_quorum: Annotated[int, Range(0, 64)] = 0
+    """How many of the witnesses must have cosigned a checkpoint; with 0 they count for nothing."""
+
+    @property
+    def log(self) -> NoteKey | None:
+        """The log's key. Raises InvalidMessage ``note.vkey``; ``read_trust`` has looked already."""
+        return read_vkey(self.log_key) if self.log_key else None
+
+    @property
+    def witness_keys(self) -> tuple[NoteKey, ...]:
+        """The witnesses' keys, in the file's order."""
+        return tuple(map(read_vkey, self.witnesses))
 
     def references(self, kind: str) -> References:
         """What this file believes of enclaves of ``kind``."""
@@ -112,6 +129,25 @@ def check_tee_references(roots: tuple[TrustedTeeRoot, ...], measurements: tuple[
             raise InvalidMessage("trust.tee", f"{name} names one twice", field=name)
 
 
+def check_log_keys(trust: Trust) -> None:
+    """Raises InvalidMessage ``note.vkey``, ``trust.log``: keys of another type, one twice, the log its own witness, a quorum
+    that cannot be reached."""
+    log, witnesses = trust.log, trust.witness_keys
+    if log is not None and log.kind != ED25519:
+        raise InvalidMessage("trust.log", "log_key is a key of type 1", field="log_key")
+    if any(key.kind != COSIGNATURE for key in witnesses):
+        raise InvalidMessage("trust.log", "witnesses are keys of type 4 (cosignature/v1)", field="witnesses")
+    keys = [key.public for key in witnesses] + ([log.public] if log is not None else [])
+    if len(set(keys)) != len(keys):
+        raise InvalidMessage(
+            "trust.log", "witnesses names a key twice, or the log as its own witness", field="witnesses"
+        )
+    if trust.witness_quorum > len(witnesses):
+        raise InvalidMessage(
+            "trust.log", "witness_quorum is more than there are witnesses", field="witness_quorum"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """``required`` are check ids (``a|b``: one of the two); a simulated TEE counts only where ``accept_tee`` names it."""
@@ -124,8 +160,12 @@ class Policy:
 def read_trust(data: bytes) -> Trust:
     """Strictly decode a trust file. Raises ConfigError ``trust.invalid``, also where a dispatcher is named twice."""
     try:
-        trust = decode(Trust, parse_json_strict(data, max_bytes=MAX_TRUST_BYTES))
+        value = parse_json_strict(data, max_bytes=MAX_TRUST_BYTES)
+        if isinstance(value, dict):  # files of before there was a log name none
+            value = {"log_key": "", "witnesses": [], "witness_quorum": 0, **value}
+        trust = decode(Trust, value)
         check_tee_references(trust.tee_roots, trust.tee_measurements)
+        check_log_keys(trust)
     except InvalidMessage as error:
         raise ConfigError("trust.invalid", f"the trust file: {error.message}", field=error.field) from error
     if len({dispatcher.address for dispatcher in trust.dispatchers}) != len(trust.dispatchers):

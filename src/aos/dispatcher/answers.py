@@ -25,6 +25,7 @@ from aos.core.statements import (
     read_signed,
 )
 from aos.core.tee import read_evidence
+from aos.dispatcher.log import Log
 from aos.dispatcher.registry import Registry
 from aos.errors import RuleViolation
 
@@ -61,8 +62,10 @@ async def load_draw(pool: Pool, registry: Registry, attempt: Record) -> DrawPart
     )
 
 
-async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt: int | None) -> bytes:
-    """The answer file of the job's first run, or of the run that ended with ``attempt``.
+async def build_answer_file(
+    pool: Pool, registry: Registry, job: Record, attempt: int | None, log: Log | None
+) -> bytes:
+    """The answer file of the job's first run, or of the run that ended with ``attempt``; waits shortly for its place in the log.
 
     Raises RuleViolation ``job.no_answer``.
     """
@@ -111,6 +114,7 @@ async def build_answer_file(pool: Pool, registry: Registry, job: Record, attempt
             resolution=None
             if held["resolution"] is None
             else read_signed(Resolution, json.loads(held["resolution"])),
+            log=None if log is None else await log.part(job["job_id"], first["receipt_id"]),
         )
     )
 

@@ -18,6 +18,7 @@ from aos.dispatcher import (
     routes_attestation,
     routes_audits,
     routes_disputes,
+    routes_log,
     routes_openai,
     routes_seed,
 )
@@ -30,6 +31,7 @@ from aos.dispatcher.events import Events
 from aos.dispatcher.jobs import Jobs
 from aos.dispatcher.limits import InFlight
 from aos.dispatcher.link_server import LinkServer
+from aos.dispatcher.log import Log
 from aos.dispatcher.messages import Messages
 from aos.dispatcher.metrics import Metrics
 from aos.dispatcher.registry import Registry, now_ms
@@ -42,6 +44,7 @@ from aos.dispatcher.ui.routes import Explorer
 from aos.dispatcher.ui.routes import data_router as ui_data
 from aos.dispatcher.ui.routes import router as ui_pages
 from aos.dispatcher.webhooks import Webhooks
+from aos.dispatcher.witnesses import WitnessFeed
 from aos.engine.around import check_with_tokenizer, read_tables
 
 
@@ -74,6 +77,11 @@ def create_app(config: DispatcherConfig) -> FastAPI:
 
             links.attach(messages.handle, connected)
             app.state.registry, app.state.links, app.state.runs = registry, links, runs
+            held = None
+            if config.keys.log is not None:
+                held = Log(pool, config, now_ms=now_ms, measured=metrics.sequenced)
+                await held.open()
+            app.state.log = held
             app.state.jobs = Jobs(
                 pool,
                 config,
@@ -84,11 +92,13 @@ def create_app(config: DispatcherConfig) -> FastAPI:
                 under_way=lambda: runs.open,
                 cancelled=runs.cancelled,
                 in_flight=in_flight,
+                log=held,
             )
-            app.state.explorer = Explorer(pool, config, registry, app.state.jobs)
+            app.state.explorer = Explorer(pool, config, registry, app.state.jobs, held)
             app.state.config, app.state.metrics, app.state.streams = config, metrics, Streams()
             app.state.attestation = attestation
             signing = asyncio.create_task(registry.keep_signing())
+            sending = None if registry.chain is None else asyncio.create_task(registry.chain.keep())
             webhooks = Webhooks(pool, config, told=metrics.webhook)
             arithmetic = Canonical(check_with_tokenizer)
             ending = Ending(pool, config, clock, events, runs.moves, arithmetic=arithmetic, now_ms=now_ms)
@@ -115,19 +125,25 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             runs.disputed = court.hint_run
             erasing = asyncio.create_task(audits.run())
             judging = asyncio.create_task(ending.run(court))
+            logging = [] if held is None else [asyncio.create_task(held.run()), *_feeds(config, held)]
             await runs.start()
             webhooks.start()
             try:
                 yield
             finally:
                 signing.cancel()
+                if sending is not None:
+                    sending.cancel()
                 judging.cancel()
+                for task in logging:
+                    task.cancel()
                 erasing.cancel()
                 await court.stop()
                 await audits.stop()
                 await webhooks.stop()
                 await runs.stop()
                 await links.close()
+                await registry.close()
         finally:
             await pool.close()
 
@@ -146,11 +162,17 @@ def create_app(config: DispatcherConfig) -> FastAPI:
     app.include_router(routes_disputes.router)
     app.include_router(routes_audits.router)
     app.include_router(routes_attestation.router)
+    app.include_router(routes_log.router)
     app.include_router(ui_data)
     app.include_router(ui_pages)  # last: it answers every path below /ui that nobody else has
     refusals.install(app, refused=metrics.refused)
     _describe(app)
     return app
+
+
+def _feeds(config: DispatcherConfig, held: Log) -> list[asyncio.Task[None]]:
+    named = zip(config.witnesses, config.log.witnesses, strict=True)
+    return [asyncio.create_task(WitnessFeed(held, key, witness.url).run()) for key, witness in named]
 
 
 def _describe(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from aos.core.codec import decode
 from aos.core.keys import is_published, parse_key
+from aos.core.log.note import COSIGNATURE, NoteKey, read_vkey
 from aos.core.signing import address_of
 from aos.core.tee import References, policy_digest
 from aos.core.trust import TeeMeasurement, TrustedTeeRoot, check_tee_references, tee_references
@@ -59,6 +60,43 @@ class Disputes(BaseModel):
         return self
 
 
+class WitnessSettings(BaseModel):
+    """A witness that is sent every checkpoint: its verifier key, and where its ``add-checkpoint`` is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    url: str = Field(pattern=r"^https?://[^\s]{1,400}$")
+
+
+class LogSettings(BaseModel):
+    """The transparency log (docs/spec/15-log.md). Durations in milliseconds.
+
+    Leaves are put into the tree and signed every ``interval_ms``, an unchanged tree is dated anew every ``refresh_ms``; a
+    job's leaf is promised within ``merge_ms``. Answer files show a checkpoint that ``quorum`` witnesses cosigned, once there is.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    interval_ms: int = Field(1_000, ge=50, le=600_000)
+    refresh_ms: int = Field(60_000, ge=1_000, le=86_400_000)
+    merge_ms: int = Field(600_000, ge=1_000, le=86_400_000 * 7)
+    quorum: int = Field(0, ge=0, le=64)
+    witnesses: list[WitnessSettings] = Field(default_factory=list, max_length=64)
+
+
+class Chain(BaseModel):
+    """The chain whose OperatorRegistry says who has which range (docs/chain.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rpc_url: str = Field(repr=False)
+    chain_id: int = Field(ge=1, lt=1 << 53)
+    operator_registry: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
+    max_fee_gwei: int = Field(200, ge=1, le=1_000_000)
+    beacon: bool = False
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -69,6 +107,7 @@ class _Settings(BaseModel):
     signer_key: str
     vrf_key: str
     beacon_seed_file: str
+    log_key: str | None = None
     beacon_length: int = Field(65_536, ge=1, le=1 << 20)
     vrf_sort_precision: int = Field(6, ge=2, le=12)
     tee_roots: list[dict[str, str]] = Field(default_factory=list)
@@ -78,6 +117,8 @@ class _Settings(BaseModel):
     open_registration: bool = False
     deadlines: Deadlines = Field(default_factory=lambda: Deadlines.model_validate({}))
     disputes: Disputes = Field(default_factory=lambda: Disputes.model_validate({}))
+    log: LogSettings = Field(default_factory=lambda: LogSettings.model_validate({}))
+    chain: Chain | None = None
     rerun_quota: int = Field(100, ge=0, le=100_000)
     max_tokens_limit: int = Field(4_096, ge=1, le=1_000_000)
     max_open_runs: int = Field(20_000, ge=1, le=1_000_000)
@@ -96,6 +137,8 @@ class DispatcherKeys:
     signer: bytes
     vrf: bytes
     beacon: bytes
+    log: bytes | None
+    """The Ed25519 seed that signs checkpoints; without one there is no log."""
 
     def __repr__(self) -> str:
         return f"DispatcherKeys({self.address})"
@@ -133,6 +176,11 @@ class DispatcherConfig:
     open_registration: bool
     deadlines: Deadlines
     disputes: Disputes
+    log: LogSettings
+    witnesses: tuple[NoteKey, ...]
+    """The keys of ``log.witnesses``, in their order."""
+    chain: Chain | None
+    """None: the registry is this dispatcher's own."""
     rerun_quota: int
     max_tokens_limit: int
     max_open_runs: int
@@ -176,11 +224,16 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         signer=_key(settings.signer_key, "signer_key", directory),
         vrf=_key(settings.vrf_key, "vrf_key", directory),
         beacon=_key(f"file:{settings.beacon_seed_file}", "beacon_seed_file", directory),
+        log=None if settings.log_key is None else _key(settings.log_key, "log_key", directory),
     )
-    if not development and (is_published(keys.signer) or is_published(keys.vrf)):
+    if not development and any(
+        key is not None and is_published(key) for key in (keys.signer, keys.vrf, keys.log)
+    ):
         raise ConfigError(
-            "key.published", "signer_key or vrf_key is a published test key", field="signer_key"
+            "key.published", "signer_key, vrf_key or log_key is a published test key", field="signer_key"
         )
+    if keys.log in (keys.signer, keys.vrf, keys.beacon):
+        raise ConfigError("config.value", "log_key must be a key of its own", field="log_key")
     roots, measurements = _references(settings)
     references = tee_references(roots, measurements)
     if settings.webhook_loopback and not development:
@@ -206,6 +259,9 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         open_registration=settings.open_registration,
         deadlines=settings.deadlines,
         disputes=settings.disputes,
+        log=settings.log,
+        witnesses=_witnesses(settings.log),
+        chain=settings.chain,
         rerun_quota=settings.rerun_quota,
         max_tokens_limit=settings.max_tokens_limit,
         max_open_runs=settings.max_open_runs,
@@ -214,6 +270,20 @@ def _checked(settings: _Settings, directory: Path) -> DispatcherConfig:
         webhook_loopback=settings.webhook_loopback,
         webhook_retries_s=tuple(settings.webhook_retries_s),
     )
+
+
+def _witnesses(settings: LogSettings) -> tuple[NoteKey, ...]:
+    try:
+        keys = tuple(read_vkey(witness.key) for witness in settings.witnesses)
+    except AOSError as error:
+        raise ConfigError("config.value", f"log.witnesses: {error.message}", field="log.witnesses") from error
+    if any(key.kind != COSIGNATURE for key in keys) or len({key.public for key in keys}) != len(keys):
+        raise ConfigError(
+            "config.value", "log.witnesses: keys of type 4 (cosignature/v1), each once", field="log.witnesses"
+        )
+    if settings.quorum > len(keys):
+        raise ConfigError("config.value", "log.quorum is more than there are witnesses", field="log.quorum")
+    return keys
 
 
 def _key(value: str, name: str, directory: Path) -> bytes:
@@ -231,8 +301,8 @@ def _key(value: str, name: str, directory: Path) -> bytes:
     if text.startswith("{"):
         from aos.adapters.keystore import load_keystore, read_password
 
-        kind: Literal["signer", "vrf"] = "vrf" if name == "vrf_key" else "signer"
-        return load_keystore(path, read_password(), kind=kind)
+        kinds: dict[str, Literal["vrf", "log"]] = {"vrf_key": "vrf", "log_key": "log"}
+        return load_keystore(path, read_password(), kind=kinds.get(name, "signer"))
     return parse_key(text, name=name)
 
 

@@ -64,6 +64,7 @@ class Drawing:
         if len(present) < run["min_operators"] and now < max(gathered, self._started_ms + GATHER_MS):
             return 0.25
         clock = (await self._clock.tick()).to_json()
+        beacon, beacon_source = await self._registry.beacon(epoch)
         salt = secrets.token_bytes(32)
         opened = draw.OpenedTag(salt=salt, tag=run["tag"], position=run["position"])
         deadline = now_ms() + self._config.deadlines.draw_ms
@@ -74,7 +75,6 @@ class Drawing:
             number = await db.fetchval(
                 "SELECT coalesce(max(attempt), 0) + 1 FROM attempt WHERE job_id = $1", run["job_id"]
             )
-            beacon = self._registry.beacon_of(epoch)
             seed, proof = draw.make_draw_seed(
                 self._config.keys.vrf,
                 network=self._config.network,
@@ -91,7 +91,7 @@ class Drawing:
                 epoch=epoch,
                 snapshot_root=snapshot.root,
                 beacon=beacon,
-                beacon_source="dispatcher",
+                beacon_source=beacon_source,
                 draw_seed=seed,
                 draw_proof=proof,
                 job_type=run["job_type"],

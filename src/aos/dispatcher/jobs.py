@@ -17,12 +17,14 @@ from aos.core import hashes
 from aos.core.codec import encode
 from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.job import COLLECTED, STATUS, RunState, next_state
+from aos.core.log.leaf import SALT_BYTES, fact_bytes
 from aos.core.statements import Acceptance, Request, RequestJob, sign
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.events import Events
 from aos.dispatcher.finished import Finished, load_finished
 from aos.dispatcher.flags import rerun_earlier
 from aos.dispatcher.limits import InFlight, Limits
+from aos.dispatcher.log import Log
 from aos.dispatcher.refusals import NotFound, TooMany
 from aos.dispatcher.registry import Registry, now_ms
 from aos.dispatcher.setup import Holder, holder_of, token_hash
@@ -45,6 +47,8 @@ class Submitted:
     job_id: str
     acceptance: dict[str, Any]
     warning: str
+    promise: dict[str, Any] | None = None
+    """The signed promise of the job's leaf in the log; None without a log, and where a first answer is given again."""
 
 
 class Jobs:
@@ -62,7 +66,9 @@ class Jobs:
         under_way: Callable[[], int],
         cancelled: Callable[[int, str, int], Awaitable[None]],
         in_flight: InFlight | None = None,
+        log: Log | None = None,
     ) -> None:
+        self._log = log
         self._in_flight = in_flight or InFlight()
         self._pool = pool
         self._config = config
@@ -166,14 +172,20 @@ class Jobs:
                 clock=clock,
             ),
         ).to_json()
+        salt, first = secrets.token_bytes(SALT_BYTES), 0 if self._log is None else self._log.size
         try:
-            runs, warning = await self._store(new, request, data, nonce, job_id, acceptance, expires_at, key)
+            runs, warning = await self._store(
+                new, request, data, nonce, job_id, acceptance, expires_at, key, salt
+            )
         except UniqueViolationError:
             again = None if key is None else await self._again(new, key)
             if again is None:
                 raise
             return again, []
-        return Submitted(job_id=job_id, acceptance=acceptance, warning=warning), runs
+        promise = None
+        if self._log is not None:
+            promise = self._log.promise(first, salt, fact_bytes(acceptance)).to_json()
+        return Submitted(job_id=job_id, acceptance=acceptance, warning=warning, promise=promise), runs
 
     async def _again(self, new: NewJob, key: str) -> Submitted | None:
         row = await self._known(new, key)
@@ -236,6 +248,7 @@ class Jobs:
         acceptance: dict[str, Any],
         expires_at: int,
         key: str | None,
+        log_salt: bytes,
     ) -> tuple[list[int], str]:
         clock = json.dumps(acceptance["statement"]["clock"])
         values = (
@@ -261,6 +274,7 @@ class Jobs:
             clock,
             json.dumps({"status": "created", "attempt": 0}),
             new.params.max_tokens,
+            log_salt,
         )
         warning = ""
         async with unavailable(), self._pool.acquire() as db:
@@ -348,7 +362,7 @@ class Jobs:
         from aos.dispatcher.answers import build_answer_file
 
         job = await self._job(job_id)
-        return await build_answer_file(self._pool, self._registry, job, attempt)
+        return await build_answer_file(self._pool, self._registry, job, attempt, self._log)
 
     async def draw(self, job_ref: bytes) -> dict[str, Any]:
         """Public: call, record, entries, claims of every attempt, and the open tag where the run is over."""
@@ -469,8 +483,9 @@ _KNOWN = """SELECT t.scopes, p.most_requests, p.most_tokens, m.model_id, m.manif
 _STORE = """WITH mark AS (DELETE FROM flag WHERE project_id = $3 AND user_id = $4 RETURNING tag),
     stored AS (
         INSERT INTO job (job_id, job_ref, project_id, user_id, job_type, model, model_id, request, request_hash,
-                         nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at, events, max_tokens)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1, $22)),
+                         nonce, acceptance, blind, private, idempotency_key, idempotency_hash, created_at, events, max_tokens,
+                         log_salt)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1, $22, $23)),
     told AS (INSERT INTO event (job_id, seq, kind, data) VALUES ($1, 1, 'status', $21))
     INSERT INTO run (job_id, tag, position, state, min_operators, not_before, give_up_at, deadline, expires_at, clock)
     SELECT $1, CASE WHEN $17 <> '' THEN $17 ELSE coalesce((SELECT tag FROM mark), '') END,

@@ -58,6 +58,13 @@ class Metrics:
         self._webhooks = Counter(
             "aos_webhooks", "Tries to tell of a job's end", ["outcome"], registry=self.registry
         )
+        self._leaves = Counter("aos_log_leaves", "Leaves put into the log's tree", registry=self.registry)
+        self._sequencing = Histogram(
+            "aos_log_seconds",
+            "One pass of the log's sequencer, signing included",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
         self._submit = Histogram(
             "aos_submit_seconds",
             "Submission, from body read to stored",
@@ -103,6 +110,11 @@ class Metrics:
         """A job was accepted and stored."""
         self._jobs.labels(job_type).inc()
         self._submit.observe(seconds)
+
+    def sequenced(self, leaves: int, seconds: float) -> None:
+        """The log has put leaves into its tree."""
+        self._leaves.inc(leaves)
+        self._sequencing.observe(seconds)
 
     def disputed(self, event: Literal["opened", "convicted"]) -> None:
         """A game was opened, or somebody convicted."""

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import structlog
 
@@ -12,6 +13,7 @@ from aos.adapters.postgres import Connection, Pool, Record, unavailable
 from aos.core import beacon, draw, vrf
 from aos.core.codec import decode, encode
 from aos.core.encoding import canonical_json
+from aos.core.log.checkpoint import log_key, origin_of
 from aos.core.signing import statement_hash
 from aos.core.statements import (
     Registration,
@@ -22,13 +24,16 @@ from aos.core.statements import (
     sign,
     verify_signed,
 )
+from aos.dispatcher.chain import DispatcherChain, stake_units
 from aos.dispatcher.config import DispatcherConfig
 from aos.errors import AOSError, ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
+from aos.ports import OnChainOperator
 
 log = structlog.get_logger("aos.dispatcher")
 
 MAX_PENDING = 1_000
 _PENDING = "SELECT count(*) FROM operator WHERE NOT admitted"
+CHAIN_PAUSE_S = 5.0
 RANGES = 24
 """How many operators of the default width a registry holds."""
 
@@ -80,9 +85,15 @@ class Registry:
     """Reads and writes the registry of one dispatcher."""
 
     def __init__(
-        self, pool: Pool, config: DispatcherConfig, network: Network, wall_ms: Callable[[], int] = now_ms
+        self,
+        pool: Pool,
+        config: DispatcherConfig,
+        network: Network,
+        wall_ms: Callable[[], int] = now_ms,
+        chain: DispatcherChain | None = None,
     ) -> None:
         self._pool = pool
+        self.chain = chain
         self._config = config
         self.network = network
         self._wall_ms = wall_ms
@@ -90,6 +101,7 @@ class Registry:
         self._in_force: tuple[int, SnapshotInForce] | None = None
         self._by_epoch: dict[int, SnapshotInForce] = {}
         self._anchor = encode(network.beacon_anchor)
+        self._chain_trouble: tuple[float, AOSError] | None = None
 
     @classmethod
     async def load(cls, pool: Pool, config: DispatcherConfig) -> "Registry":
@@ -111,11 +123,21 @@ class Registry:
             beacon_anchor=row["beacon_anchor"],
             beacon_length=row["beacon_length"],
         )
-        return cls(pool, config, facts)
+        return cls(pool, config, facts, chain=await DispatcherChain.open(pool, config))
+
+    async def close(self) -> None:
+        """Let the chain's node go. The pool is the caller's."""
+        if self.chain is not None:
+            await self.chain.close()
 
     def network_file(self) -> dict[str, object]:
         """The public network file (docs/spec/09-http.md)."""
         config = self._config
+        chain: dict[str, object] = {}
+        if self.chain is not None:
+            chain["chain"] = self.chain.facts()
+            if self.chain.beacon:
+                chain["beacon_source"] = "chain"
         return {
             "type": "aos.network",
             "v": 1,
@@ -129,6 +151,11 @@ class Registry:
                 "length": self.network.beacon_length,
             },
             "max_range": self.network.max_range,
+            "log_key": ""
+            if config.keys.log is None
+            else str(log_key(origin_of(config.network, config.keys.address), config.keys.log)),
+            "witnesses": [str(key) for key in config.witnesses],
+            **chain,
         }
 
     def epoch(self) -> int:
@@ -153,17 +180,42 @@ class Registry:
             self._beacon = (epoch, value)
         return self._beacon[1]
 
+    async def beacon(self, epoch: int) -> tuple[bytes, Literal["dispatcher", "chain"]]:
+        """The epoch's beacon (32 bytes) and whose it is. Raises Unavailable ``chain.*``, VerificationError ``chain.*``."""
+        if self.chain is None or not self.chain.beacon:
+            if self._beacon[0] == epoch:
+                return self._beacon[1], "dispatcher"
+            return await asyncio.to_thread(self.beacon_of, epoch), "dispatcher"
+        facts = self.network
+        return await self.chain.beacon_at(epoch, facts.genesis_ms, facts.epoch_ms), "chain"
+
     async def in_force(self, epoch: int) -> SnapshotInForce:
-        """The snapshot for draws of ``epoch``: signed for it or earlier; the next epoch's is signed ahead."""
+        """The snapshot for draws of ``epoch``: signed for it or earlier; the next epoch's is signed ahead.
+
+        With a chain that cannot be read, the one that was signed for this very epoch serves to its end; then
+        Unavailable, VerificationError or InvalidMessage ``chain.*``.
+        """
         if self._in_force is not None and self._in_force[0] == epoch:
             return self._in_force[1]
-        await self._sign_up_to(epoch + 1)
+        trouble: AOSError | None = None
+        try:
+            await self._sign_up_to(epoch + 1)
+        except AOSError as error:
+            if self.chain is None or not error.code.startswith(("chain.", "draw.snapshot")):
+                raise
+            trouble = error
         async with unavailable():
             row = await self._pool.fetchrow(
-                "SELECT signed, entries FROM snapshot WHERE epoch <= $1 ORDER BY epoch DESC LIMIT 1", epoch
+                "SELECT epoch, signed, entries FROM snapshot WHERE epoch <= $1 ORDER BY epoch DESC LIMIT 1",
+                epoch,
             )
         if row is None:
             raise ConfigError("network.not_founded", "this database holds no snapshot")
+        if trouble is not None:
+            if row["epoch"] != epoch:
+                raise trouble
+            log.warning("registry.not_signed", code=trouble.code, message=trouble.message)
+            return _read_snapshot(row["signed"], row["entries"])
         self._in_force = (epoch, _read_snapshot(row["signed"], row["entries"]))
         return self._in_force[1]
 
@@ -219,9 +271,11 @@ class Registry:
             )
         # 3. A number and a range of its own; who waits to be admitted has neither, because keys cost nothing.
         since = 0 if genesis else max(1, self.epoch())  # 0 is the genesis operators' alone: it counts at once
+        admitted = genesis or self._config.open_registration
+        if admitted and self.chain is not None:
+            await self.chain.check_staked(request.node_id, request.vrf_key)
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(4711)")
-            admitted = genesis or self._config.open_registration
             held = await db.fetchrow("SELECT vrf_key FROM operator WHERE node_id = $1", request.node_id)
             if held is not None and held["vrf_key"] != request.vrf_key:
                 raise RuleViolation("registration.exists", "this operator is registered with another VRF key")
@@ -241,6 +295,7 @@ class Registry:
             if admitted and not row["admitted"]:
                 await self._admit_in(db, request.node_id, since)
                 row = await db.fetchrow("SELECT * FROM operator WHERE node_id = $1", request.node_id)
+        await self._give_ranges()
         return _entered(row)
 
     async def _enter_in(
@@ -275,10 +330,17 @@ class Registry:
         return [replace(_entered(row), convicted=row["convicted"]) for row in rows]
 
     async def admit(self, node_id: str) -> Entered:
-        """Give a waiting operator its number and range; it counts two epochs from now. Admitting twice is no change.
+        """Give a waiting operator its number and range; it counts two epochs from now. Admitting twice is no change, but for one
+        that lost its range on the chain: it gets it back.
 
-        Raises RuleViolation ``registration.unknown``, ``registration.full``.
+        Raises RuleViolation ``registration.unknown``, ``registration.full``, with a chain also ``registration.stake`` and
+        what else ``DispatcherChain.check_staked`` raises.
         """
+        if self.chain is not None:
+            async with unavailable():
+                key = await self._pool.fetchval("SELECT vrf_key FROM operator WHERE node_id = $1", node_id)
+            if key is not None:
+                await self.chain.check_staked(node_id, key)
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(4711)")
             admitted = await db.fetchval("SELECT admitted FROM operator WHERE node_id = $1", node_id)
@@ -286,7 +348,25 @@ class Registry:
                 raise RuleViolation("registration.unknown", f"no operator {node_id[:64]} has registered")
             if not admitted:
                 await self._admit_in(db, node_id, max(1, self.epoch()))
-            return _entered(await db.fetchrow("SELECT * FROM operator WHERE node_id = $1", node_id))
+            row = await db.fetchrow("SELECT * FROM operator WHERE node_id = $1", node_id)
+        await self._give_ranges(again=node_id if admitted else None)
+        return _entered(row)
+
+    async def _give_ranges(self, again: str | None = None) -> None:
+        """Have the chain told of every admitted operator. Asked often: it is recorded once, and a process that died between the
+        two is made good for by the next.
+        """
+        if self.chain is None:
+            return
+        if again is not None and again in (await self.chain.view()).operators:
+            again = None
+        async with unavailable():
+            rows = await self._pool.fetch(
+                """SELECT node_id, range_start, range_end FROM operator o WHERE admitted
+                   AND NOT EXISTS (SELECT FROM conviction c WHERE c.node_id = o.node_id) ORDER BY node"""
+            )
+        wanted = {row["node_id"]: (row["range_start"], row["range_end"]) for row in rows}
+        await self.chain.give_ranges(wanted, again=again)
 
     async def _admit_in(self, db: Connection, node_id: str, since: int) -> None:
         start = await db.fetchval("SELECT coalesce(max(range_end), 0) FROM operator")
@@ -303,7 +383,10 @@ class Registry:
         )
 
     async def _sign_up_to(self, epoch: int) -> None:
-        """Sign a snapshot for ``epoch`` where the registry has changed since the last one."""
+        """Sign a snapshot for ``epoch`` where the registry has changed since the last one. With a chain, ranges and stakes are
+        its, and nobody is in it who has none there; what the chain says must itself be a registry (no ranges that overlap).
+        """
+        on_chain = None if self.chain is None else await self._on_chain(self.chain)
         async with unavailable(), self._pool.acquire() as db, db.transaction():
             await db.execute("SELECT pg_advisory_xact_lock(4711)")
             last = await db.fetchrow("SELECT epoch, root, signed FROM snapshot ORDER BY epoch DESC LIMIT 1")
@@ -327,6 +410,12 @@ class Registry:
                 )
                 for row in rows
             ]
+            if on_chain is not None:
+                entries = [
+                    replace(entry, start=there.start, end=there.end, stake=stake_units(there))
+                    for entry in entries
+                    if (there := on_chain.get(entry.node_id)) is not None and there.vrf_key == entry.vrf_key
+                ]
             root = draw.snapshot_root(self._config.network, self.network.max_range, entries)
             previous = b"" if last is None else statement_hash(json.loads(last["signed"])["statement"])
             snapshot = Snapshot(
@@ -346,13 +435,26 @@ class Registry:
                 _text([encode(entry) for entry in entries]),
             )
 
+    async def _on_chain(self, chain: DispatcherChain) -> Mapping[str, OnChainOperator]:
+        """Who has a range there. A node that fails is left alone for a while: every draw would wait for it."""
+        if self._chain_trouble is not None and time.monotonic() < self._chain_trouble[0]:
+            raise self._chain_trouble[1]
+        try:
+            found = (await chain.view()).operators
+        except AOSError as error:
+            self._chain_trouble = (time.monotonic() + CHAIN_PAUSE_S, error)
+            raise
+        self._chain_trouble = None
+        return found
+
     async def keep_signing(self) -> None:
         """Sign the next epoch's snapshot in every epoch, and have its beacon ready. Runs until cancelled."""
         while True:
             try:
                 epoch = self.epoch()
-                await asyncio.to_thread(self.beacon_of, epoch)
                 await self.in_force(epoch)
+                await self.beacon(epoch)
+                await self._give_ranges()
             except AOSError as error:
                 log.warning("registry.not_signed", code=error.code, message=error.message)
             now, facts = self._wall_ms(), self.network
@@ -360,7 +462,9 @@ class Registry:
             await asyncio.sleep(min(left_ms / 1000 + 0.01, 60.0))
 
     async def sign_genesis(self) -> bytes:
-        """Sign the snapshot of epoch 0 and return its root."""
+        """Sign the snapshot of epoch 0 and return its root. With a chain, once its ranges are final there."""
+        if self.chain is not None:
+            await self.chain.settle()
         await self._sign_up_to(0)
         return (await self.by_epoch(0)).root
 

@@ -39,6 +39,10 @@ _HEADERS = {
         "description": "The job id: opens events and answer file under /v1/aos/jobs/.",
         "schema": {"type": "string"},
     },
+    "x-aos-log-promise": {
+        "description": "Signed `aos.log_promise`, base64url of its JSON: the acceptance's leaf in the log.",
+        "schema": {"type": "string"},
+    },
     "x-aos-acceptance": {
         "description": "Signed `aos.acceptance`, base64url of its JSON.",
         "schema": {"type": "string"},
@@ -131,6 +135,8 @@ async def _answer(
         "x-aos-acceptance": b64u_encode(canonical_json(accepted.acceptance)),
         "Cache-Control": "no-store",
     }
+    if accepted.promise is not None:
+        headers["x-aos-log-promise"] = b64u_encode(canonical_json(accepted.promise))
     if asked.stream:
         return StreamingResponse(
             _stream(jobs, streams, answerer),

@@ -104,6 +104,10 @@ def _token(body: dict[str, Any]) -> str | None:
                     "description": "Signed `aos.acceptance`, base64url of its JSON.",
                     "schema": {"type": "string"},
                 },
+                "x-aos-log-promise": {
+                    "description": "Signed `aos.log_promise`, base64url of its JSON: the acceptance's leaf in the log.",
+                    "schema": {"type": "string"},
+                },
                 "x-aos-warning": {
                     "description": "What was not done although asked for: re-runs beyond the quota.",
                     "schema": {"type": "string"},
@@ -128,6 +132,8 @@ async def submit(
     metrics.submitted(new.job_type, time.perf_counter() - begun)
     response = _ok(accepted.job_id)
     response.headers["x-aos-acceptance"] = b64u_encode(canonical_json(accepted.acceptance))
+    if accepted.promise is not None:
+        response.headers["x-aos-log-promise"] = b64u_encode(canonical_json(accepted.promise))
     if accepted.warning:
         response.headers["x-aos-warning"] = accepted.warning
     return response

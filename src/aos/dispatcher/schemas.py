@@ -344,6 +344,39 @@ class RegistryAnswer(Shape):
     entries: list[dict[str, Any]]
 
 
+class LogEntry(Shape):
+    """A leaf: what kind of fact, and its salted hash."""
+
+    index: int
+    kind: str
+    digest: Annotated[str, Field(description="32 bytes as base64url.")]
+
+
+class LogEntries(Shape):
+    """Entries of the log in the tree's order."""
+
+    entries: list[LogEntry]
+
+
+class LogInclusion(Shape):
+    """An inclusion path; hashes are 32 bytes as base64url."""
+
+    index: int
+    size: int
+    root: str
+    path: list[str]
+
+
+class LogConsistency(Shape):
+    """A consistency path; hashes are 32 bytes as base64url."""
+
+    from_: int = Field(alias="from")
+    to: int
+    from_root: str
+    to_root: str
+    path: list[str]
+
+
 class Registered(Shape):
     """Who was entered, and whether it waits to be admitted."""
 

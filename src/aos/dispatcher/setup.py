@@ -1,6 +1,7 @@
 """Founding a network, making projects, admitting operators: what `aos up`, `aos project` and `aos registry` call."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -15,7 +16,7 @@ from aos.core.encoding import tagged_hash
 from aos.core.statements import Registration, Signed
 from aos.dispatcher.config import DispatcherConfig, load_config
 from aos.dispatcher.registry import RANGES, Entered, Registry
-from aos.errors import InvalidMessage, RuleViolation, VerificationError
+from aos.errors import InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MIGRATIONS = "aos.dispatcher.sql"
 SCOPES = ("submit", "read", "flag", "challenge")
@@ -63,9 +64,12 @@ async def found_network(
             ranges=max(RANGES, 2 * len(registrations)),
         )
         registry = await Registry.load(pool, config)
-        for registration in registrations:
-            await registry.register(registration.to_json(), genesis=True)
-        root = await registry.sign_genesis()
+        try:
+            for registration in registrations:
+                await registry.register(registration.to_json(), genesis=True)
+            root = await registry.sign_genesis()
+        finally:
+            await registry.close()
         project_id, token = await create_project(pool, project, quota=config.rerun_quota)
         return Founded(
             network=registry.network_file(),
@@ -91,7 +95,14 @@ async def _write_network(
     async with unavailable(), pool.acquire() as db, db.transaction():
         if await db.fetchval("SELECT 1 FROM job LIMIT 1"):
             raise RuleViolation("network.founded", "this database holds a network with jobs already")
-        await db.execute("TRUNCATE network, operator, snapshot, model, project, token, clock_state CASCADE")
+        if await db.fetchval("SELECT 1 FROM log_checkpoint LIMIT 1"):
+            # Founded anew it would contradict what it has signed.
+            raise RuleViolation(
+                "network.founded", "this database holds a network whose log is signed already"
+            )
+        await db.execute(
+            "TRUNCATE network, operator, snapshot, model, project, token, clock_state, log_leaf, log_head CASCADE"
+        )
         await db.execute(
             """INSERT INTO network (network, address, vrf_key, genesis_ms, epoch_ms, max_range, range_width,
                                     beacon_anchor, beacon_length)
@@ -168,17 +179,25 @@ async def list_operators(config_path: Path) -> list[Entered]:
 
 
 async def admit_operator(config_path: Path, node_id: str) -> Entered:
-    """Raises ConfigError, Unavailable, RuleViolation ``registration.unknown``, ``registration.full``."""
+    """Raises ConfigError, Unavailable, RuleViolation as ``Registry.admit``."""
     async with _opened(config_path) as registry:
-        return await registry.admit(node_id)
+        entered = await registry.admit(node_id)
+        if registry.chain is not None:
+            with contextlib.suppress(Unavailable):  # it is recorded: the running dispatcher sends it
+                await registry.chain.send()
+        return entered
 
 
 @asynccontextmanager
 async def _opened(config_path: Path) -> AsyncIterator[Registry]:
     config = load_config(config_path)
-    pool = await connect_pool(config.pg_url, max_size=1)
+    pool = await connect_pool(config.pg_url, max_size=3)
     try:
-        yield await Registry.load(pool, config)
+        registry = await Registry.load(pool, config)
+        try:
+            yield registry
+        finally:
+            await registry.close()
     finally:
         await pool.close()
 

@@ -113,6 +113,12 @@ class Layout:
         read_or_make(path, lambda: secrets.token_hex(32))
         return path
 
+    def log_key_file(self) -> Path:
+        """The seed that signs the log's checkpoints, made at the first call."""
+        path = self.dispatcher_dir / "log.key"
+        read_or_make(path, lambda: secrets.token_hex(32))
+        return path
+
     def node(self, name: str, kind: NodeKind) -> Node:
         """The operator ``name``; its keys are made at the first call."""
         directory = self.root / name

@@ -71,6 +71,26 @@ Found = Callable[[Genesis], Founded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """An operator as it stakes: its node, and where its transactions are recorded."""
+
+    node: Node
+    pg_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain that the network's registry is to be on. ``prepare(config, accounts)`` deploys the contracts with the key of the
+    dispatcher of that configuration, stakes for the operators, and returns the OperatorRegistry's address; run again, it
+    changes nothing.
+    """
+
+    rpc_url: str
+    chain_id: int
+    prepare: Callable[[Path, Sequence[Account]], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
     """An opML operator of the genesis registry that somebody else runs: its keys are made, no process is started.
 
@@ -111,7 +131,8 @@ class LocalNetwork:
 
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
     ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has. ``guests`` are
-    registered beside the operators; ``settings`` are the dispatcher's, beyond the ones that every local network has.
+    registered beside the operators; ``settings`` are the dispatcher's, beyond the ones that every local network has. With ``chain``
+    stakes and ranges are a contract's.
     Where ``until`` is set before the network is up, the start is given up.
     """
 
@@ -129,6 +150,7 @@ class LocalNetwork:
         guests: Sequence[Guest] = (),
         settings: Mapping[str, Any] | None = None,
         until: threading.Event | None = None,
+        chain: Chain | None = None,
     ) -> None:
         self._layout = Layout(state_dir.resolve())
         self._found = found
@@ -140,7 +162,9 @@ class LocalNetwork:
         self._restart = restart
         self._isas = isas
         self._guests = guests
-        self._settings = settings or {}
+        self._settings = dict(settings or {})
+        self._chain = chain
+        self._operator_registry = ""
         self._until = until or threading.Event()
         self._processes: dict[str, Process] = {}
         self._ready: dict[str, str] = {}
@@ -222,6 +246,10 @@ class LocalNetwork:
         url = f"http://127.0.0.1:{self._port('dispatcher')}"
         self._ensure_databases(postgres, nodes)
         dispatcher_config = self._dispatcher_config(postgres, url)
+        if self._chain is not None:
+            accounts = [Account(node=node, pg_url=postgres.url(node.database)) for node in nodes]
+            self._operator_registry = self._chain.prepare(dispatcher_config, accounts)
+            dispatcher_config = self._dispatcher_config(postgres, url)
         founded = self._founded(postgres, nodes, dispatcher_config, manifest, url)
         self._add_dispatcher(dispatcher_config, url)
         for node in nodes:
@@ -299,11 +327,18 @@ class LocalNetwork:
             "signer_key": "file:signer.key",
             "vrf_key": "file:vrf.key",
             "beacon_seed_file": layout.beacon_seed_file().name,
+            "log_key": f"file:{layout.log_key_file().name}",
             **layout.tee_trust(),
             "accept_tee": ["simulated"],
             "open_registration": True,
             "webhook_loopback": True,
-        } | dict(self._settings)
+        } | self._settings
+        if self._chain is not None:
+            config["chain"] = {
+                "rpc_url": self._chain.rpc_url,
+                "chain_id": self._chain.chain_id,
+                "operator_registry": self._operator_registry,
+            }
         path = layout.dispatcher_dir / "config-dispatcher.yaml"
         write_private(path, yaml.safe_dump(config, sort_keys=False))
         return path
@@ -400,6 +435,9 @@ class LocalNetwork:
             "registry_roots": [founded.registry_root],
             **self._layout.tee_trust(),
             "policy": "dev",
+            "log_key": network["log_key"],
+            "witnesses": [],
+            "witness_quorum": 0,
         }
 
     def _add(self, name: str, argv: list[str], ready: str, env: dict[str, str] | None = None) -> None:
@@ -471,6 +509,12 @@ class LocalNetwork:
             },
             "network": {"id": founded.network["network"], "dispatcher_vrf_key": founded.network["vrf_key"]},
         }
+        if self._chain is not None:
+            config["chain"] = {
+                "chain_rpc_url": self._chain.rpc_url,
+                "chain_id": self._chain.chain_id,
+                "vrf_range_contract": self._operator_registry,
+            }
         write_private(node.config, yaml.safe_dump(config, sort_keys=False))
         argv = ["-m", "aos.operator.runer", "-c", str(node.config)]
         self._add(node.name, argv, f"http://127.0.0.1:{rest}/ready")

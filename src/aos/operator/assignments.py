@@ -39,7 +39,7 @@ from aos.core.statements import (
 )
 from aos.errors import RuleViolation, VerificationError
 from aos.operator.identity import Identity
-from aos.operator.network import BeaconCheck, Network
+from aos.operator.network import BeaconCheck, ChainReader, Network
 from aos.operator.results import make_receipt
 from aos.operator.rows import Assignment, Draw, NewAssignment
 from aos.operator.store import Store
@@ -97,6 +97,7 @@ class Assignments:
         wake: Callable[[], None],
         stop: Callable[[bytes, int], None],
         now_ms: Callable[[], int],
+        chain: ChainReader | None = None,
     ) -> None:
         self._store = store
         self._identity = identity
@@ -106,7 +107,7 @@ class Assignments:
         self._wake = wake
         self._stop = stop
         self._now_ms = now_ms
-        self._beacon = BeaconCheck(network)
+        self._beacon = BeaconCheck(network, chain)
 
     # --- dispatch_job
 
@@ -120,7 +121,7 @@ class Assignments:
         dispatch = decode(_Dispatch, body, where="dispatch")
         job_ref = hashes.job_ref(dispatch.job_id)
         draw = await self._store.draw(job_ref, dispatch.attempt)
-        new, record = self._verify_dispatch(dispatch, job_ref, draw)
+        new, record = await self._verify_dispatch(dispatch, job_ref, draw)
         await self._check_first_draw(dispatch, job_ref)
         held = await self._store.assignment(job_ref, dispatch.attempt)
         if held is None and dispatch.deadline <= self._now_ms():
@@ -138,7 +139,7 @@ class Assignments:
         self._wake()
         return {}
 
-    def _verify_dispatch(
+    async def _verify_dispatch(
         self, dispatch: _Dispatch, job_ref: bytes, draw: Draw | None
     ) -> tuple[NewAssignment, Signed[DrawRecord]]:
         address = self._network.dispatcher
@@ -178,7 +179,7 @@ class Assignments:
         if (role == "checker") != (dispatch.stream is not None):
             raise VerificationError("dispatch.stream", "a checker gets the stream, nobody else does")
         # 5. The sampling seed: the request's own, or what attempt 1's draw seed gives.
-        seed, source = self._sampling_seed(dispatch, request, call, job_ref)
+        seed, source = await self._sampling_seed(dispatch, request, call, job_ref)
         new = NewAssignment(
             job_ref=job_ref,
             attempt=dispatch.attempt,
@@ -197,7 +198,7 @@ class Assignments:
         )
         return new, record
 
-    def _sampling_seed(
+    async def _sampling_seed(
         self, dispatch: _Dispatch, request: Request, call: Signed[DrawCall], job_ref: bytes
     ) -> tuple[str, Literal["request", "draw"]]:
         if (dispatch.attempt == 1) != (dispatch.first_draw is None):
@@ -219,7 +220,7 @@ class Assignments:
                 dispatcher=self._network.dispatcher,
                 vrf_key=self._network.vrf_key,
             )
-            self._beacon.verify(first.statement)
+            await self._beacon.verify(first.statement)
         if request.job.params.seed is not None:
             return request.job.params.seed, "request"
         return hashes.sampling_seed_from_draw(first.statement.draw_seed), "draw"

@@ -66,6 +66,20 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChainConfig:
+    """The chain that this operator reads its range from, and stakes on (docs/chain.md)."""
+
+    rpc_url: str
+    chain_id: int
+    operator_registry: str
+    max_range: int
+    max_fee_gwei: int
+
+    def __repr__(self) -> str:
+        return f"ChainConfig({self.chain_id}, {self.operator_registry})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorConfig:
     """A checked configuration. Relative paths start at ``directory``."""
 
@@ -97,6 +111,8 @@ class OperatorConfig:
     network: str
     development: bool
     dispatcher_vrf_key: str
+    chain: ChainConfig | None
+    """None: no chain is read; the dispatcher's signed snapshot says which range is this operator's."""
     rows_maximum: int
     directory: Path
     warnings: tuple[Warned, ...]
@@ -231,6 +247,15 @@ def _settings(path: Path | None, environ: Mapping[str, str]) -> tuple[dict[str, 
         for name, setting in settings.items()
         if setting.key.unused and setting.given
     ]
+    if settings["chain.chain_id"].value in ("", "0"):
+        warnings += [
+            Warned(
+                key=name,
+                reason="unused: without chain.chain_id no chain is read; ranges are those of the dispatcher's signed registry",
+            )
+            for name in ("chain.chain_rpc_url", "chain.vrf_range_contract", "chain.vrf_sort_precision")
+            if settings[name].given
+        ]
     for name in ("node.signer_key", "node.vrf_key"):
         if is_hex_key(str(settings[name].value)):
             warnings.append(
@@ -302,7 +327,7 @@ class _Values:
 
     def integer(self, name: str) -> int:
         key, text = _BY_NAME[name], self.text(name)
-        if not re.fullmatch(r"[0-9]{1,12}", text) or not key.low <= int(text) <= key.high:
+        if not re.fullmatch(r"[0-9]{1,16}", text) or not key.low <= int(text) <= key.high:
             raise _bad(name, f"must be a whole number from {key.low} to {key.high}")
         return int(text)
 
@@ -379,6 +404,7 @@ def _checked(settings: Mapping[str, Setting], warnings: list[Warned], directory:
         network=network,
         development=values.flag("network.development") or _DEVELOPMENT.fullmatch(network) is not None,
         dispatcher_vrf_key=vrf_public,
+        chain=_chain(values),
         rows_maximum=values.integer("api.read_maximum"),
         directory=directory,
         warnings=tuple(warnings),
@@ -432,6 +458,23 @@ def _split(name: str, url: str) -> Any:
         return parts
     except ValueError:
         raise _bad(name, "is not an address") from None
+
+
+def _chain(values: _Values) -> ChainConfig | None:
+    chain_id = values.integer("chain.chain_id")
+    if not chain_id:
+        return None
+    url = values.needed("chain.chain_rpc_url", "chain.chain_id is set, so a chain is to be read")
+    parts = _split("chain.chain_rpc_url", url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _bad("chain.chain_rpc_url", "must be an http or https URL")
+    return ChainConfig(
+        rpc_url=url,
+        chain_id=chain_id,
+        operator_registry=values.address("chain.vrf_range_contract"),
+        max_range=10 ** values.integer("chain.vrf_sort_precision"),
+        max_fee_gwei=values.integer("chain.max_fee_gwei"),
+    )
 
 
 def _token(values: _Values, directory: Path) -> str:

@@ -14,7 +14,7 @@ from aos.core.statements import DrawCall, Signed, VrfClaim, sign, verify_signed
 from aos.errors import RuleViolation, VerificationError
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
-from aos.operator.network import BeaconCheck, Network, Registry
+from aos.operator.network import BeaconCheck, ChainReader, Network, Registry
 from aos.operator.rows import Draw
 from aos.operator.store import Store
 
@@ -44,7 +44,9 @@ class Draws:
         wake: Callable[[], None],
         now_ms: Callable[[], int],
         metrics: Metrics,
+        chain: ChainReader | None = None,
     ) -> None:
+        self._chain = chain
         self._store = store
         self._identity = identity
         self._network = network
@@ -53,7 +55,7 @@ class Draws:
         self._wake = wake
         self._now_ms = now_ms
         self._metrics = metrics
-        self._beacon = BeaconCheck(network)
+        self._beacon = BeaconCheck(network, chain)
 
     async def on_draw_call(self, body: object) -> dict[str, Any]:
         """Handle ``draw_call``: verify, answer, store. The claim follows as a message of its own.
@@ -91,7 +93,7 @@ class Draws:
         now = self._now_ms()
         if abs(statement.epoch - self._network.epoch_at(now)) > EPOCH_TOLERANCE:
             raise RuleViolation("draw.epoch", "the draw call is of another epoch", field="draw_call.epoch")
-        self._beacon.verify(statement)
+        await self._beacon.verify(statement)
         # 4. Over a snapshot that holds this operator with its key, old enough and offering the model.
         snapshot = await self._registry.snapshot(self._network, statement.snapshot_root)
         if snapshot.epoch > statement.epoch:
@@ -103,7 +105,10 @@ class Draws:
             raise VerificationError("draw.not_eligible", "this operator is not eligible in this draw")
         if entry.vrf_key != self._identity.vrf_key:
             raise VerificationError("draw.foreign_key", "the registry holds another VRF key of this operator")
-        # 5. The one answer.
+        # 5. With the range that the contract gives it, where a chain is read.
+        if self._chain is not None:
+            await self._chain.check_range(entry, self._network.epoch_ms)
+        # 6. The one answer.
         await self._answer(call, now)
         self._wake()
         return {}

@@ -26,6 +26,7 @@ from aos.operator.draws import Draws, Readiness
 from aos.operator.identity import Identity
 from aos.operator.metrics import Metrics
 from aos.operator.network import (
+    ChainReader,
     Network,
     Registry,
     check_pinned,
@@ -83,7 +84,9 @@ class LinkClient:
         metrics: Metrics,
         disputes: Disputes,
         now_ms: Callable[[], int],
+        chain: ChainReader | None = None,
     ) -> None:
+        self._chain = chain
         self._disputes = disputes
         self._config = config
         self._identity = identity
@@ -185,6 +188,7 @@ class LinkClient:
             wake=self._outbox.wake,
             now_ms=self._now_ms,
             metrics=self._metrics,
+            chain=self._chain,
         )
         assignments = Assignments(
             self._store,
@@ -195,6 +199,7 @@ class LinkClient:
             wake=self._outbox.wake,
             stop=self._board.stop,
             now_ms=self._now_ms,
+            chain=self._chain,
         )
         self._handlers = {
             "draw_call": draws.on_draw_call,

@@ -7,7 +7,7 @@ dispatcher's signature and the root over all entries are checked before this ope
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -34,6 +34,7 @@ class Network:
     epoch_ms: int
     anchor: bytes
     length: int
+    beacon_source: str
 
     def epoch_at(self, time_ms: int) -> int:
         return beacon.epoch_of(time_ms, self.genesis, self.epoch_ms)
@@ -55,6 +56,7 @@ def read_network(value: object) -> Network:
             epoch_ms=_count(members["epoch_ms"], low=1),
             anchor=b64u_decode(_word(chain["anchor"]), length=32),
             length=_count(chain["length"], low=1),
+            beacon_source=_word(members.get("beacon_source", "dispatcher")),
         )
     except (KeyError, TypeError, IndexError, InvalidMessage) as error:
         raise InvalidMessage("network.file", f"the network file is incomplete: {error}") from error
@@ -73,20 +75,49 @@ def _count(value: object, *, low: int = 0) -> int:
     return value
 
 
-class BeaconCheck:
-    """``verify_beacon`` that remembers the last epoch's result, so that one epoch's draws hash its chain once."""
+class ChainReader(Protocol):
+    """What an operator asks its own node (``aos.operator.chain``)."""
 
-    def __init__(self, network: Network) -> None:
+    async def check_range(self, entry: SnapshotEntry, epoch_ms: int) -> None:
+        """Raises VerificationError ``chain.range`` where the contract gives this operator another range."""
+
+    async def block_hash(self, time_s: int) -> bytes:
+        """Hash of the first block that is not older; it is final. Raises Unavailable ``chain.*``."""
+
+
+class BeaconCheck:
+    """Checks beacons; remembers the last epoch's, so that one epoch's draws hash its chain, or ask the node, once."""
+
+    def __init__(self, network: Network, chain: ChainReader | None = None) -> None:
         self._network = network
+        self._chain = chain
         self._known: tuple[int, bytes] | None = None
 
-    def verify(self, call: DrawCall) -> None:
-        """Raises VerificationError ``beacon.mismatch``, ``beacon.source``; InvalidMessage ``beacon.*``."""
-        if call.beacon_source != "dispatcher":
-            raise VerificationError("beacon.source", "this network's beacon is the dispatcher's hash chain")
+    async def verify(self, call: DrawCall) -> None:
+        """Raises VerificationError ``beacon.mismatch``, ``beacon.source``; InvalidMessage ``beacon.*``; with a chain's beacon
+        also Unavailable ``chain.*``.
+        """
+        network = self._network
+        if call.beacon_source != network.beacon_source:
+            raise VerificationError(
+                "beacon.source",
+                f"this network's beacon is not the {call.beacon_source}'s",
+                field="beacon_source",
+            )
         if self._known == (call.epoch, call.beacon):
             return
-        beacon.verify_beacon(self._network.anchor, call.epoch, call.beacon)
+        if call.beacon_source == "dispatcher":
+            beacon.verify_beacon(network.anchor, call.epoch, call.beacon)
+        elif self._chain is None:
+            raise VerificationError(
+                "beacon.source",
+                "this network's beacon is a chain's, and this operator reads none",
+                hint="set chain.chain_id, chain.chain_rpc_url and chain.vrf_range_contract",
+            )
+        elif call.beacon != await self._chain.block_hash(
+            beacon.block_time(call.epoch, network.genesis, network.epoch_ms)
+        ):
+            raise VerificationError("beacon.mismatch", "the beacon is not the epoch's block", field="beacon")
         self._known = (call.epoch, call.beacon)
 
 

@@ -23,6 +23,7 @@ from aos.core.encoding import b64u_encode
 from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.attesting import Attesting
 from aos.operator.audits import Audits
+from aos.operator.chain import OperatorAccount
 from aos.operator.config import OperatorConfig
 from aos.operator.court import CourtClient
 from aos.operator.disputes import Disputes
@@ -132,6 +133,7 @@ class OperatorNode:
         registry: Registry,
         clients: list[WorkerClient],
     ) -> None:
+        account = await OperatorAccount.open(self._config, self._identity)
         board = Board()
         outbox = Outbox(store, self._identity)
         self._store = store
@@ -179,6 +181,7 @@ class OperatorNode:
             metrics=self.metrics,
             disputes=disputes,
             now_ms=now_ms,
+            chain=account,
         )
         self._runners = [
             Runner(
@@ -214,6 +217,7 @@ class OperatorNode:
             audits.run(),
             server.serve(sockets=[listener]),
             self._stop.wait(),
+            *([] if account is None else [account.keep()]),
         ]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
@@ -224,6 +228,8 @@ class OperatorNode:
             listener.close()
             await end_tasks(tasks)
             await court.close()
+            if account is not None:
+                await account.close()
 
     async def _erase(self) -> None:
         while True:

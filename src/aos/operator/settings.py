@@ -75,17 +75,10 @@ KEYS: tuple[Key, ...] = (
     Key(name="network.id"),
     Key(name="network.development", kind="flag", default="false"),
     Key(name="network.dispatcher_vrf_key"),
-    Key(
-        name="chain.chain_rpc_url",
-        unused="this version's registry is the dispatcher's, signed and checked; no chain is read",
-    ),
-    Key(
-        name="chain.vrf_range_contract",
-        unused="this version's registry is the dispatcher's, signed and checked; no chain is read",
-    ),
-    Key(
-        name="chain.vrf_sort_precision",
-        unused="the width of all ranges is in the signed registry snapshot (max_range)",
-    ),
+    Key(name="chain.chain_rpc_url", secret=True),
+    Key(name="chain.chain_id", kind="integer", default="0", high=2**53 - 1),
+    Key(name="chain.vrf_range_contract"),
+    Key(name="chain.vrf_sort_precision", kind="integer", default="6", low=2, high=12),
+    Key(name="chain.max_fee_gwei", kind="integer", default="200", low=1, high=1_000_000),
     Key(name="api.read_maximum", kind="integer", default="20", low=1, high=1000),
 )

@@ -13,7 +13,6 @@ from eth_abi.exceptions import DecodingError
 from eth_utils.abi import (
     event_abi_to_log_topic,
     function_abi_to_4byte_selector,
-    get_abi_input_names,
     get_abi_input_types,
     get_abi_output_types,
 )
@@ -130,14 +129,8 @@ class Contract:
             return Event(contract=self.name, name=item["name"], args=args)
         return None
 
-    def argument_names(self, function: str) -> list[str]:
-        return get_abi_input_names(self._item("function", function))  # type: ignore[return-value]
-
     def selector(self, function: str) -> bytes:
         return bytes(function_abi_to_4byte_selector(self._item("function", function)))
-
-    def topic(self, event: str) -> bytes:
-        return bytes(event_abi_to_log_topic(self._item("event", event)))
 
     def _item(self, kind: str, name: str) -> Any:
         for item in self.abi:

@@ -41,14 +41,14 @@ def find_anvil() -> Path | None:
 
 
 class EmbeddedAnvil:
-    """A node at ``url``. Every transaction is mined at once; it forgets its chain when it stops, unless ``state``
-    names a file that keeps it.
+    """A node at ``url``. Every transaction is mined at once, or every ``block_s`` seconds; a block is final when two lie on it.
+    It forgets its chain when it stops.
     """
 
-    def __init__(self, directory: Path, *, state: Path | None = None, port: int = 0) -> None:
+    def __init__(self, directory: Path, *, block_s: int | None = None) -> None:
         self._log = directory / "anvil.log"
-        self._state = state
-        self._port = port
+        self._block_s = block_s
+        self._port = 0
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,7 +62,7 @@ class EmbeddedAnvil:
         return self._popen.pid if self._popen is not None and self._popen.poll() is None else None
 
     def start(self) -> str:
-        """Start it, at the port that it had; return its address once it listens.
+        """Start it; return its address once it listens.
 
         Raises ConfigError ``embedded.not_installed``, Unavailable ``embedded.start_failed``.
         """
@@ -73,9 +73,11 @@ class EmbeddedAnvil:
                 "the node `anvil` is not installed",
                 hint="`make chain-tools` installs it with npm; AOS_ANVIL= names one that is elsewhere",
             )
-        keep = [] if self._state is None else ["--state", str(self._state)]
         # Prague's rules: with the price of calldata that the gas ceilings are for.
-        argv = [str(program), "--host", "127.0.0.1", "--port", str(self._port), "--hardfork", "prague", *keep]
+        argv = [str(program), "--host", "127.0.0.1", "--port", str(self._port), "--hardfork", "prague"]
+        argv += ["--slots-in-an-epoch", "1"]
+        if self._block_s is not None:
+            argv += ["--block-time", str(self._block_s)]
         with self._log.open("wb") as log:
             self._popen = spawn(argv, output=log)
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -89,7 +91,7 @@ class EmbeddedAnvil:
         return self.url
 
     def stop(self) -> None:
-        """End it, its state written where it keeps one. Safe to call twice."""
+        """End it. Safe to call twice."""
         if self._popen is not None and self._popen.poll() is None:
             self._popen.terminate()
             try:

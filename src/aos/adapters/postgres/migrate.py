@@ -72,7 +72,7 @@ async def applied_migrations(connection: Connection, package: str) -> dict[str, 
 
 
 async def describe_schema(connection: Connection) -> list[str]:
-    """Tables, columns, constraints and indexes of the schema ``public`` in words, sorted.
+    """Tables, columns, constraints, indexes, triggers and functions of the schema ``public`` in words, sorted.
 
     Two equal lists are equal schemas. The migrations' own ledger is left out.
     """
@@ -98,6 +98,18 @@ async def describe_schema(connection: Connection) -> list[str]:
     indexes = await connection.fetch(
         "SELECT tablename AS rel, indexdef AS def FROM pg_indexes WHERE schemaname = 'public'"
     )
+    triggers = await connection.fetch(
+        """
+        SELECT pg_get_triggerdef(t.oid) AS def FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND NOT t.tgisinternal
+        """
+    )
+    functions = await connection.fetch(
+        """
+        SELECT pg_get_functiondef(p.oid) AS def FROM pg_proc p
+        JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'public'
+        """
+    )
     lines = [
         " ".join(
             ["column", f"{r['rel']}.{r['col']}", r["kind"], "not null" * r["req"], r["init"], r["ident"]]
@@ -106,4 +118,5 @@ async def describe_schema(connection: Connection) -> list[str]:
     ]
     lines += [f"constraint {r['rel']} {r['name']} {r['def']}" for r in constraints]
     lines += [f"index {r['rel']} {r['def']}" for r in indexes]
+    lines += [f"trigger {r['def']}" for r in triggers] + [f"function {r['def']}" for r in functions]
     return sorted(line for line in lines if " aos_migration" not in line.replace(".", " "))

@@ -7,15 +7,14 @@ _LATER: tuple[tuple[int, str, Needs, str], ...] = (
         28,
         "requester grinds prompts or ids",
         "chain",
-        "the beacon is the dispatcher's; nobody else's enters the draw seed",
+        "this command's network has no chain; with one, a block enters the draw seed",
     ),
     (
-        54,
-        "D drops, tells two histories, reorders, back-dates",
-        "log",
-        "two histories told to two strangers go unseen",
+        41,
+        "many identities of one owner",
+        "",
+        "each costs a stake where the registry is on a chain, and nothing elsewhere",
     ),
-    (41, "many identities of one owner", "", "registration costs nothing in this version"),
     (42, "requester, operator and verifier in one hand", "", "whose trust file it is decides"),
 )
 

@@ -15,6 +15,7 @@ from aos.core.answer import Answer, seated_only, write_answer
 from aos.core.encoding import canonical_json
 from aos.core.signing import CURVE_ORDER
 from aos.core.statements import sign
+from aos.core.trust import load_policy
 from aos.errors import RuleViolation
 
 STRANGER = bytes.fromhex("5ca1ab1e" * 8)
@@ -193,6 +194,7 @@ def _doubled(value: Any, path: Path) -> bytes:
     "encoding.duplicate_key",
     *RETYPED,
     "field.unknown",
+    "unchecked log-1",
 )
 async def every_field(live: Live, t: Trial) -> None:
     answer = await live.single()
@@ -202,6 +204,10 @@ async def every_field(live: Live, t: Trial) -> None:
     named = [path for path, _ in everything if isinstance(path[-1], str)]
     objects = [path for path, value in everything if isinstance(value, dict) and path[-1] != "clock"]
 
+    required = [
+        path for path in named if path != ("log",)
+    ]  # the one member of this file that may be left out
+
     def wrap(value: Any) -> Any:
         return True if isinstance(value, list) else [value]
 
@@ -209,7 +215,7 @@ async def every_field(live: Live, t: Trial) -> None:
         return value | {"zzz": "1"}
 
     for name, wanted, cases in (
-        ("dropped", ("field.missing",), [_changed(document, path, lambda _: GONE) for path in named]),
+        ("dropped", ("field.missing",), [_changed(document, path, lambda _: GONE) for path in required]),
         ("written twice", ("encoding.duplicate_key",), [_doubled(document, path) for path in named]),
         ("retyped", RETYPED, [_changed(document, path, wrap) for path in named]),
         ("extended", ("field.unknown",), [_changed(document, path, extend) for path in objects]),
@@ -217,6 +223,10 @@ async def every_field(live: Live, t: Trial) -> None:
         found = [live.judge(case)[0] for case in cases]
         odd = next((code for code in found if code not in wanted), found[0])
         t.attack(f"{name}: {len(cases)} members, one by one", wanted, odd)
+    policy = load_policy("dev")
+    strict = replace(policy, required=(*policy.required, "log-1"))
+    unlogged = _changed(document, ("log",), lambda _: GONE)
+    t.attack("its place in the log left out", "unchecked log-1", live.judge(unlogged, policy=strict))
     t.twin("no member changed", _placed(live, _compact(document)))
     t.twin("the whole file", live.judge(answer))
     body = live.seed_body()

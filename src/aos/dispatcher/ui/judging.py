@@ -14,6 +14,7 @@ from aos.core.report import Report
 from aos.core.trust import Trust, TrustedBeacon, TrustedDispatcher, load_policy
 from aos.dispatcher.answers import build_answer_file
 from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.log import Log
 from aos.dispatcher.registry import Registry
 
 MOST_KEPT = 512
@@ -23,8 +24,8 @@ MOST_BYTES = 1024 * 1024
 class Judge:
     """Judges answers of one dispatcher."""
 
-    def __init__(self, pool: Pool, config: DispatcherConfig, registry: Registry) -> None:
-        self._pool, self._config, self._registry = pool, config, registry
+    def __init__(self, pool: Pool, config: DispatcherConfig, registry: Registry, log: Log | None) -> None:
+        self._pool, self._config, self._registry, self._log = pool, config, registry, log
         self._kept: OrderedDict[tuple[str, int], Report | None] = OrderedDict()
         self._turn = asyncio.Semaphore(2)
 
@@ -40,7 +41,7 @@ class Judge:
                 return self._kept[key]
             async with unavailable():
                 job = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
-            data = await build_answer_file(self._pool, self._registry, job, attempt)
+            data = await build_answer_file(self._pool, self._registry, job, attempt, self._log)
             report = None if len(data) > MOST_BYTES else await asyncio.to_thread(self._judge, data)
             self._kept[key] = report
             if len(self._kept) > MOST_KEPT:
@@ -63,4 +64,7 @@ class Judge:
             tee_roots=config.tee_roots,
             tee_measurements=config.tee_measurements,
             policy="dev",
+            log_key="" if self._log is None else str(self._log.key),
+            witnesses=tuple(map(str, config.witnesses)),
+            witness_quorum=config.log.quorum,
         )

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -27,6 +29,7 @@ NAV = (
     ("/ui/models", "Models"),
     ("/ui/attestations", "Attestations"),
     ("/ui/playground", "Playground"),
+    ("/ui/verify", "Verify"),
 )
 
 
@@ -35,6 +38,16 @@ def static(name: str) -> tuple[bytes, str] | None:
     if name not in _STATIC:
         return None
     return resources.files(__package__).joinpath("static", name).read_bytes(), _STATIC[name]
+
+
+@cache
+def verifier() -> tuple[bytes, dict[str, str]]:
+    """The browser verifier (packages/browser) and its headers: the policy that the file itself states, and no frame."""
+    data = resources.files(__package__).joinpath("verify.html").read_bytes()
+    stated = re.search(rb'Content-Security-Policy" content="([^"]+)"', data)
+    assert stated is not None  # noqa: S101  its build writes it
+    policy = f"{stated[1].decode('ascii')}; frame-ancestors 'none'"
+    return data, {**SECURITY, "Content-Security-Policy": policy, "Cache-Control": "no-cache"}
 
 
 def _mark() -> str:

@@ -16,13 +16,14 @@ from aos.core.job import STATES, STATUS
 from aos.core.tee import read_evidence
 from aos.dispatcher.config import DispatcherConfig
 from aos.dispatcher.jobs import BadToken, Jobs, check_scope
+from aos.dispatcher.log import Log
 from aos.dispatcher.offers import offers_of
 from aos.dispatcher.refusals import NotFound
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.streams import Streams
 from aos.dispatcher.ui import figures, plots, store, story
 from aos.dispatcher.ui.judging import Judge
-from aos.dispatcher.ui.pages import NAV, SECURITY, page, static
+from aos.dispatcher.ui.pages import NAV, SECURITY, page, static, verifier
 from aos.errors import AOSError, InvalidMessage, RuleViolation
 
 MOST_FOLLOWERS = 256
@@ -35,9 +36,11 @@ KEEP_ALIVE_LOOKS = 15
 class Explorer:
     """What the pages of one dispatcher share."""
 
-    def __init__(self, pool: Pool, config: DispatcherConfig, registry: Registry, jobs: Jobs) -> None:
+    def __init__(
+        self, pool: Pool, config: DispatcherConfig, registry: Registry, jobs: Jobs, log: Log | None
+    ) -> None:
         self.pool, self.config, self.registry, self.jobs = pool, config, registry, jobs
-        self.judge = Judge(pool, config, registry)
+        self.judge = Judge(pool, config, registry, log)
         self.streams = Streams(most=MOST_FOLLOWERS, most_a_job=MOST_FOLLOWERS)
         self._kept: dict[str, tuple[float, Any]] = {}
         self._reading: dict[str, asyncio.Lock] = {}
@@ -328,6 +331,13 @@ async def playground(request: Request) -> Response:
         models=offers,
         levels=sorted({level for offer in offers for level in offer["aos"]["verify"]}),
     )
+
+
+@router.get("/verify")
+async def verify() -> Response:
+    """The browser verifier, the same bytes that work opened from disk."""
+    data, headers = verifier()
+    return Response(data, media_type="text/html; charset=utf-8", headers=headers)
 
 
 @data_router.get("/static/{name}")

@@ -1,0 +1,36 @@
+/** What each check proves, and what to do where it fails, in words for everybody (docs/verify-a-receipt.md). */
+export const ABOUT = {
+  "file-1": "The file has one reading: size, UTF-8, strict JSON in its canonical form, exactly the members of its version.",
+  "trust-1": "Network and dispatcher are those that your trust file names.",
+  "receipt-1": "The operator’s key signed this receipt as it stands; receipt and signatures are at most 2 KB.",
+  "receipt-2": "The dispatcher saw this receipt and this signature, this draw and this commit set, and signed that.",
+  "io-1": "The saved request is the one that was signed, for this network and dispatcher.",
+  "io-2": "The saved text and tokens are the ones that were signed.",
+  "params-1": "Model, parameters and job type are the requested ones; the length is possible; no stop string was passed.",
+  "accept-1": "The dispatcher accepted exactly this request before the first draw.",
+  "beacon-1": "The draw’s randomness is that of its epoch, under the anchor that you trust. The chain is the dispatcher’s own.",
+  "registry-1": "The operators come from a registry that your trust file names.",
+  "draw-1": "The draw’s seed is proven; every entry, claim, count and seat is recomputed here.",
+  "vrf-1": "This operator had this seat by its own proof, or by the public rule that fills seats.",
+  "seed-1": "The sampling seed is the request’s own or follows from the first draw: nobody shopped for a nicer one.",
+  "commit-1": "The operator was bound to this result before anybody revealed one; every seat is accounted for.",
+  "agree-1": "The other operators signed the same result, bit for bit.",
+  "resolve-1": "Where results differed: the dispatcher’s signed word about which one is left and who lost.",
+  "clock-1": "The signed messages are in an order that can have happened.",
+  "tee-1": "The enclave’s statements are of this answer, operator and model, signed by the key of its boot.",
+  "tee-2": "A platform whose root you trust vouches for that boot and key, and it is no debug enclave.",
+  "tee-3": "The enclave runs an image that your trust file names.",
+  "local-1": "Your own machine computed the same tokens and state root. Only the command line can: aos verify --replay --model FILE.",
+};
+
+export const HINTS = {
+  "file-1": "The file was damaged or changed: get it again, or ask for the job’s answer anew.",
+  "trust-1": "The answer is of another network or dispatcher than your trust file names.",
+  "receipt-1": "The operator did not sign this receipt as it stands: it was changed, or made by somebody else.",
+  "receipt-2": "The dispatcher did not countersign this receipt.",
+  "io-1": "The saved request is not the one that was signed.",
+  "io-2": "The text or its tokens are not those that the operator signed.",
+  "agree-1": "Operators did not sign the same result: do not rely on this answer.",
+  "tee-2": "A simulated enclave proves nothing about hardware; only a policy such as “dev” accepts it.",
+  "tee-3": "The enclave runs an image that the trust file does not name: do not believe what it says of itself.",
+};

@@ -1,0 +1,553 @@
+"""``aos log``: read a dispatcher's transparency log, watch it, witness it, and judge what convicts it (docs/spec/15-log.md)."""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aos.cli import voice
+from aos.cli.help import Command, Group
+from aos.errors import AOSError, ConfigError, RuleViolation, Unavailable, VerificationError
+
+_CONVICTED = 10
+_EVIDENCE_MISSING = 12
+_WAITING = 11
+MAX_STATE_BYTES = 65_536
+
+log_app = typer.Typer(
+    help="Read, watch and witness a dispatcher's transparency log.",
+    cls=Group,
+    epilog="""aos log checkpoint
+aos log watch --once
+aos log convict log-conviction.json""",
+    no_args_is_help=True,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Url = Annotated[
+    str | None, typer.Option(metavar="URL", help="Dispatcher; default $AOS_URL, then .aos/client.json.")
+]
+TrustFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Trust file; default: $AOS_TRUST or .aos/trust.json.")
+]
+
+
+@log_app.command(
+    "checkpoint",
+    cls=Command,
+    short_help="Fetch the latest checkpoint and check it.",
+    epilog="""aos log checkpoint
+aos log checkpoint --url https://dispatcher.example --trust trust.json --json""",
+)
+def checkpoint(*, url: Url = None, trust: TrustFile = None, as_json: AsJson = False) -> None:
+    """Print the log's latest checkpoint, a C2SP signed note, and who signed it.
+
+    Exit codes: 0 signed by the trusted log, 10 not, 20 unreachable, 30 no trust file, or one that names no log.
+    """
+    from aos.core.log.checkpoint import verify_checkpoint, witnessed
+
+    trusted = _trust(trust)
+    key = _log_key(trusted)
+    with _reader(url) as reader:
+        text = reader.checkpoint()
+    found = verify_checkpoint(text, key)
+    names = [witness.name for witness in witnessed(found.note, trusted.witness_keys)]
+    if as_json:
+        head = {"origin": found.head.origin, "size": found.head.size, "root": found.head.root.hex()}
+        value = head | {"time_s": found.time_s, "witnesses": names, "checkpoint": text}
+        voice.data_json("log.checkpoint", value)
+        return
+    voice.data_of_others(text, end="")
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found.time_s))
+    voice.say(
+        f"{found.head.size} leaves, signed by the trusted log at {when}, cosigned by "
+        f"{len(names)} of {len(trusted.witnesses)} trusted witnesses"
+    )
+
+
+@log_app.command(
+    "show",
+    cls=Command,
+    short_help="List entries.",
+    epilog="""aos log show
+aos log show 1000 --limit 50 --json""",
+)
+def show(
+    start: Annotated[int, typer.Argument(min=0, help="The first index.")] = 0,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """List entries of the log in its order: of what kind each fact is, and its salted hash."""
+    with _reader(url) as reader:
+        listed = reader.entries(start, limit)
+    if as_json:
+        voice.data_json("log.show", {"entries": listed})
+        return
+    for entry in listed:
+        index, kind, digest = (str(entry.get(name, "?")) for name in ("index", "kind", "digest"))
+        voice.data_of_others(f"{index:>8}  {kind:<12}  {digest}")
+    if not listed:
+        voice.say("no entries there")
+
+
+@log_app.command(
+    "watch",
+    cls=Command,
+    short_help="Keep the last checkpoint, shout when history changes.",
+    epilog="""aos log watch --once
+aos log watch --state watch.json --every 60
+aos log watch --once --url https://dispatcher.example --trust trust.json --json""",
+)
+def watch(
+    *,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the last checkpoint is kept; default log-watch.json beside the trust file.",
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    every: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds between two looks.")] = 60,
+    url: Url = None,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the log's checkpoint with the last one, and keep the larger. What contradicts it is saved and never overwritten.
+
+    Exit codes: 0 history goes on (--once), 10 it does not: a conviction, or what the log could not show, is saved beside the state,
+    20 unreachable (--once; without it the watch goes on), 30 no trust file, or a damaged state.
+    """
+    from aos.client.log import look
+
+    key = _log_key(_trust(trust))
+    path = state or _default_state()
+    with _reader(url) as reader:
+        while True:
+            held = _held(path, key)
+            try:
+                found = look(reader, key, held)
+            except Unavailable as error:
+                if once:
+                    raise
+                voice.say(f"{voice.bold('unreachable')}: {error.message}; trying again in {every} s")
+                time.sleep(every)
+                continue
+            if found.conviction is not None or found.broken is not None:
+                raise SystemExit(_shout(path, found, held, as_json=as_json))
+            assert found.held is not None  # noqa: S101  what is neither broken nor contradicted is held
+            if held is None or found.held.note != held.note:
+                _keep(path, key, found.held)
+            _report(held, found.held, path, as_json=as_json)
+            if once:
+                return
+            time.sleep(every)
+
+
+@log_app.command(
+    "promise",
+    cls=Command,
+    short_help="Ask what became of a promised leaf.",
+    epilog="""aos job submit "What is AI?" --json > job.json && aos log promise job.json
+aos log promise job.json --trust trust.json --save conviction.json --json""",
+)
+def promise_command(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="What `aos job submit --json` printed, or - for standard input."),
+    ],
+    *,
+    save: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where a conviction is saved, should there be one.")
+    ] = Path("log-conviction.json"),
+    url: Url = None,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for the leaf that was promised with a job. Where it is missing after its time, save what convicts the log.
+
+    Exit codes: 0 KEPT, the leaf is in the signed tree; 11 WAITING, its time is to come; 10 BROKEN, `aos log convict` judges
+    the file.
+    """
+    from aos.client.log import ask_promise
+    from aos.core.log.conviction import write_conviction
+
+    key = _log_key(_trust(trust))
+    promise = _promise(file)
+    with _reader(url) as reader:
+        found = ask_promise(reader, key, promise)
+    size = found.checkpoint.head.size
+    if found.conviction is not None:
+        with save.open("xb") as target:
+            target.write(write_conviction(found.conviction))
+        state, text, code = "BROKEN", f"the promised leaf is missing; evidence saved in {save}", _CONVICTED
+    elif found.index is not None:
+        state, text, code = "KEPT", f"the promised leaf is number {found.index} of {size}", 0
+    else:
+        state, text, code = (
+            "WAITING",
+            f"not among {size} leaves yet; promised by {promise.statement.integrate_by}",
+            _WAITING,
+        )
+    if as_json:
+        evidence = None if found.conviction is None else str(save)
+        voice.data_json(
+            "log.promise", {"state": state, "index": found.index, "size": size, "evidence": evidence}
+        )
+    else:
+        voice.data(f"{state}: {text}")
+    if code:
+        raise SystemExit(code)
+
+
+@log_app.command(
+    "convict",
+    cls=Command,
+    short_help="Judge a file that convicts a log, offline.",
+    epilog="""aos log convict log-conviction.json
+aos log convict log-conviction.json --trust trust.json --json""",
+)
+def convict(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Conviction file, or - for standard input.")],
+    *,
+    trust: TrustFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a conviction file: signed words of one log that no honest log can all have said.
+
+    Exit codes: 10 CONVICTED, 0 NOTHING PROVEN: no log is convicted by this file, 12 unreadable. With --trust the convicted key
+    must be its log's.
+    """
+    from aos.cli.verify import find_trust, read_file, stdout_colour
+    from aos.core.log.conviction import MAX_CONVICTION_BYTES, judge, read_conviction
+
+    trusted = find_trust(trust)
+    ours = None if trusted is None else trusted.log
+    # Asked about one log by name, another's conviction proves nothing; a trust file that lies around only says whose it is.
+    logs = [ours] if trust is not None and ours is not None else None
+    try:
+        data = read_file(file, limit=MAX_CONVICTION_BYTES)
+    except OSError as error:
+        missing = RuleViolation(
+            "file.unreadable", f"{file}: {error.strerror}", hint="`aos log watch` saves such files"
+        )
+        raise SystemExit(_EVIDENCE_MISSING if voice.complain(missing, as_json=as_json) else 0) from None
+    try:
+        conviction = read_conviction(data)
+    except AOSError as error:
+        voice.complain(error, as_json=as_json)
+        raise SystemExit(_EVIDENCE_MISSING) from None
+    try:
+        found = judge(conviction, logs)
+    except AOSError as error:
+        value: dict[str, Any] = {"state": "NOTHING PROVEN", "kind": conviction.kind, "log": conviction.log}
+        if as_json:
+            voice.data_json("log.convict", value | {"code": error.code, "text": error.message})
+        else:
+            voice.data_of_others(f"NOTHING PROVEN against {conviction.log}: {error.message} [{error.code}]")
+        return
+    if as_json:
+        value = {
+            "state": "CONVICTED",
+            "kind": found.kind,
+            "log": str(found.key),
+            "trusted": found.key == ours,
+        }
+        voice.data_json("log.convict", value | {"code": None, "text": found.text})
+    else:
+        word = "\x1b[31mCONVICTED\x1b[0m" if stdout_colour() else "CONVICTED"
+        voice.data(f"PASS signatures  every part is signed by {found.key.name}")
+        voice.data(f"PASS {found.kind:<11} {found.text}")
+        voice.data(f"{word}: {found.key}")
+        if ours is None:
+            voice.say("  whose key that is, a trust file says")
+        else:
+            voice.say(
+                "  the log of your trust file" if found.key == ours else "  not the log of your trust file"
+            )
+    raise SystemExit(_CONVICTED)
+
+
+@log_app.command(
+    "key",
+    cls=Command,
+    short_help="Make a witness's key, or show it.",
+    epilog="""aos log key witness.json --name witness.example/one
+AOS_KEYSTORE_PASSWORD_FILE=password aos log key witness.json --name witness.example/one --json""",
+)
+def key_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The keystore; made where it is not there.")],
+    *,
+    name: Annotated[str, typer.Option(help="The witness's name: a URL without its scheme.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the verifier key of a witness, as dispatchers' configurations and trust files name it.
+
+    The password comes from the file that $AOS_KEYSTORE_PASSWORD_FILE names, from $AOS_KEYSTORE_PASSWORD, or from a prompt.
+    """
+    from aos.adapters.keystore import create_keystore, new_key
+    from aos.core.log.note import COSIGNATURE, note_key
+
+    made = not file.exists()
+    password = _password(as_json=as_json, new=made)
+    if made:
+        note_key(
+            name, b"\0" * 32, COSIGNATURE
+        )  # a name that cannot be one is refused before anything is written
+        create_keystore(file, new_key(), password, kind="log")
+    vkey = str(note_key(name, _seed(file, password), COSIGNATURE))
+    if as_json:
+        voice.data_json("log.key", {"vkey": vkey, "file": str(file), "made": made})
+        return
+    voice.data(vkey)
+    if made:
+        voice.say(f"made {file}; keep the password: there is no other way into it")
+
+
+@log_app.command(
+    "witness",
+    cls=Command,
+    short_help="Cosign for others until stopped.",
+    epilog="""aos log witness witness.json --name witness.example/one --log 'aos/NETWORK/0x…+ID+KEY'
+aos log witness witness.json --name witness.example/one --trust trust.json --listen 0.0.0.0:8099""",
+)
+def witness(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The witness's keystore (aos log key).")],
+    *,
+    name: Annotated[str, typer.Option(help="The witness's name, as in its verifier key.")],
+    log: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VKEY", help="A log to cosign for; may be repeated. Default: the trust file's."),
+    ] = None,
+    state: Annotated[
+        Path, typer.Option(metavar="DIRECTORY", help="Where the last checkpoint of each log is kept.")
+    ] = Path("witness-state"),
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where add-checkpoint is served.")
+    ] = "127.0.0.1:8099",
+    trust: TrustFile = None,
+) -> None:
+    """Serve `POST /add-checkpoint` (c2sp.org/tlog-witness): cosign every checkpoint that continues the tree held of its log.
+
+    The state must never be lost or copied back: a witness without memory cosigns two histories.
+    """
+    import uvicorn
+
+    from aos.core.log.note import ED25519, read_vkey
+    from aos.witness.service import Witness, create_app
+    from aos.witness.state import WitnessState
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) < 65_536:
+        raise voice.usage("--listen must be HOST:PORT", hint="--listen 127.0.0.1:8099")
+    keys = [read_vkey(text) for text in log] if log else [_log_key(_trust(trust))]
+    if any(key.kind != ED25519 for key in keys):
+        raise voice.usage(
+            "--log takes a log's verifier key, of type 1", hint="`aos log checkpoint --json` shows the origin"
+        )
+    seed = _seed(file, _password(as_json=False, new=False))
+    held = WitnessState(state)
+    server = Witness(name, seed, keys, held)
+    for key in keys:
+        held.held(key)  # a damaged state is said now
+    config = uvicorn.Config(
+        create_app(server),
+        host=host,
+        port=int(port),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+    )
+    service = uvicorn.Server(config)
+    listener = config.bind_socket()
+    voice.say(
+        f"{server.key}\nserves add-checkpoint at http://{host}:{listener.getsockname()[1]} for {len(keys)} log(s)"
+    )
+    try:
+        service.run(sockets=[listener])
+    finally:
+        held.close()
+
+
+# --- parts
+
+
+def _promise(name: str) -> Any:
+    from aos.cli.verify import read_file
+    from aos.core.encoding import parse_json_strict
+    from aos.core.log.leaf import LogPromise
+    from aos.core.statements import check_signed, read_signed
+
+    try:
+        value: Any = parse_json_strict(read_file(name, limit=MAX_STATE_BYTES), max_bytes=MAX_STATE_BYTES)
+    except OSError as error:
+        raise RuleViolation(
+            "file.unreadable", f"{name}: {error.strerror}", hint="aos log promise FILE"
+        ) from error
+    value = value.get("result", value) if isinstance(value, dict) else None
+    pair = value.get("log_promise") if isinstance(value, dict) else None
+    if pair is None:
+        raise RuleViolation(
+            "log.no_promise", f"{name} holds no promise", hint="`aos job submit --json` prints one"
+        )
+    signed = read_signed(LogPromise, pair, where="log_promise")
+    check_signed(signed, address=signed.statement.dispatcher)
+    return signed
+
+
+def _reader(url: str | None) -> Any:
+    from aos.client.log import LogReader
+    from aos.client.settings import find_url
+
+    return LogReader(find_url(url))
+
+
+def _trust(named: str | None) -> Any:
+    from aos.cli.verify import find_trust
+
+    trusted = find_trust(named)
+    if trusted is None:
+        raise ConfigError(
+            "trust.unreadable", "a log is checked against a trust file", hint="pass --trust FILE"
+        )
+    return trusted
+
+
+def _log_key(trusted: Any) -> Any:
+    if trusted.log is None:
+        raise ConfigError(
+            "trust.no_log",
+            "the trust file names no log",
+            field="log_key",
+            hint="enter the verifier key that the dispatcher's owner published; `aos up` writes its own",
+        )
+    return trusted.log
+
+
+def _default_state() -> Path:
+    return Path(os.environ.get("AOS_STATE_DIR") or ".aos") / "log-watch.json"
+
+
+def _held(path: Path, key: Any) -> Any:
+    """The checkpoint that was kept; None where there is none. Raises ConfigError ``log.state``: it never begins anew by itself."""
+    from aos.core.encoding import parse_json_strict
+    from aos.core.log.checkpoint import verify_checkpoint
+
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError("log.state", f"{path}: {error.strerror}") from error
+    try:
+        value = parse_json_strict(data, max_bytes=MAX_STATE_BYTES)
+        if not isinstance(value, dict) or value.get("type") != "aos.log_watch":
+            raise VerificationError("log.state", "not the state of a watch")
+        if value.get("log") != str(key):
+            raise VerificationError("log.state", "it is of another log")
+        return verify_checkpoint(str(value.get("checkpoint")), key)
+    except AOSError as error:
+        raise ConfigError(
+            "log.state", f"{path}: {error.message}", hint="choose another with --state; this one is evidence"
+        ) from error
+
+
+def _keep(path: Path, key: Any, checkpoint: Any) -> None:
+    from aos.adapters.whole_file import write_whole
+    from aos.core.encoding import canonical_json
+
+    value = {"type": "aos.log_watch", "v": 1, "log": str(key), "checkpoint": str(checkpoint.note)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, canonical_json(value) + b"\n")
+
+
+def _report(held: Any, new: Any, path: Path, *, as_json: bool) -> None:
+    before = None if held is None else held.head.size
+    if as_json:
+        value = {"state": "CONSISTENT", "size": new.head.size, "before": before, "time_s": new.time_s}
+        voice.data_json("log.watch", value | {"root": new.head.root.hex(), "evidence": None})
+        return
+    if before is None:
+        voice.data(f"FIRST      {new.head.size} leaves; kept in {path}, compared from now on")
+    else:
+        voice.data(f"CONSISTENT {before} → {new.head.size} leaves: history goes on")
+
+
+def _shout(path: Path, found: Any, held: Any, *, as_json: bool) -> int:
+    from aos.core.encoding import canonical_json
+    from aos.core.log.conviction import write_conviction
+
+    if found.conviction is not None:
+        evidence = _save(path, "conviction", write_conviction(found.conviction))
+        state, text, code = "HISTORY CHANGED", f"this convicts the log: {found.conviction.kind}", None
+    else:
+        kept = None if held is None else str(held.note)
+        record = {
+            "type": "aos.log_unproven",
+            "v": 1,
+            "held": kept,
+            "seen": found.seen,
+            "code": found.broken.code,
+        }
+        evidence = _save(path, "unproven", canonical_json(record))
+        state, text, code = (
+            "NOT PROVEN",
+            f"the log does not show that history goes on: {found.broken.message}",
+            found.broken.code,
+        )
+    if as_json:
+        value = {
+            "state": state,
+            "size": None,
+            "before": None if held is None else held.head.size,
+            "time_s": None,
+        }
+        voice.data_json(
+            "log.watch", value | {"root": None, "evidence": str(evidence), "code": code, "text": text}
+        )
+        return _CONVICTED
+    word = f"\x1b[1;31m{state}\x1b[0m" if voice.colour() else state
+    voice.data(f"{state}: {text}" + ("" if code is None else f" [{code}]"))
+    voice.say(f"{word}: evidence saved in {evidence}")
+    if found.conviction is not None:
+        voice.say(f"  anybody can judge it: {voice.program()} log convict {evidence}")
+    else:
+        voice.say("  it convicts nobody by itself; ask the log's owner, and look again")
+    return _CONVICTED
+
+
+def _save(path: Path, what: str, data: bytes) -> Path:
+    """A new file beside the state; one that is there is never overwritten."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        target = path.with_name(f"{path.stem}.{what}-{number}.json")
+        try:
+            with target.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            return target
+        except FileExistsError:
+            number += 1
+
+
+def _password(*, as_json: bool, new: bool) -> bytes:
+    import getpass
+    import sys
+
+    from aos.adapters.keystore import read_password
+    from aos.cli.keys import new_password
+
+    ask = new_password if new else (lambda: getpass.getpass("Password of the keystore: "))
+    return read_password(prompt=None if as_json or not sys.stdin.isatty() else ask)
+
+
+def _seed(file: Path, password: bytes) -> bytes:
+    from aos.adapters.keystore import load_keystore
+
+    return load_keystore(file, password, kind="log")
