@@ -66,7 +66,7 @@ def test_compiling_again_gives_the_same_bytes(repository: Path, tmp_path: Path) 
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=900,
     )
     assert compiled.returncode == 0, compiled.stderr
     kept = artifacts(repository)

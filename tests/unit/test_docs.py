@@ -244,7 +244,7 @@ def test_every_error_code_exists(path: Path) -> None:
 
 # --- the specification and the code that refers to it
 
-REFERENCE = re.compile(r'(?:docs/spec/)?\b(\d\d-[a-z]+\.md)((?:,? (?:and )?"[^"]+")*)')
+REFERENCE = re.compile(r'(?:docs/spec/)?\b(\d\d-[a-z-]+\.md)((?:,? (?:and )?"[^"]+")*)')
 
 
 def sections(path: Path) -> set[str]:

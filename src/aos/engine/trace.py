@@ -27,6 +27,7 @@ from aos.core.dispute.fine.bounds import (
     unit_context,
     unit_shape,
 )
+from aos.core.dispute.fine.element import make_element_proof
 from aos.core.dispute.fine.grid import UnitShape
 from aos.core.dispute.fine.operands import Poisoned, UnitContext, WeightBlock
 from aos.core.dispute.fine.tile import OpenedWeights, make_proof, recomputed
@@ -276,6 +277,10 @@ class UnitTrace:
     def prove(self, index: int) -> bytes:
         """The proof of tile ``index``, with its operands. Raises InvalidMessage ``trace.tile``."""
         return make_proof(self.context, self.shape, self.tiles, self._tree, self, index)
+
+    def prove_element(self, index: int, element: int) -> tuple[int, bytes]:
+        """The element to show and its proof, for a contract. Raises InvalidMessage ``trace.tile``, ``trace.element``."""
+        return make_element_proof(self.context, self.shape, self.tiles, self._tree, self, index, element)
 
     # --- what proofs are opened from
 

@@ -85,7 +85,7 @@ def add_norm(
         x = source(operands, group, first, end)
         return packed((x * r) * operands.vector(weights, n, first, end))
 
-    return ops.add(name, Grid(groups=groups, values=n, tile=TILE, size=4), output, trap=trap)
+    return ops.add(name, Grid(groups=groups, values=n, tile=TILE, size=4), output, trap=trap, by_value=True)
 
 
 def add_quantised(ops: OpList, name: str, source: Source, n: int) -> Op:
@@ -98,7 +98,8 @@ def add_quantised(ops: OpList, name: str, source: Source, n: int) -> Op:
         out[:, 4:] = q[:, 0].astype(np.int8).view(np.uint8)
         return out.tobytes()
 
-    return ops.add(name, Grid(values=n // BLOCK, tile=BLOCKS_PER_CHUNK, size=QUANTISED_BYTES), output)
+    grid = Grid(values=n // BLOCK, tile=BLOCKS_PER_CHUNK, size=QUANTISED_BYTES)
+    return ops.add(name, grid, output, element=QUANTISED_BYTES, by_value=True)
 
 
 def add_product(
@@ -119,7 +120,14 @@ def add_product(
     chunks = -(-columns // CHUNK)
 
     def partials(operands: Operands, group: int, first: int, end: int) -> bytes:
-        first_row, end_row = group * PRODUCT_ROWS, min((group + 1) * PRODUCT_ROWS, rows)
+        start = group * PRODUCT_ROWS
+        return of_rows(operands, start, min(start + PRODUCT_ROWS, rows), first, end)
+
+    def one_row(operands: Operands, group: int, first: int, component: int) -> bytes:
+        row = group * PRODUCT_ROWS + component
+        return of_rows(operands, row, row + 1, first, first + 1)
+
+    def of_rows(operands: Operands, first_row: int, end_row: int, first: int, end: int) -> bytes:
         kind, raw = operands.weights(
             WeightBlock(
                 tensor=tensor,
@@ -150,6 +158,8 @@ def add_product(
         ),
         partials,
         whole=Product(tensor=tensor, shape=shape, source=source, quantised=quantised),
+        by_value=True,
+        component=one_row,
     )
 
     def sums(operands: Operands, group: int, first: int, end: int) -> bytes:
@@ -157,12 +167,13 @@ def add_product(
         terms = np.concatenate(
             [operands.any_floats(part, each, 0, chunks).reshape(chunks, -1) for each in groups], axis=1
         )
-        y = running_sum(terms.T)[:, -1]
+        start = groups.start * PRODUCT_ROWS
+        y = running_sum(terms.T)[first - start : end - start, -1]
         if bias is not None:
             y = y + operands.vector(bias, rows, first, end)
         return packed(y)
 
-    return ops.add(name, Grid(values=rows, tile=SUM_ROWS, size=4), sums, trap=trap)
+    return ops.add(name, Grid(values=rows, tile=SUM_ROWS, size=4), sums, trap=trap, by_value=True)
 
 
 def block_chunks(kind: TensorType, raw: U8, quantised: bytes) -> F32:
@@ -214,4 +225,4 @@ def add_sum(ops: OpList, name: str, a: Source, b: Source, n: int, trap: int, par
     def output(operands: Operands, group: int, first: int, end: int) -> bytes:
         return packed(a(operands, 0, first, end) + b(operands, 0, first, end))
 
-    return ops.add(name, Grid(values=n, tile=TILE, size=4), output, trap=trap, part=part)
+    return ops.add(name, Grid(values=n, tile=TILE, size=4), output, trap=trap, part=part, by_value=True)

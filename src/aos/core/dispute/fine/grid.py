@@ -90,7 +90,10 @@ class Op:
 
     ``trap``: the op's number in rule 10, 0 for an op that it does not check. ``part``: the part of the unit's payload
     that ``state_root`` commits to whose tiles these are, tile for tile. ``demanded``: what its one tile must be in every
-    unit that did not trap. ``whole``: of the ops with the most tiles, what they compute.
+    unit that did not trap. ``whole``: of the ops with the most tiles, what they compute. ``element``: the bytes of a part
+    of a tile that is judged alone (docs/spec/16-chain-disputes.md), 0 for the whole tile; ``by_value``: from the operands of
+    its value alone, else from those of the tile; ``component``: computes a value's element (its number in place of an end)
+    where that reads less than the value.
     """
 
     name: str
@@ -101,6 +104,9 @@ class Op:
     part: int | None = None
     demanded: bytes | None = None
     whole: Product | Scores | Mix | None = None
+    element: int = 4
+    by_value: bool = False
+    component: "Compute | None" = None
 
     def tiles_of(self, group: int, first: int, end: int) -> range:
         """The trace's tiles that hold values ``first`` … ``end`` - 1 of a group."""
@@ -130,6 +136,9 @@ class OpList:
         part: int | None = None,
         demanded: bytes | None = None,
         whole: Product | Scores | Mix | None = None,
+        element: int = 4,
+        by_value: bool = False,
+        component: "Compute | None" = None,
     ) -> Op:
         """List the next op."""
         op = Op(
@@ -141,6 +150,9 @@ class OpList:
             part=part,
             demanded=demanded,
             whole=whole,
+            element=element,
+            by_value=by_value,
+            component=component,
         )
         self.ops.append(op)
         self.n_tiles += grid.tiles
@@ -167,7 +179,7 @@ class OpList:
             return bytes([not all([operands.finite_tile(tile) for tile in tiles])])
 
         values = -(-checked.grid.tiles // at_once)
-        return self.add(f"{checked.name}.finite", Grid(values=values, tile=1, size=1), flag)
+        return self.add(f"{checked.name}.finite", Grid(values=values, tile=1, size=1), flag, element=1)
 
 
 class UnitShape:

@@ -128,7 +128,7 @@ def add_half(ops: OpList, name: str, source: Source, n: int, part: int) -> Op:
     def output(operands: Operands, group: int, first: int, end: int) -> bytes:
         return to_half(source(operands, 0, first, end)).astype("<f2").tobytes()
 
-    return ops.add(name, Grid(values=n, tile=TILE, size=2), output, part=part)
+    return ops.add(name, Grid(values=n, tile=TILE, size=2), output, part=part, element=2, by_value=True)
 
 
 def cache_rows(operands: Operands, own: Op, part: int, head: int, width: int, first: int, end: int) -> F32:
@@ -165,6 +165,7 @@ def add_attention(ops: OpList, graph: GraphSizes, q: Source, keys: Op, values: O
         score,
         trap=8,
         whole=Scores(queries=q, keys=keys),
+        by_value=True,
     )
 
     def chunk_largest(operands: Operands, head: int, first: int, end: int) -> bytes:
@@ -183,7 +184,7 @@ def add_attention(ops: OpList, graph: GraphSizes, q: Source, keys: Op, values: O
         m = operands.floats(highest, head, 0, 1)
         return packed(exp(operands.floats(scores, head, first, end) - m))
 
-    weights = ops.add("exp", Grid(groups=heads, values=count, tile=TILE, size=4), weight)
+    weights = ops.add("exp", Grid(groups=heads, values=count, tile=TILE, size=4), weight, by_value=True)
     total = add_lanes(ops, "exp", source_of(weights), heads, count, 9, squares=False)
 
     def mix(operands: Operands, head: int, first: int, end: int) -> bytes:
@@ -227,4 +228,4 @@ def add_activation(ops: OpList, gate: Source, up: Source, n: int) -> Op:
     def output(operands: Operands, group: int, first: int, end: int) -> bytes:
         return packed(silu_product(gate(operands, 0, first, end), up(operands, 0, first, end)))
 
-    return ops.add("activation", Grid(values=n, tile=TILE, size=4), output, trap=16)
+    return ops.add("activation", Grid(values=n, tile=TILE, size=4), output, trap=16, by_value=True)

@@ -85,7 +85,8 @@ def tail_ops(graph: GraphSizes, position: int, n_prompt: int, *, sampled: bool) 
     def copy(operands: Operands, group: int, first: int, end: int) -> bytes:
         return packed(product(operands, 0, first, end))
 
-    logits = source_of(ops.add("logits", Grid(values=ids, tile=TILE, size=4), copy, part=LOGITS))
+    grid = Grid(values=ids, tile=TILE, size=4)
+    logits = source_of(ops.add("logits", grid, copy, part=LOGITS, by_value=True))
     seen = add_seen(ops, ids, position + 1)
     adjusted = add_adjusted(ops, logits, seen, ids)
     largest = add_largest(ops, adjusted, ids)
@@ -121,7 +122,7 @@ def add_seen(ops: OpList, ids: int, count: int) -> Op:
         size=TILE_BYTES if groups > 1 else last,
         last_size=last,
     )
-    seen = ops.add("seen", grid, output)
+    seen = ops.add("seen", grid, output, element=0)
     return seen
 
 
@@ -140,7 +141,7 @@ def add_adjusted(ops: OpList, logits: Source, seen: Op, ids: int) -> Op:
             values = values / millionths(rules.temperature)
         return packed(values)
 
-    return ops.add("adjusted", Grid(values=ids, tile=TILE, size=4), output, trap=21)
+    return ops.add("adjusted", Grid(values=ids, tile=TILE, size=4), output, trap=21, by_value=True)
 
 
 def add_largest(ops: OpList, adjusted: Op, ids: int) -> Op:
@@ -152,7 +153,7 @@ def add_largest(ops: OpList, adjusted: Op, ids: int) -> Op:
         at = int(np.argmax(values))
         return packed(values[at]) + (first * CHUNK + at).to_bytes(4, "little")
 
-    partial = ops.add("largest.chunks", Grid(values=chunks, tile=1, size=8), chunk)
+    partial = ops.add("largest.chunks", Grid(values=chunks, tile=1, size=8), chunk, element=0)
 
     def over_all(operands: Operands, group: int, first: int, end: int) -> bytes:
         raw = np.frombuffer(operands.raw(partial, 0, 0, chunks), dtype="<f4").reshape(-1, 2)
@@ -162,7 +163,7 @@ def add_largest(ops: OpList, adjusted: Op, ids: int) -> Op:
         best: bytes = raw[int(np.argmax(values))].tobytes()
         return best
 
-    return ops.add("largest", Grid(values=1, tile=1, size=8), over_all)
+    return ops.add("largest", Grid(values=1, tile=1, size=8), over_all, element=0)
 
 
 def read_largest(operands: Operands, largest: Op) -> tuple[np.float32, int]:
@@ -195,22 +196,24 @@ class Sampler:
         ops, by_chunk = self.ops, Grid(values=self.chunks, tile=CHUNKS_A_TILE, size=_PREFIX.size)
         whole = Grid(values=1, tile=1, size=_PREFIX.size)
         flag = Grid(values=1, tile=1, size=4)
-        self.weights = ops.add("weights", Grid(values=self.ids, tile=TILE, size=4), self._weights)
-        self.cuts = ops.add("cuts", Grid(values=1, tile=1, size=_CUTS.size), self._cuts)
-        self.before = ops.add("before.chunks", by_chunk, self._before)
-        self.before_all = ops.add("before", whole, self._before_all)
+        grid = Grid(values=self.ids, tile=TILE, size=4)
+        self.weights = ops.add("weights", grid, self._weights, by_value=True)
+        self.cuts = ops.add("cuts", Grid(values=1, tile=1, size=_CUTS.size), self._cuts, element=0)
+        self.before = ops.add("before.chunks", by_chunk, self._before, element=_PREFIX.size, by_value=True)
+        self.before_all = ops.add("before", whole, self._before_all, element=0)
         ops.add("before.holds", flag, self._before_holds, demanded=HOLDS)
         by_chunk = Grid(values=self.chunks, tile=CHUNKS_A_TILE, size=_CUT.size)
-        self.after = ops.add("after.chunks", by_chunk, self._after)
-        self.after_all = ops.add("after", Grid(values=1, tile=1, size=_CUT.size), self._after_all)
+        self.after = ops.add("after.chunks", by_chunk, self._after, element=_CUT.size, by_value=True)
+        self.after_all = ops.add("after", Grid(values=1, tile=1, size=_CUT.size), self._after_all, element=0)
         ops.add("after.holds", flag, self._after_holds, demanded=HOLDS)
         self.running = ops.add(
             "running", Grid(values=self.chunks, tile=RUNNING_CHUNKS, size=4), self._running
         )
         by_chunk = Grid(values=self.chunks, tile=CHUNKS_A_TILE, size=_PICK.size)
-        self.picks = ops.add("picks", by_chunk, self._picks)
+        self.picks = ops.add("picks", by_chunk, self._picks, element=_PICK.size, by_value=True)
         size = record_size(self.ids)
-        ops.add("record", Grid(values=size, tile=TILE_BYTES, size=1), self._record, part=RECORD)
+        grid = Grid(values=size, tile=TILE_BYTES, size=1)
+        ops.add("record", grid, self._record, part=RECORD, element=0)
         ops.add("token", flag, self._token, part=TOKEN)
 
     # --- operands

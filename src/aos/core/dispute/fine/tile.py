@@ -85,7 +85,7 @@ class ProofReader(Operands):
     def take(self, size: int) -> bytes:
         """The next bytes of the proof."""
         if size > len(self._proof) - self._at:
-            raise _refused("tile.length", "the proof is too short")
+            raise refused("tile.length", "the proof is too short")
         self._at += size
         return self._proof[self._at - size : self._at]
 
@@ -108,7 +108,7 @@ class ProofReader(Operands):
             try:
                 tiles = verify_tiles(context.state_root, context.state, place, opening)
             except VerificationError as error:
-                raise _refused("tile.state", error.message) from error
+                raise refused("tile.state", error.message) from error
             self._states[place] = tiles
         return self._states[place]
 
@@ -122,9 +122,9 @@ class ProofReader(Operands):
             try:
                 ids = verify_tokens(header, tile, data, path)
             except VerificationError as error:
-                raise _refused("tile.tokens", error.message) from error
+                raise refused("tile.tokens", error.message) from error
             if max(ids) >= self.context.graph.n_vocab:
-                raise _refused("tile.tokens", "a token id is beyond the vocabulary")
+                raise refused("tile.tokens", "a token id is beyond the vocabulary")
             self._tokens[tile] = ids
         return self._tokens[tile]
 
@@ -137,7 +137,7 @@ class ProofReader(Operands):
             path = self.hashes(range_path_length(context.position, 1, positions))
             root = inclusion_root(leaf_hash(row), context.position, positions, path)
             if root != context.manifest.rope_table:
-                raise _refused("tile.rope", "the turns are not those of the model's rotary table")
+                raise refused("tile.rope", "the turns are not those of the model's rotary table")
             self._rope = row
         return self._rope
 
@@ -151,9 +151,9 @@ class ProofReader(Operands):
         code, number, count = (int.from_bytes(self.take(4), "big") for _ in range(3))
         kind = TENSOR_TYPES.get(code)
         if kind is None or not known_type(kind) or block.columns % kind.block_weights:
-            raise _refused("tile.weights", "the tensor has a type that the canonical arithmetic has not")
+            raise refused("tile.weights", "the tensor has a type that the canonical arithmetic has not")
         if not number < count or count not in tensor_count(self.context.graph, self.context.kind):
-            raise _refused("tile.weights", "the model has another number of tensors")
+            raise refused("tile.weights", "the model has another number of tensors")
         chunks = range(block.first_chunk, block.end_chunk)
         sizes = [kind.bytes_of(block.weights_of(chunk)) for chunk in chunks]
         rows = [self.take(sum(sizes)) for _ in range(block.first_row, block.end_row)]
@@ -170,11 +170,13 @@ class ProofReader(Operands):
         leaf = tensor_leaf(block.tensor, kind.code, block.shape, root)
         path = self.hashes(range_path_length(number, 1, count))
         if inclusion_root(leaf, number, count, path) != self.context.manifest.weights_root:
-            raise _refused("tile.weights", f"the weights are not those of {block.tensor}")
+            raise refused("tile.weights", f"the weights are not those of {block.tensor}")
         return kind, np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), -1)
 
-    def finish(self, state_root: bytes, claimed: bytes) -> None:
-        """Check that all tiles of the trace lead to the unit root, and that nothing is left."""
+    def finish(self, state_root: bytes, claimed: bytes, *, behind: int = 0) -> list[bytes]:
+        """Check that all tiles of the trace lead to the unit root, and that nothing is left but ``behind`` hashes, which
+        are returned.
+        """
 
         def path() -> Iterator[bytes]:
             while True:
@@ -182,12 +184,14 @@ class ProofReader(Operands):
 
         hashes = {index: tile_hash(data) for index, data in self._tiles.items()}
         root = opened_root(TreeShape(self.shape.n_tiles), hashes, path())
+        left = self.hashes(behind)
         if self._at != len(self._proof):
-            raise _refused("tile.length", "the proof is too long")
+            raise refused("tile.length", "the proof is too long")
         context = self.context
         found = unit_root(state_root, context.position, context.unit, self.shape.n_tiles, root)
         if not hmac.compare_digest(found, claimed):
-            raise _refused("tile.path", "the tiles are not those of the unit root")
+            raise refused("tile.path", "the tiles are not those of the unit root")
+        return left
 
 
 class OperandSource(WeightRows, Protocol):
@@ -308,13 +312,13 @@ def check_tile(unit: Unit, claimed_root: bytes, index: int, proof: bytes) -> Non
         raise InvalidMessage("trace.tile", "the run has no such unit", field="index")
     op = unit.shape.op_of(index)
     if len(proof) > MAX_PROOF_BYTES:
-        raise _refused("tile.length", f"the proof is longer than {MAX_PROOF_BYTES} bytes")
+        raise refused("tile.length", f"the proof is longer than {MAX_PROOF_BYTES} bytes")
     try:
         operands = ProofReader(unit.context, unit.shape, index, proof)
         value = recomputed(operands, index)
         operands.finish(unit.context.state_root, claimed_root)
     except InvalidMessage as error:
-        raise _refused("tile.length", error.message) from error
+        raise refused("tile.length", error.message) from error
     if value != operands.output:
         raise VerificationError(
             "tile.value",
@@ -331,7 +335,8 @@ def check_tile(unit: Unit, claimed_root: bytes, index: int, proof: bytes) -> Non
         raise VerificationError(code, f"tile {index} of op {op.name} {what}", field="proof")
 
 
-def _refused(code: str, what: str) -> VerificationError:
+def refused(code: str, what: str) -> VerificationError:
+    """Why a proof does not hold."""
     return VerificationError(code, what, field="proof", hint="whoever signed the root can open it")
 
 

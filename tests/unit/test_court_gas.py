@@ -1,0 +1,130 @@
+"""What a dispute costs at the 7B shape, on a real node under Prague's rules (pyrevm reads low)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain_steps import judged
+from court_games import CHALLENGER, CLAIMANT, OWNER, World, build, sign
+from evm import Node, names
+from gas import check_gas
+from test_model_registry_contract import as_arguments
+
+from aos.core.codec import decode
+from aos.core.encoding import b64u_decode, parse_canonical
+from aos.core.manifest import Manifest
+
+HALVINGS = 4
+DISPUTE, DISPUTE_4096, ELEMENT_4096 = 3_000_000, 1_900_000, 800_000
+OF_4096 = {"q.chunks", "q"}
+WORST = ("q.chunks", "q", "down.chunks", "scores.finite")
+"""Ops whose whole games are played; of the others only the last move."""
+
+
+@pytest.fixture
+def vector(repository: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((repository / "vectors/aos/dispute/chain.json").read_text())
+    return loaded
+
+
+@pytest.fixture
+def world(node: Node) -> World:
+    return build(node)
+
+
+def raw(text: str) -> bytes:
+    return b64u_decode(text)
+
+
+def context(vector: dict[str, Any]) -> tuple[bytes | int, ...]:
+    data = raw(vector["context"])
+    words = [data[at : at + 32] for at in range(0, len(data), 32)]
+    return (*words[:8], *(int.from_bytes(word, "big") for word in words[8:]))
+
+
+class Dispute:
+    """A game of the vector, move by move; ``total`` is what all moves together cost."""
+
+    def __init__(self, world: World, vector: dict[str, Any], number: int) -> None:
+        self.world, self.vector, self.total = world, vector, 0
+        manifest = decode(
+            Manifest, parse_canonical(vector["manifest"].encode(), max_bytes=65_536), where="manifest"
+        )
+        if number == 0:
+            world.models.send(OWNER, "register", as_arguments(manifest), "")
+        receipt = number.to_bytes(32, "big")
+        self.claim = (CLAIMANT, receipt, manifest.model_id, raw(vector["state_root"]), 2**40)
+        self.claim_id = world.court.read("claimHash", self.claim)
+        self.id = world.court.read("gameId", self.claim_id, CHALLENGER)
+
+    def play(self, game: dict[str, Any]) -> dict[str, int]:
+        """All moves; the most that a move of a kind cost."""
+        vector, costs = self.vector, dict.fromkeys(("open", "answer", "choose", "reveal", "prove"), 0)
+
+        def move(sender: str, function: str, *args: object, value: int = 0) -> None:
+            done = self.world.court.send(sender, function, *args, value=value)
+            costs[function] = max(costs[function], done.gas)
+            self.total += done.gas
+            self.last = names(self.world.court.events(done))
+
+        signature = sign(self.world, self.claim_id)
+        bond = self.world.court.read("requiredBond", self.claim_id)
+        move(CHALLENGER, "open", self.claim, signature, vector["position"], vector["unit"], value=bond)
+        p = vector["params"]
+        params = (
+            bytes.fromhex(vector["salt"]),
+            p["max_tokens"],
+            p["min_p"],
+            p["repeat_penalty"],
+            json.dumps(p["stop"], separators=(",", ":")).encode(),
+            p["temperature"],
+            p["top_k"],
+            p["top_p"],
+        )
+        shown = [[raw(each) for each in some] for some in game["shown"]]
+        roots = (self.claim[2], self.claim[3])
+        move(
+            CLAIMANT, "answer", self.id, *roots, params, raw(vector["bounds"]), raw(vector["root"]), shown[0]
+        )
+        length = len(game["right"])
+        for number, done in enumerate(range(0, length, HALVINGS)):
+            count = min(HALVINGS, length - done)
+            turns = game["right"][done : done + count]
+            path = sum(int(right) << (count - 1 - i) for i, right in enumerate(turns))
+            others = [raw(each) for each in reversed(game["others"][done : done + count])]
+            node = raw(game["nodes"][done + count - 1])
+            move(CHALLENGER, "choose", self.id, path, count, node, others, game["element"])
+            if done + count < length:
+                move(CLAIMANT, "reveal", self.id, shown[number + 1])
+        proof = raw(game["proof"])
+        words, element = context(vector), game["element"]
+        step, code = judged(self.world.steps, words, game["tile"], element, element, proof)
+        assert code == ""
+        move(CLAIMANT, "prove", self.id, words, step, element, proof)
+        assert self.last == ["Refuted", "Ended"]
+        return costs
+
+
+def test_a_dispute_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None:
+    games = {game["op"]: game for game in vector["games"]}
+    for number, op in enumerate(WORST):
+        dispute = Dispute(world, vector, number)
+        costs = dispute.play(games[op])
+        if number == 0:
+            for function, used in costs.items():
+                if function != "prove":
+                    check_gas(f"Court.{function}", used)
+        limit = ELEMENT_4096 if op in OF_4096 else None
+        check_gas(f"Court.prove {op}", costs["prove"], limit=limit)
+        check_gas(f"dispute {op}", dispute.total, limit=DISPUTE_4096 if op in OF_4096 else DISPUTE)
+
+
+def test_the_rules_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None:
+    words = context(vector)
+    for game in vector["games"]:
+        args = (words, game["tile"], game["element"], game["element"], raw(game["proof"]))
+        number, code = judged(world.steps, *args)
+        assert code == ""
+        step = world.steps[number]
+        check_gas(f"{step.contract.name}.check {game['op']}", step.send(OWNER, "check", *args).gas)
