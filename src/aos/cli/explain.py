@@ -227,9 +227,7 @@ def _tagged(
     )
 
 
-def _tree(
-    name: str, entries: list[bytes], stated: bytes | None = None
-) -> Generator[Row, None, bytes]:
+def _tree(name: str, entries: list[bytes], stated: bytes | None = None) -> Generator[Row, None, bytes]:
     """The rows of an RFC 9162 tree, leaves first; its root is returned."""
     level = []
     for index, entry in enumerate(entries):
