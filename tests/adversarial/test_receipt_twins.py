@@ -42,10 +42,11 @@ def named(name: str) -> Iterator[tuple[Path, Any]]:
 def test_a_dropped_and_an_added_member_are_named(name: str) -> None:
     document = json.loads(GENUINE[name])
     for path, value in named(name):
-        where = "resolution" if path == ("resolution",) else ".".join(map(str, path))
-        report = judged(changed(document, path, drop))
-        assert report.checks[0].code == "field.missing", where
-        assert str(path[-1]) in report.checks[0].text
+        where = ".".join(map(str, path))
+        if path != ("log",):  # left out where there is none
+            report = judged(changed(document, path, drop))
+            assert report.checks[0].code == "field.missing", where
+            assert str(path[-1]) in report.checks[0].text
         if isinstance(value, dict) and path[-1] != "clock":
             report = judged(changed(document, (*path, "more"), put("1")))
             assert (report.checks[0].code, "more" in report.checks[0].text) == ("field.unknown", True), where

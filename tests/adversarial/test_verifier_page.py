@@ -194,7 +194,9 @@ def mutations(name: str) -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize("name", fields.GENUINE)
 def test_every_mutation_of_a_member_is_judged_alike(page: Page, name: str) -> None:
     items = [Item(label=label, data=data, trust=fields.TRUST) for label, data in mutations(name)]
-    assert compared(page, fields.GENUINE[name], items) == len(items) > 100
+    # Without its log a file is as good as one of before there was a log: policy dev does not ask for it.
+    left_out = sum(item.label == "without ('log',)" for item in items)
+    assert compared(page, fields.GENUINE[name], items) == len(items) - left_out > 100
 
 
 FORMS: dict[str, Callable[[bytes], bytes]] = {
@@ -293,6 +295,15 @@ def test_a_trust_file_is_refused_alike(page: Page) -> None:
         {"epoch_ms": 0},
         {"beacon": {**genuine["beacon"], "length": (1 << 20) + 1}},
         {"policy": "x" * 65},
+        {"log_key": "x"},
+        {"log_key": genuine["log_key"][:-2] + "A="},
+        {"log_key": genuine["log_key"].replace("+", " +", 1)},
+        {"log_key": genuine["witnesses"][0]},
+        {"witnesses": [genuine["log_key"]]},
+        {"witnesses": [genuine["witnesses"][0]] * 2},
+        {"witnesses": genuine["witnesses"][:1], "witness_quorum": 2},
+        {"witness_quorum": 65},
+        {"witnesses": None},
         {"more": 1},
     ]
     files = [*BROKEN_TRUST, *(json.dumps({**genuine, **change}).encode() for change in changes)]

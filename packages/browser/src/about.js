@@ -17,6 +17,8 @@ export const ABOUT = {
   "agree-1": "The other operators signed the same result, bit for bit.",
   "resolve-1": "Where results differed: the dispatcher’s signed word about which one is left and who lost.",
   "clock-1": "The signed messages are in an order that can have happened.",
+  "log-1": "Acceptance and receipt are in the dispatcher’s public log, in a tree that the log signed and that you can ask for.",
+  "witness-1": "Enough of the witnesses that you trust saw the same log: it was not told to you alone.",
   "tee-1": "The enclave’s statements are of this answer, operator and model, signed by the key of its boot.",
   "tee-2": "A platform whose root you trust vouches for that boot and key, and it is no debug enclave.",
   "tee-3": "The enclave runs an image that your trust file names.",

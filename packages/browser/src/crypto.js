@@ -109,6 +109,9 @@ const subgroupPoint = remembered((encoded) => {
   }
 });
 
+/** A canonical point of the prime-order subgroup, not the identity. */
+export const validKey = (encoded) => subgroupPoint(encoded) !== null;
+
 function encodeToCurve(salt, alpha) {
   for (let counter = 0; counter < 256; counter++) {
     const candidate = sha512(concat(SUITE, Uint8Array.of(1), salt, alpha, Uint8Array.of(counter), ZERO)).subarray(0, 32);

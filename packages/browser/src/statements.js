@@ -26,6 +26,7 @@ import {
 } from "./codec.js";
 import { AosError, refuse } from "./errors.js";
 import { canonical, parseCanonical, parseStrict } from "./json.js";
+import { MAX_NOTE_BYTES, readLogKeys } from "./log.js";
 import { AWS_NITRO } from "./nitro.js";
 
 const MAX_ANSWER_BYTES = 8 << 20;
@@ -352,6 +353,10 @@ const resolution = object(
   "aos.resolution",
 );
 
+const loggedLeaf = object({ salt: bytes32, index: uint, path });
+const logPart = object({ checkpoint: textUpTo(MAX_NOTE_BYTES), acceptance: loggedLeaf, receipt: loggedLeaf });
+const verifierKey = textUpTo(320);
+
 const answer = object(
   {
     receipt,
@@ -368,6 +373,7 @@ const answer = object(
     }),
     evidence: optional(teeEvidence),
     resolution: optional(signed(resolution)),
+    log: optional(logPart),
   },
   "aos.answer",
 );
@@ -388,6 +394,9 @@ const trust = object(
       256,
     ),
     policy: textUpTo(64),
+    log_key: verifierKey,
+    witnesses: list(verifierKey, 64),
+    witness_quorum: integer(0, 64),
   },
   "aos.trust",
 );
@@ -395,11 +404,12 @@ const trust = object(
 /** An answer file, decoded strictly. Throws `encoding.*`, `field.*`, `statement.*`. */
 export function readAnswer(data) {
   const value = parseCanonical(data, MAX_ANSWER_BYTES);
-  if (value instanceof Map) {
-    if (value.has("resolution") && value.get("resolution") === null)
-      throw refuse("field.type", "resolution: is left out where there is none");
-    if (!value.has("resolution")) value.set("resolution", null);
-  }
+  if (value instanceof Map)
+    for (const name of ["resolution", "log"]) {
+      if (value.has(name) && value.get(name) === null)
+        throw refuse("field.type", `${name}: is left out where there is none`);
+      if (!value.has(name)) value.set(name, null);
+    }
   return answer(value, "");
 }
 
@@ -410,8 +420,18 @@ export const readRequest = (data) => request(parseCanonical(data, MAX_REQUEST_BY
 export function readTrust(data) {
   let found;
   try {
-    found = trust(parseStrict(data, MAX_TRUST_BYTES), "");
+    const value = parseStrict(data, MAX_TRUST_BYTES);
+    if (value instanceof Map)
+      // Files of before there was a log name none.
+      for (const [name, none] of [
+        ["log_key", ""],
+        ["witnesses", []],
+        ["witness_quorum", 0],
+      ])
+        if (!value.has(name)) value.set(name, none);
+    found = trust(value, "");
     checkTeeReferences(found.tee_roots, found.tee_measurements);
+    readLogKeys(found);
   } catch (error) {
     if (error instanceof AosError) throw refuse("trust.invalid", `the trust file: ${error.message}`);
     throw error;

@@ -4,6 +4,7 @@ import dev from "../../../src/aos/core/policies/dev.json";
 import production from "../../../src/aos/core/policies/production.json";
 import * as checks from "./checks.js";
 import { AosError, Skip, refuse } from "./errors.js";
+import { log1, witness1 } from "./log.js";
 import { readAnswer } from "./statements.js";
 
 export { readTrust } from "./statements.js";
@@ -29,6 +30,8 @@ export const CHECKS = [
   ["agree-1", checks.agree1],
   ["resolve-1", checks.resolve1],
   ["clock-1", checks.clock1],
+  ["log-1", log1],
+  ["witness-1", witness1],
   ["tee-1", checks.tee1],
   ["tee-2", checks.tee2],
   ["tee-3", checks.tee3],

@@ -11,8 +11,10 @@ from typing import Any
 
 from aos.core import draw, hashes
 from aos.core.answer import Answer, Receipt, read_answer
+from aos.core.checks.logged import receipt_fact
 from aos.core.codec import encode
 from aos.core.encoding import b64u_encode, canonical_json, lp, parse_canonical, tag
+from aos.core.log.leaf import KINDS, Kind, fact_bytes
 from aos.core.signing import STATEMENT_PREFIX, keccak256
 from aos.core.statements import Signed
 from aos.errors import AOSError, InvalidMessage
@@ -121,6 +123,9 @@ def _rows(answer: Answer) -> Iterator[Row]:
     yield from _signed("commit_set", answer.commit.commit_set, core.dispatcher, core.commit_set)
     for receipt in receipts.values():
         yield from _receipt(receipt)
+    if answer.log is not None:
+        yield from _logged("acceptance", answer.log.acceptance.salt, fact_bytes(answer.acceptance.to_json()))
+        yield from _logged("receipt", answer.log.receipt.salt, receipt_fact(answer.receipt))
     if answer.resolution is not None:
         yield from _signed("resolution", answer.resolution, core.dispatcher)
     if answer.evidence is not None:
@@ -202,6 +207,13 @@ def _receipt(receipt: Receipt) -> Iterator[Row]:
 def _signed(name: str, pair: Signed[Any], address: str, stated: bytes | None = None) -> Iterator[Row]:
     yield _statement(name, pair.statement, stated)
     yield _message(name, pair.statement, address)
+
+
+def _logged(kind: Kind, salt: bytes, fact: bytes) -> Iterator[Row]:
+    row = _tagged(f"log {kind}", "log-fact", "salt ‖ the signed fact", salt, fact)
+    yield row
+    entry = tag("log-entry") + bytes([KINDS.index(kind) + 1]) + row.digest
+    yield Row(name=f"log {kind} leaf", what="0x00 ‖ tag ‖ kind ‖ digest", data=b"\x00" + entry)
 
 
 def _statement(name: str, statement: object, stated: bytes | None = None) -> Row:
