@@ -211,10 +211,10 @@ def made() -> str:
     cases = []
     for name, changes, error in _cases():
         layers = next((value for path, value in changes if path == ["n_layers"]), N_LAYERS)
-        expected: dict[str, Any] = {"error": error}
+        case: dict[str, Any] = {"name": name, "changes": changes, "error": error}
         if error is None:
-            expected |= {"beacon": request.beacon.hex(), "drawn": list(request.drawn(layers))}
-        cases.append({"name": name, "changes": changes, "expected": expected})
+            case |= {"beacon": request.beacon.hex(), "drawn": list(request.drawn(layers))}
+        cases.append(case)
     document = {
         "core": encode(CORE),
         "dispatcher": ADDRESSES["dispatcher"],

@@ -89,7 +89,8 @@ def judged(case: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_vectors(case: dict[str, Any]) -> None:
-    assert judged(maker().changed(VECTORS["genuine"], case["changes"])) == case["expected"]
+    expected = {name: value for name, value in case.items() if name not in ("name", "changes")}
+    assert judged(maker().changed(VECTORS["genuine"], case["changes"])) == expected
 
 
 def test_the_script_makes_the_same_bytes() -> None:
@@ -97,7 +98,7 @@ def test_the_script_makes_the_same_bytes() -> None:
 
 
 def test_most_vectors_are_refused() -> None:
-    refused = [case for case in VECTORS["cases"] if case["expected"]["error"]]
+    refused = [case for case in VECTORS["cases"] if case["error"]]
     assert 2 * len(refused) > len(VECTORS["cases"])
 
 
