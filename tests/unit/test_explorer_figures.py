@@ -110,7 +110,7 @@ def test_hours_are_the_oldest_first_and_none_is_missing() -> None:
         ({"outcome": None, "state": "failed"}, "no result"),
         ({"outcome": "agreed", "agreeing": 3}, "redundant:3"),
         ({"outcome": "resolved", "agreeing": 2}, "redundant:2"),
-        ({"outcome": "resolved", "agreeing": 1}, "signed"),
+        ({"outcome": "resolved", "agreeing": 1, "tee": ""}, "signed"),
         ({"outcome": "disputed", "agreeing": 2}, "disputed"),
         ({"outcome": "single", "tee": ""}, "signed"),
         ({"outcome": "single", "tee": "simulated"}, "simulated"),
