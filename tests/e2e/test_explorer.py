@@ -24,6 +24,7 @@ PAGES = (
     "/ui/models",
     "/ui/disputes",
     "/ui/attestations",
+    "/ui/log",
     "/ui/playground",
 )
 PROMPT = "What is a receipt?</pre><img src=x onerror=\"document.title='broken in'\">"
@@ -83,7 +84,7 @@ def test_the_keyboard_reaches_everything_in_order_and_the_focus_shows(
     page: Page, network: RunningNetwork, job_id: str
 ) -> None:
     page.size(1280)
-    for url in (job_page(network, job_id), f"{network.url}/ui/playground"):
+    for url in (job_page(network, job_id), f"{network.url}/ui/log", f"{network.url}/ui/playground"):
         page.open(url)
         wanted = page.run(
             "[...document.querySelectorAll('a[href], button, input, select, textarea, summary, pre[tabindex=\"0\"]')]"
@@ -162,6 +163,27 @@ def test_the_playground_streams_an_answer_and_links_to_its_job(page: Page, netwo
     page.until(lambda: page.loaded > before)
     assert "VERIFIED at level" in page.run("document.querySelector('.verdict').textContent")
     assert network.token not in page.run("document.documentElement.outerHTML + location.href")
+    assert_quiet(page, network)
+
+
+def test_the_log_page_follows_the_tree_and_a_job_leads_to_its_leaf(
+    page: Page, network: RunningNetwork, job_id: str
+) -> None:
+    page.size(360)
+    page.open(job_page(network, job_id))
+    before = page.loaded
+    page.run("document.querySelector('a[href^=\"/ui/log?\"]').click()")
+    page.until(lambda: page.loaded > before)
+    assert page.run("document.querySelector('tr:target td:nth-child(2)').textContent") == "receipt"
+    assert page.run("document.documentElement.scrollWidth") <= 360
+    page.size(1280)
+    page.open(f"{network.url}/ui/log")
+    page.until("document.querySelector('[data-live-state]').textContent === 'live'")
+    newest = "Number(document.querySelector('tr[id^=leaf-] td').textContent)"
+    last = page.run(newest)
+    assert page.run("document.querySelector('pre').textContent.split('\\n')[1]") == str(last + 1)
+    submit(network, "What is a tree?")
+    page.until(f"{newest} > {last}")
     assert_quiet(page, network)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -13,20 +14,26 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+import yaml
 from peers.dispatcher_process import DispatcherProcess, Founded, found
 from peers.hub_peer import MODEL
 from peers.running_network import wait_until
 
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.postgres import connect_pool
-from aos.core.encoding import b64u_encode
+from aos.adapters.processes import free_port
+from aos.core import merkle
+from aos.core.encoding import b64u_decode, b64u_encode
 from aos.core.hashes import job_ref
+from aos.core.log.checkpoint import verify_checkpoint
+from aos.core.log.leaf import Kind, entry_of
+from aos.core.log.note import COSIGNATURE, cosign_note, note_key, read_note, read_vkey
 from aos.core.receipt import CHECKS
 from aos.dispatcher.setup import new_project, new_token
 from aos.dispatcher.ui import store
 from aos.errors import Unavailable
 
-PAGES = ("", "/jobs", "/operators", "/models", "/disputes", "/attestations", "/playground")
+PAGES = ("", "/jobs", "/operators", "/models", "/disputes", "/attestations", "/log", "/playground")
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}</script><script>alert(2)</script>"
 
 
@@ -144,8 +151,10 @@ def test_no_public_page_tells_a_job_id_a_prompt_an_answer_a_user_or_a_secret(
         }
         secrets.add(json.loads(job["request"])["job"]["prompt"])
     secrets |= {bytes(row["answer"]).decode().strip() for row in answers}
+    for leaf in query(founded, "SELECT salt, subject FROM log_leaf WHERE kind <= 5"):
+        secrets |= {leaf["salt"].hex(), b64u_encode(leaf["salt"]), leaf["subject"]}
     secrets -= {"What is AI?"}  # the pages' own example
-    for path in all_pages(founded):
+    for path in [*all_pages(founded), "/ui/log?before=20"]:
         said = " ".join(Elements(http.get(path).text).words)
         assert [secret for secret in secrets if len(secret) > 3 and secret in said] == [], path
         if path.startswith(("/ui/jobs/", "/ui/operators/")):
@@ -241,7 +250,9 @@ def test_hostile_names_are_text(http: httpx.Client, founded: Founded) -> None:
         ("/ui/jobs/x", 404, "job.unknown"),
         (f"/ui/jobs/{'A' * 43}", 404, "job.unknown"),
         (f"/ui/operators/{'<script>' * 4}", 404, "operator.unknown"),
-        ("/ui/log", 404, "http.not_found"),
+        ("/ui/log?before=-1", 400, "field.range"),
+        ("/ui/log?before=x", 400, "field.range"),
+        ("/ui/log/1", 404, "http.not_found"),
     ],
 )
 def test_what_is_not_there_is_a_page_that_says_so(
@@ -294,6 +305,102 @@ def test_a_follower_is_told_that_something_changed(http: httpx.Client, founded: 
         http.post("/api/job/cancel", json={"job_id": job_id, "verify": founded.token})
         assert next(line for line in lines if line.startswith("event:")) == "event: changed"
     assert http.get("/ui/events?of=nonsense").json()["title"] == "job.unknown"
+
+
+ROW = re.compile(
+    r'<tr id="leaf-(?P<index>\d+)">\s*<td data-name="Leaf">(?P=index)</td>\s*<td>(?P<kind>[\w ]+)</td>'
+    r'.*?data-copy="(?P<digest>[\w-]{43})".*?data-copy="(?P<leaf>[\w-]{43})".*?href="(?P<proof>/v1/[^"]+)"',
+    re.DOTALL,
+)
+
+
+def test_the_log_page_shows_the_signed_note_and_every_public_entry_once(http: httpx.Client) -> None:
+    text = http.get("/ui/log").text
+    key = read_vkey(http.get("/v1/aos/network").json()["log_key"])
+    assert f'data-copy="{key}"' in text
+    shown = re.search(r"<pre[^>]*>(.*?)</pre>", text, re.DOTALL)
+    assert shown is not None
+    checkpoint = verify_checkpoint(html.unescape(shown[1]), key)
+    copied = re.search(r'data-copy="([^"]*)">Copy the note', text)
+    assert copied is not None
+    assert html.unescape(copied[1]) == html.unescape(shown[1])
+    size = checkpoint.head.size
+    public = http.get("/v1/aos/log/entries", params={"limit": 1000}).json()["entries"]
+    seen: list[tuple[int, str, str]] = []
+    path: str | None = "/ui/log"
+    proven = 0
+    while path is not None:
+        text = http.get(path).text
+        rows = list(ROW.finditer(text))
+        assert len(rows) == len(re.findall(r'<tr id="leaf-', text)) <= store.PAGE
+        for row in rows:
+            kind: Kind = row["kind"].replace(" ", "_")  # type: ignore[assignment]
+            leaf = merkle.leaf_hash(entry_of(kind, b64u_decode(row["digest"])))
+            assert b64u_encode(leaf) == row["leaf"]
+            seen.append((int(row["index"]), kind, row["digest"]))
+        proof = http.get(html.unescape(rows[-1]["proof"])).json()
+        path_ = [b64u_decode(item) for item in proof["path"]]
+        merkle.verify_inclusion(
+            leaf, int(rows[-1]["index"]), proof["size"], path_, b64u_decode(proof["root"])
+        )
+        proven += 1
+        older = re.search(r'href="(/ui/log\?before=\d+)">Older', text)
+        path = older[1] if older else None
+    assert proven > 1
+    assert [index for index, _, _ in seen] == list(range(len(seen) - 1, -1, -1))
+    assert len(seen) >= size
+    assert {entry for entry in seen if entry[0] < size} == {
+        (entry["index"], entry["kind"], entry["digest"]) for entry in public if entry["index"] < size
+    }
+    assert "No leaf here" in http.get("/ui/log?before=0").text
+
+
+def test_a_job_page_leads_to_the_leaf_that_log_1_names_and_to_no_other(
+    http: httpx.Client, founded: Founded
+) -> None:
+    text = http.get(job_page(founded.finished)).text
+    named = re.search(r"leaf (\d+) of \d+ in the dispatcher", text)
+    assert named is not None
+    assert re.findall(r'href="(/ui/log\?[^"]+)"', text) == [
+        f"/ui/log?before={int(named[1]) + 1}#leaf-{named[1]}"
+    ]
+    first = next(ROW.finditer(http.get(f"/ui/log?before={int(named[1]) + 1}").text))
+    assert (first["index"], first["kind"]) == (named[1], "receipt")
+
+
+def test_a_cosignature_is_told_and_shown_with_the_witnesss_name(http: httpx.Client, founded: Founded) -> None:
+    seed, name = b"\7" * 32, "witness.example/<one>"
+    key = note_key(name, seed, COSIGNATURE)
+    with http.stream("GET", "/ui/events?log=1") as stream:
+        lines = stream.iter_lines()
+        assert next(line for line in lines if line.startswith("event:")) == "event: open"
+        note = read_note(http.get("/v1/aos/log/checkpoint").text)
+        # A witness may say any time that a cosignature can carry; the page must outlive it.
+        line = str(cosign_note(note.text, name, seed, 2**62))
+        size = int(note.text.split("\n")[1])
+        query(founded, "INSERT INTO log_cosignature VALUES ($1, $2, $3)", size, str(key), line)
+        assert next(line for line in lines if line.startswith("event:")) == "event: changed"
+    text = http.get("/ui/log").text
+    assert ">witness.example/&lt;one&gt;</button>" in text
+    assert ">this tree</span>" in text
+    assert html.escape(line.strip()) in text
+
+
+def test_a_network_without_a_log_says_so(founded: Founded) -> None:
+    port = free_port()
+    values = yaml.safe_load(founded.config_path.read_text()) | {"listen": f"127.0.0.1:{port}"}
+    del values["log_key"]
+    path = founded.directory / "without-log.yaml"
+    path.write_text(yaml.safe_dump(values))
+    process = DispatcherProcess(path, port).start()
+    try:
+        with process.client() as http:
+            answer = http.get("/ui/log")
+            assert answer.status_code == 200
+            assert "This network keeps no log" in answer.text
+            assert "/ui/log?" not in http.get(job_page(founded.finished)).text
+    finally:
+        process.stop()
 
 
 async def test_a_page_reads_only_and_not_for_long(founded: Founded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from aos.core.encoding import b64u_encode
 from aos.core.statements import SnapshotEntry
-from aos.dispatcher.ui import figures, plots
+from aos.dispatcher.ui import figures, pages, plots
 
 MODEL_ID = b"\3" * 32
 A, B = "0x" + "0a" * 20, "0x" + "0b" * 20
@@ -128,8 +129,55 @@ def test_a_plot_is_well_formed_whatever_the_names(named: list[tuple[str, int]]) 
         plots.bars(cleaned, "<b>"),
         plots.share(cleaned, '"'),
         plots.hours([(c, c) for _, c in cleaned]),
+        plots.growth(sorted((c, c) for _, c in cleaned), cleaned[0][0], "<i>"),
     ):
         root = ElementTree.fromstring(str(markup))  # noqa: S314  our own markup
         assert root.tag == "svg"
-        assert {element.tag for element in root.iter()} <= {"svg", "g", "rect", "title", "line", "text"}
+        assert {element.tag for element in root.iter()} <= {
+            "svg",
+            "g",
+            "rect",
+            "title",
+            "line",
+            "path",
+            "text",
+        }
         assert not any("style" in element.attrib for element in root.iter())
+
+
+def test_growth_is_drawn_from_the_first_size_to_the_last_in_few_steps() -> None:
+    points = [(7, 0), *((7 + n, n * n) for n in range(2_000)), (2_006, 1_999**2)]
+    markup = str(plots.growth(points, "then", "now"))
+    curve = re.search(r'class="curve" d="(M[^"]+)"', markup)
+    assert curve is not None
+    steps = [(int(x), int(y)) for x, y in re.findall(r"H(\d+)V(\d+)", curve[1])]
+    assert len(steps) <= 481
+    assert steps == sorted(steps, key=lambda step: (step[0], -step[1]))
+    assert (steps[0][1], steps[-1]) == (132, (480, 0))
+    assert f">{1_999**2}<" in markup
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "1970-01-01 00:00:00"), (2**53 - 1, f"{2**53 - 1} ms"), (2**73, f"{2**73} ms")]
+)
+def test_a_date_that_no_calendar_has_is_a_number(value: int, text: str) -> None:
+    assert pages.of_ms(value) == text
+
+
+def test_a_log_without_a_signed_tree_says_so() -> None:
+    facts: dict[str, Any] = {"latest": None, "checkpoints": [], "points": [], "witnesses": [], "leaves": []}
+    answer = pages.page(
+        "log.html",
+        here="/ui/log",
+        network="n",
+        key="aos/n/0x+00000000+A",
+        asked=2,
+        first=True,
+        following=None,
+        plots=plots,
+        **facts,
+    )
+    text = bytes(answer.body).decode()
+    assert "No tree is signed yet" in text
+    assert "None of the 2 asked has cosigned" in text
+    assert "<svg" not in text

@@ -6,6 +6,7 @@ answer file does not change; two are judged at a time, each in a thread.
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from aos.adapters.postgres import Pool, unavailable
 from aos.core.answer import read_answer
@@ -21,16 +22,24 @@ MOST_KEPT = 512
 MOST_BYTES = 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The report on an answer; ``leaf`` is the index that its log-1 names, None where that did not pass."""
+
+    report: Report
+    leaf: int | None
+
+
 class Judge:
     """Judges answers of one dispatcher."""
 
     def __init__(self, pool: Pool, config: DispatcherConfig, registry: Registry, log: Log | None) -> None:
         self._pool, self._config, self._registry, self._log = pool, config, registry, log
-        self._kept: OrderedDict[tuple[str, int], Report | None] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], Judged | None] = OrderedDict()
         self._turn = asyncio.Semaphore(2)
 
-    async def report(self, job_id: str, attempt: int) -> Report | None:
-        """The report on the run that ended with ``attempt``; None where its file is over 1 MiB, too much for a page.
+    async def judged(self, job_id: str, attempt: int) -> Judged | None:
+        """What comes of the run that ended with ``attempt``; None where its file is over 1 MiB, too much for a page.
 
         Raises RuleViolation ``job.no_answer``.
         """
@@ -42,15 +51,19 @@ class Judge:
             async with unavailable():
                 job = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
             data = await build_answer_file(self._pool, self._registry, job, attempt, self._log)
-            report = None if len(data) > MOST_BYTES else await asyncio.to_thread(self._judge, data)
-            self._kept[key] = report
+            found = None if len(data) > MOST_BYTES else await asyncio.to_thread(self._judge, data)
+            self._kept[key] = found
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
-            return report
+            return found
 
-    def _judge(self, data: bytes) -> Report:
-        root = read_answer(data).draw.draw_call.statement.snapshot_root
-        return verify_answer(data, trust=self._trust(root), policy=load_policy("dev"))
+    def _judge(self, data: bytes) -> Judged:
+        answer = read_answer(data)
+        root = answer.draw.draw_call.statement.snapshot_root
+        report = verify_answer(data, trust=self._trust(root), policy=load_policy("dev"))
+        logged = any(check.id == "log-1" and check.status == "PASS" for check in report.checks)
+        leaf = answer.log.receipt.index if logged and answer.log is not None else None
+        return Judged(report=report, leaf=leaf)
 
     def _trust(self, root: bytes) -> Trust:
         config, facts = self._config, self._registry.network

@@ -29,6 +29,7 @@ NAV = (
     ("/ui/models", "Models"),
     ("/ui/disputes", "Disputes"),
     ("/ui/attestations", "Attestations"),
+    ("/ui/log", "Log"),
     ("/ui/playground", "Playground"),
     ("/ui/verify", "Verify"),
 )
@@ -67,8 +68,11 @@ def when(value: datetime) -> str:
 
 
 def of_ms(value: int) -> str:
-    """Unix milliseconds as a time in UTC."""
-    return when(datetime.fromtimestamp(value / 1000, UTC))
+    """Unix milliseconds as a time in UTC; the number where no calendar has it, as others may sign."""
+    try:
+        return when(datetime.fromtimestamp(value / 1000, UTC))
+    except (ValueError, OverflowError, OSError):
+        return f"{value} ms"
 
 
 def status(state: RunState) -> str:
@@ -87,6 +91,7 @@ _environment.filters.update(
     short=short,
     when=when,
     of_ms=of_ms,
+    of_s=lambda value: of_ms(value * 1000),
     status=status,
     b64=b64u_encode,
     sha256=lambda data: hashlib.sha256(data).hexdigest(),

@@ -64,6 +64,23 @@ def against(selected: int, expected: int, scale: int) -> Markup:
     ).format(f"selected {selected} per mille, expected {expected} per mille", upper, lower)
 
 
+def growth(points: Sequence[tuple[int, int]], begun: str, ended: str) -> Markup:
+    """Steps through (seconds, size) points, ascending, from the first size to the last; at most one step a unit of width."""
+    (start, base), (end, most) = points[0], points[-1]
+    at: dict[int, int] = {}
+    for time_s, size in points:
+        x = _WIDTH * (time_s - start) // max(1, end - start)
+        at[x] = _HEIGHT - _HEIGHT * (size - base) // max(1, most - base)
+    steps = Markup("").join(Markup("H{}V{}").format(x, y) for x, y in at.items())
+    curve = Markup("M0 {}{}H{}").format(_HEIGHT, steps, _WIDTH)
+    lines = [
+        Markup('<path class="area" d="{0}V{1}Z"/><path class="curve" d="{0}"/>').format(curve, _HEIGHT),
+        _line(most),
+    ]
+    label = f"Leaves, from {base} at {begun} to {most} at {ended}"
+    return _svg(label, lines, [(0.0, begun, "start"), (float(_WIDTH), ended, "end")])
+
+
 def parts(count: int, chosen: int | None, label: str) -> Markup:
     """A strip of equal parts, the chosen one marked; at most 256."""
     step = _WIDTH / max(1, count)

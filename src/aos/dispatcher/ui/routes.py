@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
-from aos.adapters.postgres import Pool
+from aos.adapters.postgres import Connection, Pool
 from aos.core.encoding import b64u_decode
 from aos.core.job import STATES, STATUS
 from aos.core.tee import read_evidence
@@ -21,7 +21,7 @@ from aos.dispatcher.offers import offers_of
 from aos.dispatcher.refusals import NotFound
 from aos.dispatcher.registry import Registry
 from aos.dispatcher.streams import Streams
-from aos.dispatcher.ui import disputes, figures, plots, store, story
+from aos.dispatcher.ui import disputes, figures, logbook, plots, store, story
 from aos.dispatcher.ui.judging import Judge
 from aos.dispatcher.ui.pages import NAV, SECURITY, page, static, verifier
 from aos.errors import AOSError, InvalidMessage, RuleViolation
@@ -39,7 +39,7 @@ class Explorer:
     def __init__(
         self, pool: Pool, config: DispatcherConfig, registry: Registry, jobs: Jobs, log: Log | None
     ) -> None:
-        self.pool, self.config, self.registry, self.jobs = pool, config, registry, jobs
+        self.pool, self.config, self.registry, self.jobs, self.log = pool, config, registry, jobs, log
         self.judge = Judge(pool, config, registry, log)
         self.streams = Streams(most=MOST_FOLLOWERS, most_a_job=MOST_FOLLOWERS)
         self._kept: dict[str, tuple[float, Any]] = {}
@@ -81,14 +81,14 @@ class Explorer:
         found = await asyncio.to_thread(figures.tallies, rows, entries.__getitem__, max_range)
         return found, len(rows)
 
-    async def mark(self) -> str:
-        """Changes when anything happens in the network."""
+    async def mark(self, name: str, of: Callable[[Connection], Awaitable[str]]) -> str:
+        """What ``of`` reads, which changes when anything happens that ``name`` stands for."""
 
         async def read() -> str:
             async with store.reading(self.pool) as db:
-                return await store.network_mark(db)
+                return await of(db)
 
-        found: str = await self.kept("mark", read, seconds=LOOK_S)
+        found: str = await self.kept(f"mark of {name}", read, seconds=LOOK_S)
         return found
 
 
@@ -218,10 +218,10 @@ async def job(request: Request, job_ref: str) -> Response:
         games = await disputes.of_job(db, found["job_ref"])
     first = next(run for run in runs if run["position"] != "before")
     results = [seat for seat in seats if seat["outcome"] and seat["attempt"] == first["attempt"]]
-    report, judged = None, bool(results)
+    verdict, judged = None, bool(results)
     if judged:
         try:
-            report = await explorer.judge.report(found["job_id"], first["attempt"])
+            verdict = await explorer.judge.judged(found["job_id"], first["attempt"])
         except RuleViolation:  # between the two reads a result cannot go away; its file may not be there yet
             judged = False
     receipts = [
@@ -243,7 +243,8 @@ async def job(request: Request, job_ref: str) -> Response:
         run=first,
         reruns=[run for run in runs if run["position"] == "before"],
         steps=story.time_line(found, runs, attempts, seats),
-        report=report,
+        report=verdict and verdict.report,
+        leaf=verdict and verdict.leaf,
         judged=judged,
         seats=[seat for seat in seats if seat["attempt"] == first["attempt"]],
         receipts=receipts,
@@ -368,6 +369,37 @@ async def attestations(request: Request) -> Response:
     )
 
 
+@router.get("/log")
+async def logged(request: Request) -> Response:
+    """The transparency log: the last checkpoint, who witnessed it, how the tree grew; its leaves in pages."""
+    explorer = _explorer(request)
+    before, held = _cursor(request.query_params.get("before", "")), explorer.log
+    if held is None:
+        return page("log_none.html", here="/ui/log", network=explorer.config.network)
+    async with store.reading(explorer.pool) as db:
+        latest = await logbook.latest(db)
+        size = 0 if latest is None else latest.head.size
+        leaves, following = await logbook.leaves(db, before=size if before is None else min(before, size))
+        first = before is None
+        checkpoints = await logbook.checkpoints(db) if first else []
+        witnesses = await logbook.witnesses(db) if first else []
+    return page(
+        "log.html",
+        here="/ui/log",
+        network=explorer.config.network,
+        key=str(held.key),
+        latest=latest,
+        checkpoints=checkpoints,
+        points=logbook.growth(checkpoints, latest),
+        witnesses=witnesses,
+        asked=len(explorer.config.witnesses),
+        leaves=leaves,
+        first=first,
+        following=following,
+        plots=plots,
+    )
+
+
 @router.get("/playground")
 async def playground(request: Request) -> Response:
     """A form; the script submits it with the token that is typed in."""
@@ -420,18 +452,21 @@ async def content(
 
 @data_router.get("/events")
 async def events(request: Request) -> Response:
-    """Server-sent events `changed`: of the network, of the job that ``of`` names, or of the dispute that ``game`` names.
-    They carry nothing: the page asks anew."""
+    """Server-sent events `changed`: of the network, of the job that ``of`` names, of the dispute that ``game`` names, or
+    with ``log`` of the transparency log. They carry nothing: the page asks anew."""
     explorer = _explorer(request)
     name, played = request.query_params.get("of", ""), request.query_params.get("game", "")
     game = _game(played) if played else b""
     job_id = (await _job_id(explorer, name))[0] if name and not game else ""
     followed = played or job_id
+    logs = bool(request.query_params.get("log"))
     explorer.streams.check(followed)
 
     async def look() -> str:
         if not followed:
-            return await explorer.mark()
+            return await (
+                explorer.mark("log", logbook.mark) if logs else explorer.mark("network", store.network_mark)
+            )
         async with store.reading(explorer.pool) as db:
             return await (disputes.mark(db, game) if game else store.job_mark(db, job_id))
 

@@ -12,7 +12,7 @@ document.addEventListener("click", async (event) => {
     button.classList.add("copied");
     setTimeout(() => button.classList.remove("copied"), 1200);
   } catch {
-    button.textContent = button.dataset.copy; // no right to copy: show it whole
+    if (button.matches(".hash")) button.textContent = button.dataset.copy; // no right to copy: show it whole
   }
 });
 
