@@ -382,7 +382,7 @@ def test_a_cosignature_is_told_and_shown_with_the_witnesss_name(http: httpx.Clie
         assert next(line for line in lines if line.startswith("event:")) == "event: changed"
     text = http.get("/ui/log").text
     assert ">witness.example/&lt;one&gt;</button>" in text
-    assert ">this tree</span>" in text
+    assert ">cosigned this tree</span>" in text
     assert html.escape(line.strip()) in text
 
 

@@ -74,7 +74,7 @@ async def latest(db: Connection) -> Latest | None:
     note = with_signatures(
         row["note"], [read_signature_line(line["line"].removesuffix("\n")) for line in lines]
     )
-    head = read_head(read_note(note))
+    head = read_head(read_note(row["note"]))
     return Latest(head=head, root=b64encode(head.root).decode("ascii"), time_s=row["time_s"], note=note)
 
 
