@@ -99,7 +99,8 @@ class Bounds:
         trapped = header.finish_reason == "numeric_trap"
         trap_unit = reader.number() if trapped else None
         shape = state_shape(run, header, trap_unit)
-        op, hashes, opening, head, last_units = 0, [], None, b"", ()
+        op, hashes, opening, head = 0, [], None, b""
+        last_units: tuple[bytes, ...] = ()
         if exists(shape, position, unit):
             if shape.is_trap(position, unit):
                 op = reader.number()
