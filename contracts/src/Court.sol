@@ -28,7 +28,8 @@ contract Court {
         Reveal, // the claimant shows the nodes below the chosen one
         Choose, // the challenger goes down
         Prove, // the claimant proves the chosen element of the chosen tile
-        Over
+        Over,
+        Parts // the claimant shows the hashes of the tiles that the state root commits of the unit
     }
 
     struct Game {
@@ -49,6 +50,7 @@ contract Court {
         bytes32 claim;
         bytes32 context; // the hash of what the one-step rules must know; before the answer of model and state root
         uint32 element; // of the tile
+        bool asked; // for the parts' tiles
     }
 
     error BadParameter();
@@ -61,6 +63,7 @@ contract Court {
     error OwnClaim();
     error AlreadyChallenged();
     error AlreadyConvicted();
+    error AlreadyAsked();
     error BondTooSmall(uint256 least);
     error OtherContext();
     error NotTheNode();
@@ -81,6 +84,8 @@ contract Court {
     );
     event Answered(bytes32 indexed game, bytes32 unitRoot, bytes32 root, bytes32[] children);
     event Revealed(bytes32 indexed game, bytes32[] children);
+    event PartsAsked(bytes32 indexed game);
+    event PartsShown(bytes32 indexed game, bytes32[][] hashes);
     event Chosen(bytes32 indexed game, uint8 level, uint32 from, uint32 to, bytes32 node);
     event TileChosen(bytes32 indexed game, uint32 tile, uint32 element);
     event Refuted(bytes32 indexed game);
@@ -94,6 +99,8 @@ contract Court {
     uint256 public constant HALVINGS = 4;
     uint256 private constant MAX_ESCALATION = 4;
     uint256 private constant VALUE = 7;
+    uint256 private constant CUT = 9;
+    uint256 private constant TRAP = 10;
     bytes32 private constant DOMAIN =
         keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
     bytes32 private constant CLAIM = keccak256(
@@ -214,6 +221,16 @@ contract Court {
         emit Revealed(id, children);
     }
 
+    /// Shows the hashes of the tiles of the unit's parts, part after part. They lead to the parts' roots.
+    function showParts(bytes32 id, Context calldata c, bytes32[][] calldata hashes) external {
+        Game storage game = _game(id, Stage.Parts);
+        _tick(game);
+        require(game.context == keccak256(abi.encode(c)), OtherContext());
+        _checkParts(c, hashes);
+        game.stage = Stage.Choose;
+        emit PartsShown(id, hashes);
+    }
+
     /// Proves the chosen element: the challenge is refuted where the proof holds, the claim convicted where it does not.
     /// @param step Which contract has the rule. @param shown The element that is proven: another one than the chosen only to
     /// show that the whole tile is all ones.
@@ -229,6 +246,17 @@ contract Court {
     }
 
     // --- the challenger's moves
+
+    /// Asks for the hashes of the tiles that the state root commits of the unit, once a game: who finds a root that is not
+    /// its own cannot tell from that which tile is wrong.
+    function askParts(bytes32 id) external {
+        Game storage game = _game(id, Stage.Choose);
+        _tick(game);
+        require(!game.asked, AlreadyAsked());
+        game.asked = true;
+        game.stage = Stage.Parts;
+        emit PartsAsked(id);
+    }
 
     /// Goes down to a node: as far as the last nodes that were shown, or further with hashes from elsewhere. At a tile it
     /// names the element in question.
@@ -297,8 +325,9 @@ contract Court {
         opened.unitRoot = c.unitRoot;
         require(tiles != 0 && keccak256(abi.encode(opened)) == keccak256(abi.encode(c)), OtherContext());
         uint256 code = _check(steps[step], c, index, element, element, proof);
-        // An opening that does not hold is nobody's fault here: anybody can bring one.
-        require(code >= VALUE && code < SILENT && code != 11, ProvesNothing(code));
+        // An opening that does not hold is nobody's fault here: anybody can bring one. The path of a tile below its part's
+        // root, code 8, is such an opening too.
+        require(code == VALUE || code == CUT || code == TRAP, ProvesNothing(code));
         convicted[claimId] = true;
         emit Convicted(claimId, claim.claimant, msg.sender, code);
         registry.lock(claim.claimant);
@@ -405,7 +434,8 @@ contract Court {
     }
 
     function _refute(bytes32 id, Game storage game) private {
-        owed[game.claimant] += game.bond;
+        // Who was convicted in another game wins no bond any more.
+        owed[convicted[game.claim] ? game.challenger : game.claimant] += game.bond;
         emit Refuted(id);
         _end(id, game);
         registry.unlock(game.claimant);
@@ -452,6 +482,21 @@ contract Court {
                 code := mload(add(reason, 36))
             }
             return code;
+        }
+    }
+
+    function _checkParts(Context memory c, bytes32[][] calldata hashes) private view {
+        bytes32[3] memory roots = [c.partRoot0, c.partRoot1, c.partRoot2];
+        (,, uint256 parts) = Layout.partOf(c, c.position, c.unit, 0);
+        require(hashes.length == (c.trapOp == 0 ? parts : 0), NotTheNode());
+        for (uint256 i = 0; i < hashes.length; ++i) {
+            (uint256 size, uint256 tileBytes,) = Layout.partOf(c, c.position, c.unit, i);
+            bytes32[] memory leaves = hashes[i];
+            uint256 n = leaves.length;
+            require(n == (size + tileBytes - 1) / tileBytes, NotTheNode());
+            if (n == 0) continue; // no record is kept at temperature 0
+            (bytes32 root,) = Sha.range(leaves, n, 0, n, 0);
+            require(root == roots[i], NotTheNode());
         }
     }
 

@@ -4,7 +4,7 @@ pragma solidity 0.8.37;
 /// What the court uses of the registry: stakes held while a game runs, and slashed when it is lost.
 /// Every `lock` is followed by exactly one `unlock` or `slash`.
 interface IOperatorRegistry {
-    /// Holds the operator's stake while a game runs. Reverts where it has less than `minStake`, or its exit is due.
+    /// Holds the operator's stake while a game runs. Reverts where it has none, or its exit is due.
     function lock(address operatorAddress) external;
 
     /// Ends a game that the operator won.

@@ -89,7 +89,7 @@ contract OperatorRegistry is IOperatorRegistry {
     }
 
     /// @param maxRange the sortition's precision, at most 2^53 - 1
-    /// @param minStake_ wei that an operator needs for a range and while a game runs
+    /// @param minStake_ wei that an operator needs for a range
     /// @param exitDelay_ seconds; longer than a claim is valid and a game can last
     constructor(uint256 maxRange, uint256 minStake_, uint64 exitDelay_) {
         require(maxRange > 0 && maxRange < 1 << 53 && minStake_ > 0 && minStake_ < 1 << 128, BadParameter());
@@ -192,7 +192,8 @@ contract OperatorRegistry is IOperatorRegistry {
     /// @inheritdoc IOperatorRegistry
     function lock(address operatorAddress) external onlyCourt {
         Operator storage op = _operators[operatorAddress];
-        require(op.stake >= minStake, StakeTooSmall());
+        // Not `minStake`: what a slash left answers for the operator's other claims.
+        require(op.stake != 0, StakeTooSmall());
         require(op.exitAt == 0 || block.timestamp < op.exitAt, IsLeaving());
         uint32 locks = op.locks + 1;
         op.locks = locks;

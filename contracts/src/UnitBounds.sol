@@ -42,8 +42,9 @@ contract UnitBounds {
     }
 
     /// @param bounds header; its path; u32 unit of the trap (of a run that trapped); u32 op (of a unit that did) or the
-    /// roots of the unit's parts; the unit leaf's path in its position; the position's path. Only the header and what is
-    /// behind it up to the trap unit where the run has no such unit.
+    /// roots of the unit's parts; the unit leaf's path in its position; the position's path. Where the run has no such
+    /// unit, only the header and its path; of a run that trapped also the trap's unit, the root over the last position's
+    /// units, and that position's path.
     /// @return c All that a one-step rule must know, but for `unitRoot`. @return tiles Of the unit's trace, 0 where the
     /// header says that there is no such unit.
     function open(
@@ -72,6 +73,10 @@ contract UnitBounds {
         if (position < c.nPositions && unit < Layout.unitsAt(c, position)) {
             _unit(c, r);
             tiles = Layout.count(Layout.unitOps(c));
+        } else if (trapped) {
+            // That the run ends before the unit is not the claimant's word: the last position says how many units it has.
+            bytes32 root = _word(_take(r, 32));
+            _position(c, r, c.nPositions - 1, c.trapUnits, root);
         }
         require(r.here == r.end, BadLength());
     }
@@ -148,11 +153,15 @@ contract UnitBounds {
             if (parts == 1) entry = abi.encodePacked(entry, c.partRoot0);
             if (parts == 3) entry = abi.encodePacked(entry, c.partRoot0, c.partRoot1, c.partRoot2);
         }
-        bytes32 root = _path(r, Sha.leafOf(entry), c.unit, units);
+        _position(c, r, c.position, units, _path(r, Sha.leafOf(entry), c.unit, units));
+    }
+
+    /// @dev A position has so many units, with this root over them.
+    function _position(Context memory c, Reader memory r, uint256 position, uint256 units, bytes32 root) private view {
         root = Sha.leafOf(
-            abi.encodePacked("AOS/state-position/v1", bytes1(0), uint32(c.position), uint32(units), root)
+            abi.encodePacked("AOS/state-position/v1", bytes1(0), uint32(position), uint32(units), root)
         );
-        require(_path(r, root, 1 + c.position, 1 + c.nPositions) == c.stateRoot, BadOpening());
+        require(_path(r, root, 1 + position, 1 + c.nPositions) == c.stateRoot, BadOpening());
     }
 
     /// H("run-params", salt, canonical JSON). The numbers before and behind `stop` are the text's first and last, whatever

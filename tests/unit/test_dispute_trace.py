@@ -30,7 +30,7 @@ from aos.core.dispute.trace_tree import (
 from aos.core.manifest import TENSOR_TYPES, GraphSizes
 from aos.engine.forward import Context, tail_logits
 from aos.engine.native import NativeEngine
-from aos.engine.trace import UnitTrace
+from aos.engine.trace import AbsentUnit, UnitTrace
 from aos.errors import AOSError, InvalidMessage, VerificationError
 
 MODELS = [model.name for model in tiny_models().MODELS]
@@ -311,6 +311,21 @@ def test_a_trap_where_there_is_none_is_found() -> None:
     claim = opened(liar)
     checked = run.trace(run.last, 1, against=claim)
     assert convicted(claim, liar, checked) == "tile.trap"
+
+
+def test_the_last_position_says_where_a_run_trapped() -> None:
+    run = tiny_run("tiny-trap", "is it so? yes", GREEDY)
+    assert run.known.trap is not None
+    unit, last = run.known.trap[0], run.last
+    bounds = AbsentUnit(run.known).bounds
+    for position, absent in ((last, unit + 1), (last + 1, 0)):
+        assert open_unit(run.known.run, position, absent, bounds).context is None
+    # Who names an earlier unit would have none at the one that is challenged.
+    at = 240 + 32 * (last + 1).bit_length()
+    for lie, code in ((bytes(4), "tile.bounds"), (bytes(4) + bounds[at + 4 :], "state.opening")):
+        with pytest.raises(VerificationError) as caught:
+            open_unit(run.known.run, last, unit, bounds[:at] + lie)
+        assert caught.value.code == code
 
 
 def test_a_trap_that_is_missing_is_found() -> None:

@@ -397,7 +397,7 @@ class _OwnOperands(WholeOperands):
 
 
 class AbsentUnit:
-    """What a claimant shows of a place that its run does not have: the header that says so.
+    """What a claimant shows of a place that its run does not have: the header that says so, and where it trapped.
     ``aos.core.dispute.case.UnitTrace``.
     """
 
@@ -409,7 +409,7 @@ class AbsentUnit:
 
     @property
     def bounds(self) -> bytes:
-        """The opening of the header."""
+        """The opening of the header, and of the number of units at the last position of a run that trapped."""
         tree, trap = self._known.tree, self._known.trap
         return Bounds(
             header=tree.header.entry(),
@@ -419,6 +419,7 @@ class AbsentUnit:
             tile_hashes=(),
             leaf_opening=None,
             head=b"",
+            last_units=() if trap is None else tree.open_units(tree.header.n_positions - 1),
         ).encode()
 
     def prove(self, index: int) -> bytes:

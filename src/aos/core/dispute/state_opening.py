@@ -181,6 +181,22 @@ def verify_leaves(
         raise _broken("the opening does not lead to the state root")
 
 
+def verify_units(
+    state_root: bytes, shape: StateShape, position: int, units_root: bytes, path: Sequence[bytes]
+) -> None:
+    """Check that the position has as many units as the shape says; ``units_root`` is the root over their leaves.
+
+    Raises InvalidMessage ``state.place``; VerificationError ``state.opening``.
+    """
+    hashed = position_leaf_over(position, shape.units(position), units_root)
+    try:
+        root = range_root([hashed], 1 + position, 1 + shape.n_positions, path)
+    except (InvalidMessage, VerificationError) as error:
+        raise _broken(error.message) from error
+    if root != state_root:
+        raise _broken("the position has another number of units")
+
+
 def verify_tiles(
     state_root: bytes, shape: StateShape, place: Place, opening: StateOpening
 ) -> tuple[bytes, ...]:
@@ -293,6 +309,10 @@ class StateTree:
             ),
             path=tuple(path),
         )
+
+    def open_units(self, position: int) -> tuple[bytes, ...]:
+        """The root over a position's units, and its path. Raises InvalidMessage ``merkle.index_out_of_range``."""
+        return MerkleTree(self.units[position]).root, *self._tree.range_path(1 + position, 1)
 
     def open_tiles(
         self, shape: StateShape, place: Place, payloads: Sequence[Sequence[bytes]]

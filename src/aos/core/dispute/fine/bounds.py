@@ -12,7 +12,7 @@ from aos.core.dispute.fine.grid import UnitShape
 from aos.core.dispute.fine.layer import embedding_ops, layer_ops
 from aos.core.dispute.fine.operands import UnitContext
 from aos.core.dispute.fine.tail import tail_ops
-from aos.core.dispute.state_opening import LeafOpening, verify_header, verify_leaves
+from aos.core.dispute.state_opening import LeafOpening, verify_header, verify_leaves, verify_units
 from aos.core.dispute.state_tree import (
     HEADER_BYTES,
     RECORD,
@@ -55,7 +55,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """``trap_unit``: of a run that trapped; ``op``: of a unit that did; ``head``: the record's first tile."""
+    """``trap_unit``: of a run that trapped; ``op``: of a unit that did; ``head``: the record's first tile;
+    ``last_units``: where a run that trapped has no such unit, the root over the last position's units, and its path.
+    """
 
     header: bytes
     header_path: tuple[bytes, ...]
@@ -64,6 +66,7 @@ class Bounds:
     tile_hashes: tuple[tuple[bytes, ...], ...]
     leaf_opening: LeafOpening | None
     head: bytes
+    last_units: tuple[bytes, ...] = ()
 
     def encode(self) -> bytes:
         """The bytes of a game's first answer."""
@@ -76,7 +79,7 @@ class Bounds:
             out += part
         if self.leaf_opening is not None:
             out.append(self.leaf_opening.encode())
-        return b"".join((*out, self.head))
+        return b"".join((*out, self.head, *self.last_units))
 
     @classmethod
     def decode(cls, data: bytes, run: Run, position: int, unit: int) -> tuple[Self, StateHeader, StateShape]:
@@ -97,6 +100,7 @@ class Bounds:
         trap_unit = reader.number() if trapped else None
         shape = state_shape(run, header, trap_unit)
         op, hashes, opening, head = 0, [], None, b""
+        last_units: tuple[bytes, ...] = ()
         if exists(shape, position, unit):
             if shape.is_trap(position, unit):
                 op = reader.number()
@@ -108,6 +112,8 @@ class Bounds:
             opening = LeafOpening.decode(reader.take(size), shape, position, unit)
             if len(hashes) > RECORD and unit == shape.n_layers + 1 and hashes[RECORD]:
                 head = reader.take(shape.parts(position, unit)[RECORD].tile_size(0))
+        elif trapped:
+            last_units = reader.hashes(1 + range_path_length(count - 1, 1, count))
         reader.end()
         bounds = cls(
             header=entry,
@@ -117,6 +123,7 @@ class Bounds:
             tile_hashes=tuple(hashes),
             leaf_opening=opening,
             head=head,
+            last_units=last_units,
         )
         return bounds, header, shape
 
@@ -170,6 +177,9 @@ def open_unit(run: Run, position: int, unit: int, bounds: bytes) -> Unit:
     """
     opened, header, state = Bounds.decode(bounds, run, position, unit)
     if opened.leaf_opening is None:
+        if opened.last_units:
+            root, *path = opened.last_units
+            verify_units(run.state_root, state, state.n_positions - 1, root, path)
         return Unit(context=None, shape=None, leaf=b"", outputs=(), cuts=None)
     leaf = trap_leaf(position, unit, opened.op)
     if not opened.op:

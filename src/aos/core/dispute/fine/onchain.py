@@ -88,6 +88,7 @@ def chain_bounds(data: bytes, run: Run, position: int, unit: int) -> bytes:
     if bounds.leaf_opening is not None:
         out += [u32(bounds.op)] if bounds.op else [tree_root(part) for part in bounds.tile_hashes]
         out.append(bounds.leaf_opening.encode())
+    out += bounds.last_units
     return b"".join(out)
 
 
