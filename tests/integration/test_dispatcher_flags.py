@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ async def test_the_acceptance_is_signed_over_the_stored_request(open_case: Open)
 async def test_the_same_key_and_body_give_the_first_answer_again(open_case: Open) -> None:
     case = await open_case()
     first = await case.submit(key="key-1")
-    assert await case.submit(key="key-1") == first
+    assert await case.submit(key="key-1") == replace(first, promise=None)
     assert await count(case, "job") == 1
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -25,6 +25,7 @@ from aos.dispatcher.link_server import MAX_UNAUTHENTICATED
 from aos.errors import AOSError
 
 DISPATCHER = address_of(secret("signer.key"))
+_counts = itertools.count(100_000, 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ async def dial(dispatcher: DispatcherProcess, operator: OperatorPeer) -> Link:
 
     async def open_clock(node: int) -> CausalClock:
         # A count above all that this operator has signed before, as its stored state would hold.
-        stored = ClockState(node=node, incarnation=1, clock=VectorClock({node: time.time_ns() // 1_000_000}))
+        stored = ClockState(node=node, incarnation=1, clock=VectorClock({node: next(_counts)}))
         return await CausalClock.open(node, stored, save, incarnation=incarnation)
 
     async def handle(method: str, body: JsonValue) -> dict[str, object]:

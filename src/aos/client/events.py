@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from aos.client.transfer import MAX_NESTED
+from aos.core.encoding import check_nesting
 from aos.errors import InvalidMessage
 
 MAX_EVENT_BYTES = 1 << 20
@@ -62,8 +64,9 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def _object(text: str) -> dict[str, Any]:
     try:
+        check_nesting(text.encode(), MAX_NESTED)
         value = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, InvalidMessage):
         value = None
     if not isinstance(value, dict):
         raise _bad("whose data are no JSON object")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from aos.core.encoding import check_nesting
 from aos.errors import InvalidMessage
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
@@ -21,6 +22,9 @@ NOT_COMPRESSED = {"accept-encoding": "identity"}
 """Asked for with every request, so that the bytes that are counted are the bytes that are held."""
 
 T = TypeVar("T")
+
+MAX_NESTED = 64
+"""How deep JSON of a dispatcher may go: the library's own limit is the stack's, and ends the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +38,10 @@ class Reply:
     def json(self) -> Any:
         """The body's JSON. Raises ValueError where it is none, or nested too deep."""
         try:
-            return json.loads(self.content)
-        except RecursionError:
-            raise ValueError("nested too deep") from None
+            check_nesting(self.content, MAX_NESTED)
+        except InvalidMessage as error:
+            raise ValueError(error.message) from None
+        return json.loads(self.content)
 
 
 async def exchange(

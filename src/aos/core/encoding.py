@@ -123,7 +123,7 @@ def parse_json_strict(
         raise InvalidMessage("encoding.utf8", "the message is not UTF-8") from error
     if text.startswith("\ufeff"):
         raise InvalidMessage("encoding.bom", "the message begins with a byte order mark")
-    _check_nesting(data, max_depth)
+    check_nesting(data, max_depth)
     try:
         value: JsonValue = json.loads(
             text,
@@ -148,7 +148,8 @@ def parse_canonical(data: bytes, *, max_bytes: int) -> JsonValue:
     return value
 
 
-def _check_nesting(data: bytes, max_depth: int) -> None:
+def check_nesting(data: bytes, max_depth: int) -> None:
+    """Raises InvalidMessage ``encoding.depth`` where JSON is nested deeper than ``max_depth``. Its form is not checked."""
     depth = 0
     for token in _TOKENS.finditer(data):
         first = data[token.start()]
