@@ -108,6 +108,7 @@ class Audited:
             epoch_ms=1,
             anchor=bytes(32),
             length=1,
+            beacon_source="dispatcher",
         )
         asked = AuditAsked(
             network=core.network,
