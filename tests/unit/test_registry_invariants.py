@@ -73,7 +73,7 @@ class Model:
 
     def lock(self, who: str, now: int) -> bool:
         op = self.ops[who]
-        if op.stake < ETHER or (op.exit_at and now >= op.exit_at):
+        if not op.stake or (op.exit_at and now >= op.exit_at):
             return False
         op.locks += 1
         return True
