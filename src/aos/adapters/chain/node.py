@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from aos.core.encoding import check_nesting
 from aos.errors import ConfigError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 
 MAX_ANSWER_BYTES = 8 << 20
+MAX_NESTED = 64
 WITHIN_S = 20.0
 BATCH = 100
 _QUANTITY = re.compile(r"0x(0|[1-9a-f][0-9a-f]{0,63})\Z")
@@ -203,8 +205,9 @@ class ChainNode:
                 "chain.unavailable", f"the node {self.name} answers with HTTP status {answer.status_code}"
             )
         try:
+            check_nesting(bytes(data), MAX_NESTED)
             return json.loads(data)
-        except (ValueError, RecursionError):
+        except (ValueError, InvalidMessage):
             raise self._nonsense() from None
 
     def _result(self, answer: dict[str, Any]) -> Any:
