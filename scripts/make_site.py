@@ -39,7 +39,7 @@ NAV: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("Use", ("docs/sdk.md", API, CLI, "docs/explorer.md", "docs/demo-model.md")),
-    ("Run", ("docs/operator-guide.md", "docs/deploy.md")),
+    ("Run", ("docs/operator-guide.md", "docs/deploy.md", "docs/chain.md")),
     ("Understand", ("docs/architecture.md", "docs/threat-model.md", "docs/log.md")),
     ("Specification", ("docs/spec/*.md",)),
     ("Decisions", ("docs/adr/*.md",)),

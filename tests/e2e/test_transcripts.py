@@ -59,6 +59,7 @@ class Session:
             (str(network.trust_path.parent), "STATE"),
             (str(directory), "HERE"),
             (str(MODEL), MODEL.name),
+            (str(Path(sys.executable).with_name("aos")), "aos"),
         ]
         self._lines: list[str] = []
 
