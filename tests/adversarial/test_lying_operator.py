@@ -369,7 +369,7 @@ def test_an_operator_that_moves_twice_is_convicted_even_of_a_right_claim(
         key = bytes.fromhex((network.trust_path.parent / LIAR / "signer.key").read_text().strip())
         second = sign(key, replace(honest, unit_root=bytes(32)))
         client.disputes(f"/{game}/moves", value=second.to_json())
-    shown = aos(network, "dispute", "show", "--save", str(tmp_path / "game.json"), "--", game)
+    shown = aos(network, "dispute", "show", game, "--save", str(tmp_path / "game.json"))
     assert shown.returncode == 10, shown.stdout + shown.stderr
     assert f"{liar}" in shown.stdout
     assert "the claimant signed two different moves for turn 1 [dispute.contradiction]" in shown.stdout

@@ -253,6 +253,7 @@ WRONG = [
     Wrong("job result x", 20, "client.unreachable", NOWHERE),
     Wrong("job watch x", 20, "client.unreachable", NOWHERE),
     Wrong("job list", 20, "client.unreachable", NOWHERE),
+    Wrong("dispute show -w5PrVNK_n1gI6pGQCtuRmDkAJkF49Of42QYiJxwBoE", 20, "client.unreachable", NOWHERE),
     Wrong("keys show absent", 30, "keystore.unreadable"),
     Wrong("model show absent", 2, "cli.usage"),
     Wrong("model show truncated.gguf", 2, "gguf.tensor_range"),

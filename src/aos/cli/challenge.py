@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from aos.cli import voice
-from aos.cli.help import Command, Group
+from aos.cli.help import Command, Group, NamedByHash
 from aos.cli.own_key import OwnKey, own_key
 from aos.client import Client
 from aos.client.settings import load_client_settings
@@ -295,7 +295,7 @@ def list_games(*, url: Url = None, as_json: AsJson = False) -> None:
 
 @dispute_app.command(
     "show",
-    cls=Command,
+    cls=NamedByHash,
     short_help="One game's moves and verdict.",
     epilog="aos dispute show GAME --save game.json",
 )

@@ -1,8 +1,11 @@
 """Help texts: what a command does, examples as they are typed, then arguments and options."""
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+_DASHED = re.compile(r"-[A-Za-z0-9_-]{42}", re.ASCII)
 
 
 class Command(TyperCommand):
@@ -14,6 +17,16 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Nothing: the examples came first."""
+
+
+class NamedByHash(Command):
+    """A command whose arguments are hashes in base64url: one that begins with a dash is no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        dashed = [word for word in args if _DASHED.fullmatch(word)]
+        if dashed and "--" not in args:
+            args = [word for word in args if word not in dashed] + ["--", *dashed]
+        return super().parse_args(ctx, args)
 
 
 class Group(TyperGroup):

@@ -1,7 +1,8 @@
 """The checks of a job's answer as ``aos verify`` prints them, with this dispatcher's own keys as trust.
 
 What it says is the dispatcher's word: a page repeats that, and how to check without it. Kept by (job, attempt), because an
-answer file does not change; two are judged at a time, each in a thread.
+answer file does not change once its leaves are in the log and cosigned as often as they are to be; two are judged at a time,
+each in a thread.
 """
 
 import asyncio
@@ -52,10 +53,17 @@ class Judge:
                 job = await self._pool.fetchrow("SELECT * FROM job WHERE job_id = $1", job_id)
             data = await build_answer_file(self._pool, self._registry, job, attempt, self._log)
             found = None if len(data) > MOST_BYTES else await asyncio.to_thread(self._judge, data)
-            self._kept[key] = found
+            if found is None or self._settled(found):
+                self._kept[key] = found
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
             return found
+
+    def _settled(self, found: Judged) -> bool:
+        if self._log is None:
+            return True
+        passed = {check.id for check in found.report.checks if check.status == "PASS"}
+        return "log-1" in passed and (self._config.log.quorum == 0 or "witness-1" in passed)
 
     def _judge(self, data: bytes) -> Judged:
         answer = read_answer(data)
