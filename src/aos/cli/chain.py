@@ -100,7 +100,7 @@ def status(*, config: DispatcherConfig, as_json: AsJson = False) -> None:
     operators = found.pop("operators")
     transactions = found.pop("transactions")
     for name, value in found.items():
-        voice.data(f"{name:<18} {value}")
+        voice.data(f"{name:<18} {_word(value)}")
     for op in operators:
         state = f"leaving, {op['exit_at']}" if op["exit_at"] else f"[{op['start']}, {op['end']})"
         voice.data(f"operator           {op['node_id']}  {state}  {op['stake_ether']} ether")

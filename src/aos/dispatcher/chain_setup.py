@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aos.adapters.chain.anchors import RegistryName
 from aos.adapters.chain.contracts import contract
 from aos.adapters.chain.journal import Journal
 from aos.adapters.chain.node import ChainNode
@@ -85,6 +86,7 @@ async def chain_status(path: Path) -> dict[str, Any]:
             node, pool, chain.operator_registry, max_range=config.max_range, owner=config.keys.address
         )
         view = await operators.view()
+        anchor = await operators.last_anchor()
         head = await node.block("latest")
         journal = Journal(pool, node, config.keys.signer)
         return {
@@ -94,6 +96,9 @@ async def chain_status(path: Path) -> dict[str, Any]:
             "final": view.number,
             "final_at": _time(view.time),
             "operator_registry": operators.address,
+            "registry_name": str(RegistryName(chain_id=chain.chain_id, address=operators.address)),
+            "anchored_leaves": 0 if anchor is None else anchor.size,
+            "anchored_root": None if anchor is None else anchor.root.hex(),
             "owner": config.keys.address,
             "owner_ether": ether(await node.balance(config.keys.address)),
             "max_range": config.max_range,

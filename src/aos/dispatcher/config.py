@@ -86,7 +86,9 @@ class LogSettings(BaseModel):
 
 
 class Chain(BaseModel):
-    """The chain whose OperatorRegistry says who has which range (docs/chain.md)."""
+    """The chain whose OperatorRegistry says who has which range (docs/chain.md). The log's checkpoint is anchored there every
+    ``anchor_s`` seconds, where it has grown; with 0 never.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -95,6 +97,7 @@ class Chain(BaseModel):
     operator_registry: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
     max_fee_gwei: int = Field(200, ge=1, le=1_000_000)
     beacon: bool = False
+    anchor_s: int = Field(3_600, ge=0, le=86_400 * 30)
 
 
 class _Settings(BaseModel):
