@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "anchors",
     cls=Command,
     short_help="Compare the log with what its dispatcher wrote on a chain.",
-    epilog="""aos log anchors --once --rpc-url http://127.0.0.1:8545 --registry eip155:31337:0x5fbdb2315678afecb367f032d93f642f64180aa3
+    epilog="""aos log anchors --once --rpc-url http://127.0.0.1:8545 --registry eip155:31337:0x…
 AOS_RPC_URL=http://127.0.0.1:8545 aos log anchors --registry eip155:1:0x… --every 3600
 aos log anchors --judge .aos/log-anchors.fork-1.json --registry eip155:1:0x… --json""",
 )
@@ -48,20 +48,28 @@ def anchors(
     registry: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="The network's OperatorRegistry: eip155:CHAIN_ID:0xADDRESS (`aos chain status`)."
+            metavar="NAME",
+            help="The network's OperatorRegistry: eip155:CHAIN_ID:0xADDRESS (`aos chain status`).",
         ),
     ],
     rpc_url: Annotated[
         str,
-        typer.Option(envvar="AOS_RPC_URL", metavar="URL", help="A JSON-RPC node of that chain; best your own."),
+        typer.Option(
+            envvar="AOS_RPC_URL", metavar="URL", help="A JSON-RPC node of that chain; best your own."
+        ),
     ],
     judge: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Compare nothing: judge a file that this command saved, or another's."),
+        typer.Option(
+            metavar="FILE", help="Compare nothing: judge a file that this command saved, or another's."
+        ),
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where is kept what was read; default log-anchors.json beside the trust file."),
+        typer.Option(
+            metavar="FILE",
+            help="Where is kept what was read; default log-anchors.json beside the trust file.",
+        ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     every: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds between two looks.")] = 600,
@@ -164,7 +172,12 @@ def _report(found: _Found, *, as_json: bool) -> int:
     last, size = found.seen.last, found.checkpoint.head.size
     state = "NOT ANCHORED" if last is None else "ANCHORED"
     if as_json:
-        value = {"state": state, "size": size, "anchored": last.size if last else 0, "block": found.seen.number}
+        value = {
+            "state": state,
+            "size": size,
+            "anchored": last.size if last else 0,
+            "block": found.seen.number,
+        }
         voice.data_json("log.anchors", value | {"compared": len(found.anchors), "evidence": None})
     elif last is None:
         voice.data(f"NOT ANCHORED: final block {found.seen.number} holds no root of this log")
@@ -204,7 +217,9 @@ def _shout(path: Path, found: _Found, *, as_json: bool) -> int:
     voice.data(f"{state}: {text} [{code}]")
     voice.say(f"{word}: evidence saved in {evidence}")
     if fork is not None:
-        voice.say(f"  anybody with a node of the chain can judge it: {voice.program()} log anchors --judge {evidence}")
+        voice.say(
+            f"  anybody with a node of the chain can judge it: {voice.program()} log anchors --judge {evidence}"
+        )
     else:
         voice.say("  it convicts nobody by itself; ask the log's owner, and look again")
     return CONVICTED
@@ -229,7 +244,9 @@ def _judge(file: Path, name: "RegistryName", rpc_url: str, trust: str | None, *,
     try:
         key = check_anchor_fork(fork)
         if trust is not None and trusted is not None and key != trusted.log:
-            raise VerificationError("conviction.untrusted_log", "the file is about another log than the trust file's")
+            raise VerificationError(
+                "conviction.untrusted_log", "the file is about another log than the trust file's"
+            )
         if (fork.chain_id, fork.registry) != (name.chain_id, name.address):
             raise VerificationError("conviction.foreign", f"the file is about another contract than {name}")
         held = asyncio.run(_of_size(name, rpc_url, key, fork.size))
@@ -248,7 +265,9 @@ def _judge(file: Path, name: "RegistryName", rpc_url: str, trust: str | None, *,
         return 0
     text = f"it signed a tree that does not begin with the {fork.size} leaves anchored in block {held.block} of {name}"
     if as_json:
-        voice.data_json("log.anchors.judge", {"state": "CONVICTED", "log": str(key), "code": None, "text": text})
+        voice.data_json(
+            "log.anchors.judge", {"state": "CONVICTED", "log": str(key), "code": None, "text": text}
+        )
     else:
         voice.data(f"CONVICTED: {key}\n  {text}")
     return CONVICTED
@@ -275,7 +294,7 @@ def _held(path: Path, key: "NoteKey", name: "RegistryName") -> "Seen | None":
     from aos.core.log.anchor import Anchor
 
     try:
-        value = parse_json_strict(path.read_bytes(), max_bytes=MAX_STATE_BYTES)
+        value: Any = parse_json_strict(path.read_bytes(), max_bytes=MAX_STATE_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -291,11 +310,16 @@ def _held(path: Path, key: "NoteKey", name: "RegistryName") -> "Seen | None":
         return Seen(
             number=int(value["block"]),
             hash=b64u_decode(value["hash"], length=32),
-            last=last and Anchor(size=int(last["size"]), root=b64u_decode(last["root"], length=32), block=int(last["block"])),
+            last=last
+            and Anchor(
+                size=int(last["size"]), root=b64u_decode(last["root"], length=32), block=int(last["block"])
+            ),
         )
     except (AOSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            "log.state", f"{path}: {error}", hint="choose another with --state; this one says what was anchored"
+            "log.state",
+            f"{path}: {error}",
+            hint="choose another with --state; this one says what was anchored",
         ) from error
 
 
@@ -303,7 +327,11 @@ def _keep(path: Path, key: "NoteKey", name: "RegistryName", seen: "Seen") -> Non
     from aos.adapters.whole_file import write_whole
     from aos.core.encoding import b64u_encode, canonical_json
 
-    last = seen.last and {"size": seen.last.size, "root": b64u_encode(seen.last.root), "block": seen.last.block}
+    last = seen.last and {
+        "size": seen.last.size,
+        "root": b64u_encode(seen.last.root),
+        "block": seen.last.block,
+    }
     value = {"type": "aos.log_anchors", "v": 1, "log": str(key), "registry": str(name), "last": last}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, canonical_json(value | {"block": seen.number, "hash": b64u_encode(seen.hash)}) + b"\n")

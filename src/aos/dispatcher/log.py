@@ -217,7 +217,9 @@ class Log:
     async def head(self) -> tuple[int, bytes] | None:
         """Size and root of the last tree that was signed with leaves in it."""
         async with unavailable():
-            row = await self._pool.fetchrow("SELECT size, root FROM log_checkpoint ORDER BY size DESC LIMIT 1")
+            row = await self._pool.fetchrow(
+                "SELECT size, root FROM log_checkpoint ORDER BY size DESC LIMIT 1"
+            )
         return None if row is None else (row["size"], row["root"])
 
     async def root_of(self, size: int) -> bytes:

@@ -3,6 +3,7 @@
 Whose contract it is, is the reader's to know: a dispatcher could show each stranger another one of its own.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class AnchorReader:
         held = await last_anchor(self._node, self._registry.address, final)
         before = [] if seen is None or seen.last is None else [seen.last]
         told = [*before, *found]
-        rising = all(a.size < b.size for a, b in zip(told, told[1:], strict=False))
+        rising = all(a.size < b.size for a, b in itertools.pairwise(told))
         same = (held and (held.size, held.root)) == (told[-1].size, told[-1].root) if told else held is None
         if not rising or not same:
             raise InvalidMessage(
@@ -97,17 +98,22 @@ class AnchorReader:
         for entry in entries:
             event = REGISTRY.event(entry.topics, entry.data)
             if event is None:
-                raise InvalidMessage("chain.answer", f"the node {self._node.name} tells no event of this contract")
+                raise InvalidMessage(
+                    "chain.answer", f"the node {self._node.name} tells no event of this contract"
+                )
             anchors.append(Anchor(size=event.args["size"], root=event.args["root"], block=entry.block))
         return anchors
 
     async def _check(self, block: Block) -> None:
         code = await self._node.code(self._registry.address, block=block)
         if not REGISTRY.is_code(code):
-            raise VerificationError("chain.contract", f"there is no OperatorRegistry of this release at {self._registry}")
+            raise VerificationError(
+                "chain.contract", f"there is no OperatorRegistry of this release at {self._registry}"
+            )
         (answer,) = await self._node.calls(self._registry.address, [REGISTRY.call("owner")], block=block)
         owner = str(REGISTRY.answer("owner", answer)).lower()
         if owner != self._owner:
             raise VerificationError(
-                "chain.foreign", f"the contract's owner is {owner}, the log is of the dispatcher {self._owner}"
+                "chain.foreign",
+                f"the contract's owner is {owner}, the log is of the dispatcher {self._owner}",
             )

@@ -105,7 +105,9 @@ def check_anchor_fork(fork: AnchorFork) -> NoteKey:
     key = read_vkey(fork.log)
     found = _root_at(fork.size, verify_checkpoint(fork.checkpoint, key), fork.old_root, fork.path)
     if found != fork.old_root:
-        raise VerificationError("conviction.old_root", "the path leads to another old root than the file says")
+        raise VerificationError(
+            "conviction.old_root", "the path leads to another old root than the file says"
+        )
     if found == fork.root:
         raise VerificationError("conviction.consistent", "the tree begins with what was anchored")
     return key
