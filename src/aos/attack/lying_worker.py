@@ -1,5 +1,5 @@
 """An opML worker that lies: it computes something else than it was asked, everything downstream of the lie included, and plays
-its games as well as a liar can. For tests alone.
+its games as well as a liar can. For networks of one's own: `aos demo-chain` and the tests start it.
 
 ``AOS_LIE`` names a file that holds the kind of lie for questions that come from now on; what a job was lied about stays.
 """
