@@ -5,12 +5,14 @@ Pure: how a game is read from a node, and a move sent, is ``aos.adapters.chain.c
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from aos.core.dispute.fine.onchain import HALVINGS, below_root
+from aos.core.codec import Address, Bytes32, MaxLength, Range, UInt, UInt32
+from aos.core.dispute.fine.bounds import MAX_BOUNDS_BYTES
+from aos.core.dispute.fine.onchain import CONTEXT_BYTES, HALVINGS, PARTS, below_root
+from aos.core.dispute.fine.tile import MAX_PROOF_BYTES
 from aos.core.dispute.state_tree import RECORD
 from aos.core.dispute.trace_tree import TreeShape, tile_hash
-from aos.core.hashes import RunParams
 from aos.core.merkle import leaf_hash
 from aos.errors import InvalidMessage, Unavailable
 
@@ -20,6 +22,10 @@ UNSEEN = 2**32 - 1
 Party = Literal["claimant", "challenger"]
 Node: TypeAlias = tuple[int, int, int]
 """Siblings of a trace's tree: level, first, end."""
+Children: TypeAlias = Annotated[tuple[Bytes32, ...], MaxLength(1 << HALVINGS)]
+Parts: TypeAlias = Annotated[tuple[Annotated[tuple[Bytes32, ...], MaxLength(1 << 20)], ...], MaxLength(PARTS)]
+Context: TypeAlias = Annotated[bytes, MaxLength(CONTEXT_BYTES)]
+TileBytes: TypeAlias = Annotated[bytes, MaxLength(1 << 20)]
 
 
 class Stage(IntEnum):
@@ -51,37 +57,36 @@ MOVERS: dict[Stage, Party] = {
 class ChainGame:
     """A game at some block, and what its claimant has shown in it.
 
-    ``bond`` in wei, ``deadline`` in Unix seconds: the last one at which the mover is in time. ``tiles`` of the unit's trace
-    (0 before the answer); ``node`` with its ``hash`` is where the game stands, a tile once one is chosen, then with an
+    ``deadline`` in Unix seconds: the last one at which the mover is in time. ``tiles`` of the unit's trace (0 before the
+    answer); ``node`` (level, first, end) with its ``hash`` is where the game stands, a tile once one is chosen, then with an
     ``element``. ``children`` are the nodes below that were shown last; ``parts`` the hashes of the tiles of the unit's parts
     and ``head`` the sampler record's first tile, once they were asked for; ``tile`` the chosen tile's bytes, where shown.
     """
 
-    id: bytes
-    claim: bytes
-    claimant: str
-    challenger: str
-    stage: Stage
-    position: int
-    unit: int
-    bond: int
-    tiles: int
-    node: Node
-    hash: bytes
-    element: int
+    id: Bytes32
+    claim: Bytes32
+    claimant: Address
+    challenger: Address
+    stage: Annotated[int, Range(0, len(Stage) - 1)]
+    position: UInt32
+    unit: UInt32
+    tiles: UInt32
+    node: Annotated[tuple[UInt32, ...], MaxLength(3)]
+    hash: Bytes32
+    element: UInt32
     asked: bool
-    deadline: int
+    deadline: UInt
     convicted: bool
     """Whether the claim is, in this game or another."""
-    children: tuple[bytes, ...] = ()
-    parts: tuple[tuple[bytes, ...], ...] | None = None
-    head: bytes = b""
-    tile: bytes | None = None
+    children: Children = ()
+    parts: Parts | None = None
+    head: TileBytes = b""
+    tile: TileBytes | None = None
 
     @property
     def mover(self) -> Party | None:
         """Whose turn it is."""
-        return MOVERS.get(self.stage)
+        return MOVERS.get(Stage(self.stage))
 
     def check_shown(self) -> None:
         """Raises Unavailable ``chain.moved`` where what was shown is not what the contract was shown: state and events were
@@ -90,8 +95,9 @@ class ChainGame:
         shape = TreeShape(self.tiles) if self.tiles else None
         fits = True
         if self.stage == Stage.CHOOSE and shape is not None:
+            level, first, end = self.node
             try:
-                fits = below_root(shape, self.node, HALVINGS, self.children) == self.hash
+                fits = below_root(shape, (level, first, end), HALVINGS, self.children) == self.hash
             except InvalidMessage:
                 fits = False
         if self.asked and self.stage != Stage.PARTS:
@@ -111,49 +117,56 @@ class ChainGame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Open the unit, and commit to its trace's ``root``; without ``children`` where the run has no such unit."""
+    """Open the unit with the run's parameters (decimals in millionths), and commit to its trace's ``root``; without
+    ``children`` where the run has no such unit."""
 
-    model_id: bytes
-    state_root: bytes
-    params: RunParams
-    salt: bytes
-    bounds: bytes
-    root: bytes
-    children: tuple[bytes, ...]
+    model_id: Bytes32
+    state_root: Bytes32
+    salt: Bytes32
+    max_tokens: UInt
+    min_p: UInt
+    repeat_penalty: UInt
+    stop: Annotated[tuple[str, ...], MaxLength(64)]
+    temperature: UInt
+    top_k: UInt
+    top_p: UInt
+    bounds: Annotated[bytes, MaxLength(MAX_BOUNDS_BYTES)]
+    root: Bytes32
+    children: Children
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reveal:
     """Show the nodes below the chosen one."""
 
-    children: tuple[bytes, ...]
+    children: Children
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowParts:
     """Show the hashes of the tiles of the unit's parts, and the record's first tile; ``context``: 33 words."""
 
-    context: bytes
-    hashes: tuple[tuple[bytes, ...], ...]
-    head: bytes
+    context: Context
+    hashes: Parts
+    head: TileBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShowTile:
     """Show the chosen tile."""
 
-    data: bytes
+    data: TileBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prove:
     """Prove the chosen ``element`` of the chosen ``tile``; ``shown`` is another one only where all of it is all ones."""
 
-    context: bytes
-    tile: int
-    element: int
-    shown: int
-    proof: bytes
+    context: Context
+    tile: UInt32
+    element: UInt32
+    shown: UInt32
+    proof: Annotated[bytes, MaxLength(MAX_PROOF_BYTES)]
 
 
 # --- the challenger's
@@ -165,10 +178,10 @@ class Choose:
     lowest first. ``element`` counts at a tile alone.
     """
 
-    path: int
-    node: bytes
-    siblings: tuple[bytes, ...]
-    element: int
+    path: UInt32
+    node: Bytes32
+    siblings: Annotated[tuple[Bytes32, ...], MaxLength(32)]
+    element: UInt32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +193,7 @@ class AskParts:
 class Pick:
     """Name the element of the tile that was shown."""
 
-    element: int
+    element: UInt32
 
 
 ClaimantMove: TypeAlias = Answer | Reveal | ShowParts | ShowTile | Prove

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from aos.core.dispute.fine.bounds import LAST_OP, Bounds, Run, committed_outputs, open_unit
 from aos.core.dispute.fine.chain_game import (
     UNSEEN,
     Answer,
@@ -25,7 +26,6 @@ from aos.core.dispute.fine.chain_game import (
     ShowTile,
     Stage,
 )
-from aos.core.dispute.fine.bounds import LAST_OP, Bounds, Run, committed_outputs, open_unit
 from aos.core.dispute.fine.element import element_count
 from aos.core.dispute.fine.grid import UnitShape
 from aos.core.dispute.fine.onchain import HALVINGS, chain_bounds, context_words, frontier, way_down
@@ -87,21 +87,28 @@ def claimant_move(game: ChainGame, run: Run, bounds: bytes, trace: ElementTrace 
     where the run has no such unit. Raises RuleViolation ``dispute.stage`` where none is due.
     """
     if game.stage == Stage.ANSWER:
+        params = run.params
         return Answer(
             model_id=run.manifest.model_id,
             state_root=run.state_root,
-            params=run.params,
             salt=run.salt,
+            max_tokens=params.max_tokens,
+            min_p=params.min_p,
+            repeat_penalty=params.repeat_penalty,
+            stop=tuple(params.stop),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
             bounds=chain_bounds(bounds, run, game.position, game.unit),
             root=bytes(HASH_BYTES) if trace is None else trace.tree.root,
             children=() if trace is None else _below(trace.tree, (0, 0, 1)),
         )
     if game.mover != "claimant" or trace is None:
         raise RuleViolation(
-            "dispute.stage", f"the game's stage is {game.stage.name}: no move of the claimant's is due"
+            "dispute.stage", f"the game's stage is {Stage(game.stage).name}: no move of the claimant's is due"
         )
     if game.stage == Stage.REVEAL:
-        return Reveal(children=_below(trace.tree, game.node))
+        return Reveal(children=_below(trace.tree, _node(game)))
     tile = game.node[1]
     if game.stage == Stage.TILE:
         return ShowTile(data=trace.tiles[tile])
@@ -124,10 +131,12 @@ def challenger_move(game: ChainGame, claim: Claimed, trace: ElementTrace) -> Cha
         return Pick(element=trace.wrong_element(game.node[1], game.tile))
     if game.stage != Stage.CHOOSE:
         raise RuleViolation(
-            "dispute.stage", f"the game's stage is {game.stage.name}: no move of the challenger's is due"
+            "dispute.stage",
+            f"the game's stage is {Stage(game.stage).name}: no move of the challenger's is due",
         )
     shape, tree = trace.tree.shape, trace.tree
-    below = frontier(shape, game.node, HALVINGS)
+    node = _node(game)
+    below = frontier(shape, node, HALVINGS)
     wrong = next(
         (
             at
@@ -144,8 +153,13 @@ def challenger_move(game: ChainGame, claim: Claimed, trace: ElementTrace) -> Cha
     level, first, _ = below[wrong]
     if level == shape.depth and element_count(trace.shape, first) == 1:
         element = 0
-    path, siblings = way_down(shape, game.node, HALVINGS, game.children, wrong)
+    path, siblings = way_down(shape, node, HALVINGS, game.children, wrong)
     return Choose(path=path, node=game.children[wrong], siblings=tuple(siblings), element=element)
+
+
+def _node(game: ChainGame) -> Node:
+    level, first, end = game.node
+    return level, first, end
 
 
 def _below(tree: TraceTree, node: Node) -> tuple[bytes, ...]:

@@ -14,6 +14,7 @@ from aos.errors import InvalidMessage
 
 KINDS = {name: number for number, name in enumerate(GRAPH_KINDS)}
 PARTS = 3
+CONTEXT_BYTES = 33 * 32
 HALVINGS = 4
 """A reveal shows the nodes so many halvings below a node."""
 
@@ -145,7 +146,8 @@ def way_down(
     """The way from a node to number ``target`` of its ``frontier``: a bit a halving, the first one highest, 1 the right half;
     and the hashes of the other halves, the lowest first.
     """
-    path, siblings = 0, []
+    path = 0
+    siblings: list[bytes] = []
     while True:
         level, first, end = _single(shape, *node)
         if depth == 0 or end - first == 1:
