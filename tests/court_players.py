@@ -14,6 +14,7 @@ from evm import Done, Log, Reverted, Revm
 from liars import Claim
 
 from aos.adapters.chain.court import (
+    BOUNDS,
     COURT,
     CourtContract,
     Outcome,
@@ -24,6 +25,7 @@ from aos.adapters.chain.court import (
 )
 from aos.adapters.chain.node import Block, ChainNode, LogEntry
 from aos.adapters.chain.node import Reverted as NodeReverted
+from aos.adapters.chain.registry import REGISTRY
 from aos.adapters.embedded.anvil import KEYS
 from aos.core.codec import decode, encode
 from aos.core.dispute.chain_claim import ChainClaim, CourtDomain, claim_hash, sign_claim
@@ -73,6 +75,10 @@ class EvmNode(ChainNode):
             and len(log.topics) >= len(topics)
             and all(topic in (None, there) for topic, there in zip(topics, log.topics, strict=False))
         ]
+
+
+class Refused(Exception):
+    """A move that the contracts refuse, with the error's name."""
 
 
 @dataclass(kw_only=True)
@@ -138,7 +144,15 @@ class Play:
             await self.court.step_of(move, await self.node.block("latest")) if isinstance(move, Prove) else 0
         )
         self.moves.append(type(move).__name__)
-        self.send(sender, move_data(game.id, move, step=step), 0)
+        try:
+            self.send(sender, move_data(game.id, move, step=step), 0)
+        except Refused:
+            if sender == CHALLENGER or self.claim.told is None:
+                raise
+            # What it committed cannot be opened at all: it has no move.
+            self.moves[-1] = "silence"
+            self.world.evm.wait(game.deadline - self.world.evm.now() + 1)
+            self.send(CHALLENGER, COURT.call("timeout", game.id), 0)
         return True
 
     def claimants(self, game: ChainGame) -> Move:
@@ -184,7 +198,8 @@ def on_revm(world: World) -> tuple[EvmNode, Callable[[str, bytes, int], Done]]:
         try:
             done = world.evm.transact(sender, world.court.address, data, value)
         except Reverted as refusal:
-            raise AssertionError(COURT.error(refusal.data) or refusal.data.hex()) from None
+            named = (each.error(refusal.data) for each in (COURT, BOUNDS, REGISTRY))
+            raise Refused(next((name for name in named if name), refusal.data.hex())) from None
         node.note(done)
         return done
 
