@@ -1,0 +1,214 @@
+"""What a court on a chain judges around the model in one transaction: whether a run's tokens are those that its tails chose, and
+whether its header is what its receipt states (docs/spec/16-chain-disputes.md, "Tokens"). The contract is ``Around.sol``.
+
+A function says whether what is shown is right. It raises where an opening does not hold: then nothing was shown, and nobody
+is at fault.
+"""
+
+from collections.abc import Sequence
+
+from aos.core.dispute.fine.around import prove_tokens
+from aos.core.dispute.fine.bounds import Reader
+from aos.core.dispute.state_opening import (
+    Place,
+    StateOpening,
+    StateTree,
+    verify_header,
+    verify_tiles,
+    verify_tokens,
+)
+from aos.core.dispute.state_tree import (
+    HEADER_BYTES,
+    TOKEN,
+    TOKENS_A_TILE,
+    Part,
+    StateHeader,
+    StateShape,
+    shape_of,
+    tokens_root,
+)
+from aos.core.encoding import b64u_encode, canonical_json, tagged_hash
+from aos.core.hashes import prompt_tokens_hash, token_bytes, tokens_hash
+from aos.core.manifest import GraphSizes, Manifest
+from aos.core.merkle import range_path_length
+from aos.errors import VerificationError
+
+TOKENS_UNIT = 2**16 - 1
+"""The unit of a game about the token behind a position."""
+
+OTHER_TOKENS, OTHER_RECEIPT = 12, 13
+"""The court's codes of a claim that is convicted here: ``around.tokens``, ``dispute.header``."""
+
+MEMBERS = (
+    "model_id",
+    "prompt_tokens_hash",
+    "tokens_hash",
+    "response_hash",
+    "state_root",
+    "n_prompt",
+    "n_out",
+    "sampling_seed",
+    "finish_reason",
+)
+"""What a receipt states of a run that its header (and its root) say too, by the contract's numbers."""
+
+
+# --- the judge's side
+
+
+def token_is_chosen(
+    manifest: Manifest, graph: GraphSizes, state_root: bytes, position: int, proof: bytes
+) -> bool:
+    """Whether the token behind ``position`` is the one that the tail there chose; true, too, where none chose one.
+    ``proof`` is that of ``prove_tokens``.
+
+    Raises VerificationError ``tile.header``, ``tile.bounds``, ``state.*``; InvalidMessage ``state.*``.
+    """
+    reader = Reader(proof)
+    header = _opened(reader, state_root)
+    if header.model_id != manifest.model_id or header.n_prompt + header.n_out > graph.n_ctx:
+        raise VerificationError("tile.header", "the header is of no run of the model", field="header")
+    trap_unit = reader.number() if header.finish_reason == "numeric_trap" else None
+    shape = _shape(header, graph, trap_unit)
+    total = header.n_prompt + header.n_out
+    if not header.n_prompt <= position + 1 < total:
+        reader.end()
+        return True
+    place = Place(position=position, unit=graph.n_layers + 1, part=TOKEN, tile=0)
+    opening = StateOpening.decode(reader.take(StateOpening.size(shape, place)), shape, place)
+    chosen = int.from_bytes(verify_tiles(state_root, shape, place, opening)[0], "little")
+    part = Part(4 * total, 4 * TOKENS_A_TILE)
+    tile, index = divmod(position + 1, TOKENS_A_TILE)
+    data = reader.take(part.tile_size(tile))
+    ids = verify_tokens(header, tile, data, reader.hashes(range_path_length(tile, 1, part.tiles)))
+    reader.end()
+    return ids[index] == chosen
+
+
+def tokens_are_hashed(state_root: bytes, opened: bytes, nonce: bytes, n_prompt: int, ids: bytes) -> bool:
+    """Whether the header's ``tokens_root`` is that of the tokens which it hashes, all of which are shown (``token_bytes``).
+
+    Raises VerificationError ``around.hashes``, ``tile.bounds``, ``state.opening``; InvalidMessage ``state.header``.
+    """
+    header = _header(state_root, opened)
+    if len(ids) % 4 or n_prompt > len(ids) // 4:
+        raise _unshown("they are no tokens")
+    tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
+    prompt, output = tokens[:n_prompt], tokens[n_prompt:]
+    hashes = (prompt_tokens_hash(nonce, prompt), tokens_hash(nonce, output))
+    if hashes != (header.prompt_tokens_hash, header.tokens_hash):
+        raise _unshown("the header hashes others")
+    counted = (header.n_prompt, header.n_out) == (len(prompt), len(output))
+    return bool(tokens) and counted and tokens_root(tokens) == header.tokens_root
+
+
+def receipt_states(
+    state_root: bytes, opened: bytes, receipt: bytes, core: bytes, member: int, begin: int
+) -> bool:
+    """Whether the receipt whose hash is ``receipt``, its canonical JSON being ``core``, states of the run what the header says.
+    ``begin`` is where the member begins, with the comma before it.
+
+    Raises VerificationError ``around.receipt``, ``tile.bounds``, ``state.opening``; InvalidMessage ``state.header``.
+    """
+    header = _header(state_root, opened)
+    if tagged_hash("statement", core) != receipt:
+        raise VerificationError("around.receipt", "the receipt is another", field="core")
+    if not 0 <= member < len(MEMBERS):
+        raise VerificationError("around.receipt", "no such member is judged", field="member")
+    # No text of canonical JSON has these bytes within it, and no object in a receipt has such a member.
+    name = _key(member)
+    if not 0 <= begin <= len(core) or not core.startswith(name, begin):
+        raise VerificationError("around.receipt", "the member does not begin there", field="begin")
+    return core.startswith(_value(header, state_root, member) + b",", begin + len(name))
+
+
+def may_end(header: StateHeader, max_tokens: int, n_ctx: int) -> bool:
+    """Whether a run of so many tokens may have ended as its header says: what of a ``stop`` game needs no tokenizer. Bounds of a
+    run that may not are no answer on a chain.
+    """
+    limit = min(max_tokens, n_ctx - header.n_prompt)
+    if header.finish_reason == "stop":
+        return header.n_out <= limit
+    return header.n_out == limit if header.finish_reason == "length" else header.n_out < limit
+
+
+# --- the accuser's side
+
+
+def open_token(
+    tree: StateTree, shape: StateShape, tokens: Sequence[int], position: int, payload: Sequence[bytes]
+) -> bytes:
+    """The proof of ``token_is_chosen`` by somebody else than the claimant: from the claim's tree (its leaves are served) and
+    tokens, and ``payload``, what one's own tail at ``position`` holds. It leads to the claim's root where the claim's tail
+    holds the same.
+
+    Raises InvalidMessage ``state.place``, ``state.payload``, ``merkle.index_out_of_range``.
+    """
+    place = Place(position=position, unit=shape.n_layers + 1, part=TOKEN, tile=0)
+    opening = tree.open_tiles(shape, place, [payload])
+    return prove_tokens(tree, tokens, position, shape.trap_unit, opening)
+
+
+def shown_tokens(tokens: Sequence[int]) -> bytes:
+    """The ids that ``tokens_are_hashed`` takes."""
+    return token_bytes(tokens)
+
+
+def find_other_member(header: StateHeader, state_root: bytes, core: bytes) -> tuple[int, int] | None:
+    """(Number, where it begins) of the first member that the receipt (canonical JSON) does not state as the header says;
+    None where there is none.
+    """
+    for member in range(len(MEMBERS)):
+        name = _key(member)
+        begin = core.find(name)
+        if begin >= 0 and not core.startswith(_value(header, state_root, member) + b",", begin + len(name)):
+            return member, begin
+    return None
+
+
+# --- both
+
+
+def _opened(reader: Reader, state_root: bytes) -> StateHeader:
+    entry = reader.take(HEADER_BYTES)
+    count = 1 + StateHeader.read(entry).n_positions
+    return verify_header(state_root, entry, reader.hashes(range_path_length(0, 1, count)))
+
+
+def _header(state_root: bytes, opened: bytes) -> StateHeader:
+    reader = Reader(opened)
+    header = _opened(reader, state_root)
+    reader.end()
+    return header
+
+
+def _shape(header: StateHeader, graph: GraphSizes, trap_unit: int | None) -> StateShape:
+    # A token's opening has one length whether or not tails hold a record.
+    return shape_of(
+        header,
+        n_layers=graph.n_layers,
+        width=graph.width,
+        kv_width=graph.kv_width,
+        n_vocab=graph.n_vocab,
+        sampled=True,
+        trap_unit=trap_unit,
+    )
+
+
+def _key(member: int) -> bytes:
+    return b',"' + MEMBERS[member].encode() + b'":'
+
+
+def _value(header: StateHeader, state_root: bytes, member: int) -> bytes:
+    """A member's JSON, as a receipt states it."""
+    name = MEMBERS[member]
+    value = state_root if name == "state_root" else getattr(header, name)
+    if isinstance(value, bytes):
+        value = b64u_encode(value)
+    elif name == "sampling_seed":
+        value = str(value)
+    return canonical_json(value)
+
+
+def _unshown(what: str) -> VerificationError:
+    return VerificationError("around.hashes", f"the tokens are not shown: {what}", field="ids")
