@@ -1,0 +1,507 @@
+"""The court about a run's tokens, its counts and its receipt: who lies is convicted, who does not never is, and the Python
+referee says the same (docs/spec/16-chain-disputes.md, "Tokens").
+"""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+import pytest
+from court_games import (
+    BOND,
+    BUDGET,
+    CHALLENGER,
+    CLAIMANT,
+    GRACE,
+    OTHER,
+    SLASH,
+    STAKE,
+    Match,
+    World,
+    build,
+    sign,
+)
+from dispute_runs import GREEDY, SALT, SAMPLED, TinyRun, flipped, tiny_run
+from engine_models import maker
+from evm import Done, Reverted, Revm, names
+from simulated_run import Network
+
+from aos.core.codec import encode
+from aos.core.dispute.fine.around import prove_header, prove_tokens
+from aos.core.dispute.fine.bounds import state_shape
+from aos.core.dispute.fine.chain_around import (
+    MEMBERS,
+    OTHER_RECEIPT,
+    OTHER_TOKENS,
+    TOKENS_UNIT,
+    find_other_member,
+    may_end,
+    open_token,
+    receipt_states,
+    shown_tokens,
+    token_is_chosen,
+    tokens_are_hashed,
+)
+from aos.core.dispute.fine.onchain import FAULTS, chain_bounds
+from aos.core.dispute.state_opening import Place, StateTree
+from aos.core.dispute.state_tree import TOKEN, FinishReason, StateHeader, tokens_root
+from aos.core.encoding import canonical_json
+from aos.core.hashes import prompt_tokens_hash, tokens_hash
+from aos.core.signing import statement_hash
+from aos.core.statements import ReceiptCore, statement_of
+from aos.engine.around import check_stop
+from aos.errors import InvalidMessage, VerificationError
+
+pytest.importorskip("pyrevm", reason="pip install pyrevm")
+
+PROMPT = "what is the meaning"
+RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sampled": ("tiny-q4_0", PROMPT, SAMPLED),
+    "greedy": ("tiny-f32", PROMPT, GREEDY),
+    "stopped": ("tiny-ends", "b", {"temperature": 0, "max_tokens": 8}),
+    "trapped": ("tiny-trap", "is it", GREEDY | {"max_tokens": 60}),
+    "trapped in its prompt": ("tiny-trap", "is it so? yes", GREEDY),
+    "long": ("tiny-q4_0", PROMPT, GREEDY | {"max_tokens": 122}),
+}
+
+
+@pytest.fixture
+def world() -> World:
+    return build(Revm())
+
+
+@cache
+def template() -> ReceiptCore:
+    return Network().run().receipt.core
+
+
+class Told:
+    """An operator's claim about a run, true or not: its tree, tokens and receipt."""
+
+    def __init__(self, world: World, run: TinyRun, core: ReceiptCore | None = None) -> None:
+        self.world, self.run = world, run
+        self.tree, self.tokens = run.known.tree, list(run.known.tokens)
+        header = self.tree.header
+        stated = {name: getattr(header, name) for name in MEMBERS if name not in ("state_root", "sampling_seed")}
+        self.core = core or replace(
+            template(), state_root=self.tree.root, sampling_seed=str(header.sampling_seed), **stated
+        )
+        self.json = canonical_json(statement_of(self.core))
+        self.receipt = statement_hash(statement_of(self.core))
+        manifest = run.known.run.manifest
+        self.claim = (CLAIMANT, self.receipt, manifest.model_id, self.tree.root, 2**40)
+        self.claim_id = world.court.read("claimHash", self.claim)
+        self.signature = sign(world, self.claim_id)
+        self.id = world.court.read("gameId", self.claim_id, CHALLENGER)
+        self.opened = prove_header(self.tree)
+
+    def saying(self, tokens: list[int] | None = None, core: dict[str, Any] | None = None, **header: Any) -> "Told":
+        """The claim of who says something else: of its tokens (what follows of them with it), its header, its receipt."""
+        members = dict(header)
+        known = self.run.known
+        n_prompt = header.get("n_prompt", self.tree.header.n_prompt)
+        if tokens is not None:
+            members = {
+                "tokens_root": tokens_root(tokens),
+                "tokens_hash": tokens_hash(SALT, tokens[n_prompt:]),
+                "prompt_tokens_hash": prompt_tokens_hash(SALT, tokens[:n_prompt]),
+                **header,
+            }
+            known = replace(known, tokens=tokens)
+        told = replace(self.tree.header, **members)
+        units = [*self.tree.units, *[[bytes(32)] * len(self.tree.units[0])] * told.n_positions][: told.n_positions]
+        run = replace(self.run, known=known).with_tree(StateTree(told, units))
+        found = Told(self.world, run)
+        return found if core is None else Told(self.world, run, replace(found.core, **core))
+
+    def register(self) -> "Told":
+        Match.register(self.world, self.run.known.run.manifest)
+        return self
+
+    # --- tokens
+
+    def chose(self, position: int) -> bool:
+        """Whether the tail at the position chose a token."""
+        header = self.tree.header
+        return header.n_prompt <= position + 1 < header.n_prompt + header.n_out
+
+    def proof(self, position: int) -> bytes:
+        """The claimant's."""
+        trap = self.run.known.trap
+        tail = None
+        if self.chose(position):
+            trace = self.run.trace(position, self.run.tail)
+            tail = trace.open_state(Place(position=position, unit=self.run.tail, part=TOKEN, tile=0))
+        return prove_tokens(self.tree, self.tokens, position, None if trap is None else trap[0], tail)
+
+    def judge(self, position: int, proof: bytes) -> bool | None:
+        """The contract's verdict, which the referee shares; None where nothing is shown."""
+        known = self.run.known.run
+        try:
+            found = self.world.bounds.read("tokenIsChosen", self.claim[2], self.tree.root, position, proof)
+        except Reverted:
+            found = None
+        expected = None
+        try:
+            expected = token_is_chosen(known.manifest, known.graph, self.tree.root, position, proof)
+        except (VerificationError, InvalidMessage):
+            pass
+        assert found is expected
+        return expected
+
+    def judge_hashes(self, nonce: bytes, n_prompt: int, ids: bytes, opened: bytes | None = None) -> bool | None:
+        """As ``judge``."""
+        args = (self.tree.root, self.opened if opened is None else opened, nonce, n_prompt, ids)
+        return self._both("tokensAreHashed", tokens_are_hashed, args)
+
+    def judge_receipt(self, member: int, begin: int, core: bytes | None = None) -> bool | None:
+        """As ``judge``."""
+        args = (self.tree.root, self.opened, self.receipt, self.json if core is None else core, member, begin)
+        return self._both("receiptStates", receipt_states, args)
+
+    def _both(self, function: str, referee: Callable[..., bool], args: tuple[Any, ...]) -> bool | None:
+        try:
+            found = self.world.bounds.read(function, *args)
+        except Reverted:
+            found = None
+        expected = None
+        try:
+            expected = referee(*args)
+        except (VerificationError, InvalidMessage):
+            pass
+        assert found is expected
+        return expected
+
+    def begin(self, member: int) -> int:
+        return self.json.index(f',"{MEMBERS[member]}":'.encode())
+
+    # --- transactions
+
+    def open(self, position: int, unit: int = TOKENS_UNIT) -> Done:
+        return self.world.court.send(
+            CHALLENGER, "open", self.claim, self.signature, position, unit, value=BOND
+        )
+
+    def answer(self, position: int) -> Done:
+        return self.world.court.send(CLAIMANT, "answerTokens", *self.place, self.proof(position))
+
+    @property
+    def place(self) -> tuple[bytes, bytes, bytes]:
+        return self.id, self.claim[2], self.claim[3]
+
+    def convict(self, function: str, *args: object) -> Done:
+        return self.world.court.send(OTHER, function, self.claim, self.signature, *args)
+
+    def is_convicted(self, done: Done, code: int) -> None:
+        """Fails unless the stake moved once, for this reason, to who sent it."""
+        (event,) = self.world.court.events(done)
+        assert (event.name, event.args["code"]) == ("Convicted", code)
+        info = self.world.registry.read("operatorInfo", CLAIMANT)
+        assert (info[0], info[3], info[4]) == (4 * STAKE - SLASH, 0, False)
+        assert self.world.registry.read("owed", OTHER) == SLASH // 2
+        assert self.world.registry.read("burnt") == SLASH // 2
+
+
+def told(world: World, name: str = "sampled") -> Told:
+    return Told(world, tiny_run(*RUNS[name])).register()
+
+
+def other(tokens: list[int], index: int) -> list[int]:
+    """The tokens, one of them another."""
+    return [*tokens[:index], tokens[index] ^ 1, *tokens[index + 1 :]]
+
+
+# --- who is right
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_honest_claim_is_right_at_every_position(world: World, name: str) -> None:
+    claim = told(world, name)
+    header = claim.tree.header
+    total = header.n_prompt + header.n_out
+    positions = range(total + 2) if total < 64 else (0, 61, 62, 63, 64, 126, 127, 128, total - 2, total - 1)
+    for position in positions:
+        assert claim.judge(position, claim.proof(position)) is True
+    assert claim.judge(2**32 - 1, claim.proof(2**32 - 1)) is True
+    ids = shown_tokens(claim.tokens)
+    assert claim.judge_hashes(SALT, header.n_prompt, ids) is True
+    for member in range(len(MEMBERS)):
+        assert claim.judge_receipt(member, claim.begin(member)) is True
+    assert find_other_member(header, claim.tree.root, claim.json) is None
+
+
+def test_who_challenges_right_tokens_loses_its_bond(world: World) -> None:
+    claim = told(world)
+    last = claim.run.last
+    claim.open(last)
+    with pytest.raises(Reverted):  # whose turn it is not
+        world.court.send(OTHER, "answerTokens", *claim.place, claim.proof(last))
+    world.court.refuses("OtherContext", CLAIMANT, "answerTokens", claim.id, bytes(32), *claim.place[2:], b"")
+    with pytest.raises(Reverted):  # of another position
+        world.court.send(CLAIMANT, "answerTokens", *claim.place, claim.proof(last - 1))
+    assert names(world.court.events(claim.answer(last))) == ["Refuted", "Ended"]
+    assert world.court.read("owed", CLAIMANT) == BOND
+    info = world.registry.read("operatorInfo", CLAIMANT)
+    assert (info[0], info[3], info[4]) == (4 * STAKE, 0, True)
+
+
+@pytest.mark.parametrize("position", [0, 7, 2**32 - 1])
+def test_a_challenge_where_no_token_was_chosen_is_refuted(world: World, position: int) -> None:
+    claim = told(world, "trapped")
+    position = claim.run.last if position == 7 else position
+    claim.open(position)
+    assert names(world.court.events(claim.answer(position))) == ["Refuted", "Ended"]
+
+
+def test_what_is_right_convicts_nobody_at_once(world: World) -> None:
+    claim = told(world)
+    header = claim.tree.header
+    refuses = lambda *args: world.court.refuses("ProvesNothing(0)", OTHER, args[0], claim.claim, claim.signature, *args[1:])  # noqa: E731,E501  fmt: skip
+    for position in (0, claim.run.last):
+        refuses("convictToken", position, claim.proof(position))
+    refuses("convictTokens", claim.opened, SALT, header.n_prompt, shown_tokens(claim.tokens))
+    refuses("convictReceipt", claim.opened, claim.json, 0, claim.begin(0))
+    assert world.registry.read("operatorInfo", CLAIMANT)[0] == 4 * STAKE
+
+
+# --- who lies about a token
+
+
+@pytest.mark.parametrize(("name", "which"), [("sampled", 0), ("greedy", -1), ("trapped", -1), ("long", 55), ("long", -1)])
+def test_a_token_that_the_tail_did_not_choose_convicts(world: World, name: str, which: int) -> None:
+    honest = told(world, name)
+    index = range(honest.tree.header.n_prompt, len(honest.tokens))[which]
+    liar = honest.saying(other(honest.tokens, index))
+    for position in (index - 2, index - 1, index):
+        assert liar.judge(position, liar.proof(position)) is (position != index - 1)
+    # Everything else about it is right.
+    assert liar.judge_hashes(SALT, liar.tree.header.n_prompt, shown_tokens(liar.tokens)) is True
+    assert find_other_member(liar.tree.header, liar.tree.root, liar.json) is None
+    # The challenger has the served leaves, the claim's tokens, and its own run.
+    own = honest.run.trace(index - 1, honest.run.tail).payload(index - 1, honest.run.tail)
+    trap = honest.run.known.trap
+    shape = state_shape(liar.run.known.run, liar.tree.header, None if trap is None else trap[0])
+    proof = open_token(liar.tree, shape, liar.tokens, index - 1, own)
+    assert proof == liar.proof(index - 1)
+    done = liar.convict("convictToken", index - 1, proof)
+    liar.is_convicted(done, OTHER_TOKENS)
+    assert FAULTS[OTHER_TOKENS] == "around.tokens"
+    world.court.refuses("AlreadyConvicted", OTHER, "convictToken", liar.claim, liar.signature, index - 1, proof)
+    world.court.refuses("AlreadyConvicted", CHALLENGER, "open", liar.claim, liar.signature, 0, 0, value=BOND)
+    # The honest claim of the same operator stands.
+    assert not world.court.read("convicted", honest.claim_id)
+
+
+def test_a_liar_about_a_token_has_no_move(world: World) -> None:
+    honest = told(world)
+    index = honest.tree.header.n_prompt
+    liar = honest.saying(other(honest.tokens, index))
+    liar.open(index - 1)
+    court = world.court
+    court.refuses("ProvesNothing(12)", CLAIMANT, "answerTokens", *liar.place, liar.proof(index - 1))
+    # Nor is there another way out of this game.
+    trace = liar.run.trace(index - 1, 1)
+    game = Match(world=world, run=liar.run, trace=trace, position=index - 1, unit=1)
+    with pytest.raises(Reverted) as refusal:
+        court.send(CLAIMANT, "answer", *liar.place, game.params, game.bounds, bytes(32), [])
+    assert court.contract.error(refusal.value.data) == "OtherKind"
+    for proof in (honest.proof(index - 1), liar.proof(index), liar.opened, b""):
+        with pytest.raises(Reverted):
+            court.send(CLAIMANT, "answerTokens", *liar.place, proof)
+    world.evm.wait(GRACE + BUDGET + 1)
+    with pytest.raises(Reverted) as refusal:
+        liar.answer(index - 1)
+    done = court.send(OTHER, "timeout", liar.id)
+    assert names(court.events(done)) == ["Convicted", "Ended"]
+    assert (court.read("owed", CHALLENGER), world.registry.read("owed", CHALLENGER)) == (BOND, SLASH // 2)
+    assert world.registry.read("operatorInfo", CLAIMANT)[0] == 4 * STAKE - SLASH
+
+
+def test_a_game_about_a_unit_is_not_answered_with_tokens(world: World) -> None:
+    claim = told(world)
+    claim.open(claim.run.last, unit=1)
+    world.court.refuses("OtherKind", CLAIMANT, "answerTokens", *claim.place, claim.proof(claim.run.last))
+
+
+def test_a_tail_that_is_not_the_committed_one_shows_nothing(world: World) -> None:
+    """A liar whose leaf commits to its own token is right about its tokens: its tail is wrong, and that is a unit's game."""
+    honest = told(world)
+    last = honest.run.last
+    logits, record, _ = honest.run.trace(last, honest.run.tail).payload(last, honest.run.tail)
+    tokens = other(honest.tokens, last + 1)
+    lying = honest.run.committing(last, honest.run.tail, [logits, record, tokens[-1].to_bytes(4, "little")])
+    liar = Told(world, lying).saying(tokens)
+    payload = [logits, record, tokens[-1].to_bytes(4, "little")]
+    shape = state_shape(liar.run.known.run, liar.tree.header, None)
+    assert liar.judge(last, open_token(liar.tree, shape, tokens, last, payload)) is True
+    # The accuser's own tail does not lead to the claim's root.
+    own = honest.run.trace(last, honest.run.tail).payload(last, honest.run.tail)
+    assert liar.judge(last, open_token(liar.tree, shape, tokens, last, own)) is None
+
+
+@pytest.mark.parametrize("name", ["sampled", "trapped", "long"])
+def test_no_bit_of_a_proof_can_be_another(world: World, name: str) -> None:
+    rng = random.Random(name)
+    claim = told(world, name)
+    header = claim.tree.header
+    for position in {header.n_prompt - 1, header.n_prompt + header.n_out - 2}:
+        proof = claim.proof(position)
+        for bit in rng.sample(range(8 * len(proof)), 24):
+            assert claim.judge(position, flipped(proof, bit)) is None, bit
+        for bad in (b"", proof[:-1], proof + b"\0", proof[:240], proof[:-32], claim.proof(position + 1)):
+            assert claim.judge(position, bad) is None
+    opened, ids = claim.opened, shown_tokens(claim.tokens)
+    for bad in (b"", opened[:-1], opened + b"\0", flipped(opened, rng.randrange(8 * len(opened)))):
+        assert claim.judge_hashes(SALT, header.n_prompt, ids, bad) is None
+    for nonce, n_prompt, shown in (
+        (bytes(32), header.n_prompt, ids),
+        (SALT, header.n_prompt - 1, ids),
+        (SALT, len(claim.tokens) + 1, ids),
+        (SALT, header.n_prompt, ids[:-4]),
+        (SALT, header.n_prompt, ids + bytes(4)),
+        (SALT, header.n_prompt, ids[:-1]),
+        (SALT, header.n_prompt, flipped(ids, 5)),
+    ):
+        assert claim.judge_hashes(nonce, n_prompt, shown) is None
+
+
+def test_another_model_s_header_shows_nothing(world: World) -> None:
+    claim, foreign = told(world), told(world, "greedy")
+    last = claim.run.last
+    known = foreign.run.known.run
+    with pytest.raises(Reverted):
+        world.bounds.read("tokenIsChosen", foreign.claim[2], claim.tree.root, last, claim.proof(last))
+    with pytest.raises(VerificationError, match="model"):
+        token_is_chosen(known.manifest, known.graph, claim.tree.root, last, claim.proof(last))
+
+
+# --- who commits to other tokens than it hashes
+
+
+@pytest.mark.parametrize("which", ["first of the prompt", "last", "one more", "fewer of the prompt"])
+def test_tokens_that_the_header_does_not_commit_to_convict(world: World, which: str) -> None:
+    honest = told(world, "long")
+    header = honest.tree.header
+    n_prompt, tokens = header.n_prompt, honest.tokens
+    shown = {
+        "first of the prompt": other(tokens, 0),
+        "last": other(tokens, len(tokens) - 1),
+        "one more": [*tokens, 5],
+        "fewer of the prompt": tokens,
+    }[which]
+    if which == "fewer of the prompt":
+        n_prompt -= 1
+    liar = honest.saying(
+        prompt_tokens_hash=prompt_tokens_hash(SALT, shown[:n_prompt]),
+        tokens_hash=tokens_hash(SALT, shown[n_prompt:]),
+    )
+    # No tail says so: what the run read is what its tails chose.
+    last = honest.run.last
+    assert liar.judge(last, liar.proof(last)) is True
+    assert liar.judge_hashes(SALT, n_prompt, shown_tokens(shown)) is False
+    done = liar.convict("convictTokens", liar.opened, SALT, n_prompt, shown_tokens(shown))
+    liar.is_convicted(done, OTHER_TOKENS)
+
+
+# --- who states another run in its receipt
+
+
+@pytest.mark.parametrize("member", range(len(MEMBERS)))
+def test_a_receipt_that_states_another_run_convicts(world: World, member: int) -> None:
+    honest = told(world)
+    name = MEMBERS[member]
+    values: dict[str, Any] = {"n_prompt": 90, "n_out": 60, "sampling_seed": "210", "finish_reason": "stop"}
+    liar = honest.saying(core={name: values.get(name, b"\x01" * 32)})
+    assert find_other_member(liar.tree.header, liar.tree.root, liar.json) == (member, liar.begin(member))
+    for each in range(len(MEMBERS)):
+        assert liar.judge_receipt(each, liar.begin(each)) is (each != member)
+        assert liar.judge_receipt(each, liar.begin((each + 1) % len(MEMBERS))) is None
+    done = liar.convict("convictReceipt", liar.opened, liar.json, member, liar.begin(member))
+    liar.is_convicted(done, OTHER_RECEIPT)
+    assert FAULTS[OTHER_RECEIPT] == "dispute.header"
+
+
+def test_nothing_else_is_a_member_of_a_receipt(world: World) -> None:
+    claim = told(world)
+    end = len(claim.json)
+    for member, begin in ((0, 0), (0, end), (0, end + 1), (0, 2**255), (9, claim.begin(0)), (2**255, 0)):
+        assert claim.judge_receipt(member, begin) is None
+    assert claim.judge_receipt(0, claim.begin(0), claim.json + b" ") is None
+    # Text that spells a member is none: within text quotes are escaped.
+    said = ',"tokens_hash":"x",'
+    odd = Told(world, claim.run, replace(claim.core, engine=said))
+    found = [at for at in range(len(odd.json)) if odd.judge_receipt(2, at) is not None] if len(odd.json) < 400 else []
+    assert found in ([], [odd.begin(2)])
+    key = b',"tokens_hash":'
+    assert odd.json.count(key) == 1
+    assert odd.judge_receipt(2, odd.begin(2)) is True
+
+
+# --- who counts tokens that no such run has
+
+
+def ends(world: World, told_: Told, position: int) -> bool:
+    """Whether the contract takes bounds of a claim."""
+    run, members = told_.run, {k: v for k, v in asdict(told_.run.known.run.params).items() if k != "seed"}  # type: ignore[call-overload]
+    trace = run.trace(position, 1)
+    stop = json.dumps(list(members["stop"]), separators=(",", ":"), ensure_ascii=False).encode()
+    params = (
+        SALT,
+        members["max_tokens"],
+        members["min_p"],
+        members["repeat_penalty"],
+        stop,
+        members["temperature"],
+        members["top_k"],
+        members["top_p"],
+    )
+    bounds = chain_bounds(trace.bounds, run.known.run, position, 1)
+    try:
+        world.bounds.read("open", told_.claim[2], told_.tree.root, position, 1, params, bounds)
+    except Reverted as refusal:
+        assert world.bounds.contract.error(refusal.data) == "BadHeader"
+        return False
+    return True
+
+
+@pytest.mark.parametrize("finish", ["stop", "length", "cancelled"])
+@pytest.mark.parametrize("fewer", [0, 1])
+def test_a_run_that_ends_before_its_limit_is_not_ended_by_it(world: World, finish: FinishReason, fewer: int) -> None:
+    """An operator that computes less than was asked, and says that the limit ended it, can answer no challenge."""
+    honest = told(world)
+    n_out = honest.tree.header.n_out - fewer
+    tokens = honest.tokens[: honest.tree.header.n_prompt + n_out]
+    claim = honest.saying(
+        tokens, n_out=n_out, n_positions=len(tokens) - 1, finish_reason=finish
+    )
+    params = claim.run.known.run.params
+    right = may_end(claim.tree.header, params.max_tokens, claim.run.known.run.graph.n_ctx)
+    assert right is (finish == "stop" or (finish == "length") == (fewer == 0))
+    assert ends(world, claim, 2) is right
+    if right:
+        return
+    with pytest.raises(VerificationError, match="run"):
+        check_stop(claim.run.engine.tokenizer, tuple(tokens[-n_out:]), (), params.max_tokens, finish)
+
+
+def test_who_may_end_a_run_is_who_the_stop_game_lets(world: World) -> None:
+    """Whatever ends a run lawfully is counted lawfully: no honest claimant's bounds are refused."""
+    claim = told(world)
+    tokenizer = claim.run.engine.tokenizer
+    rng = random.Random(4)
+    end = min(tokenizer.vocabulary.ends)
+    plain = next(iter(set(range(300, 320)) - set(tokenizer.vocabulary.ends)))
+    for _ in range(200):
+        limit, count = rng.randint(1, 6), rng.randint(1, 7)
+        tokens = tuple(rng.choice([plain] * 5 + [end]) for _ in range(count))
+        finish: FinishReason = rng.choice(["stop", "length", "cancelled", "numeric_trap"])  # type: ignore[assignment]
+        header: StateHeader = replace(claim.tree.header, n_out=count, finish_reason=finish)
+        try:
+            check_stop(tokenizer, tokens, (), limit, finish)
+        except VerificationError:
+            continue
+        assert may_end(header, limit, 10**6)
+        assert may_end(header, 10**6, header.n_prompt + limit)
