@@ -3,7 +3,7 @@ pragma solidity 0.8.37;
 
 import {IModelRegistry} from "./IModelRegistry.sol";
 import {Context} from "./IStep.sol";
-import {RunHeader} from "./RunHeader.sol";
+import {Params, RunHeader} from "./RunHeader.sol";
 import {Sha} from "./Sha.sol";
 
 /// @title What can be wrong around the model (docs/spec/16-chain-disputes.md, "Tokens"): a run's tokens, and what of its
@@ -73,9 +73,7 @@ abstract contract Around is RunHeader {
         uint256 nPrompt,
         bytes calldata ids
     ) external view returns (bool) {
-        Reader memory r = _reader(header);
-        uint256 entry = _entry(r, stateRoot);
-        _end(r);
+        uint256 entry = _opened(stateRoot, header);
         require(ids.length % 4 == 0 && nPrompt <= ids.length / 4, NotTheBytes());
         require(
             sha256(bytes.concat("AOS/prompt-tokens/v1\x00", nonce, ids[:4 * nPrompt]))
@@ -109,11 +107,49 @@ abstract contract Around is RunHeader {
         uint256 member,
         uint256 begin
     ) external view returns (bool) {
-        Reader memory r = _reader(header);
-        uint256 entry = _entry(r, stateRoot);
-        _end(r);
-        require(sha256(bytes.concat("AOS/statement/v1\x00", core)) == receipt, NotTheBytes());
+        uint256 entry = _opened(stateRoot, header);
         (bytes memory name, bytes memory value) = _member(entry, stateRoot, member);
+        return _states(receipt, core, begin, name, value);
+    }
+
+    /// @notice Whether the run was computed with the parameters that its receipt hashes. They are shown.
+    /// @param header The header and its path. @param receipt Its hash. @param core The receipt's canonical JSON.
+    /// @param begin The byte of `core` at which `params_hash` begins, with the comma before it.
+    /// @param drawn Whether the request left the seed to the draw. @param seed The request's, else.
+    function paramsAreAsked(
+        bytes32 stateRoot,
+        bytes calldata header,
+        bytes32 receipt,
+        bytes calldata core,
+        uint256 begin,
+        Params calldata params,
+        bool drawn,
+        uint64 seed
+    ) external view returns (bool) {
+        uint256 entry = _opened(stateRoot, header);
+        bytes memory json =
+            _json(params, drawn ? bytes(",\"seed\":null") : bytes.concat(",\"seed\":\"", _decimal(seed), "\""));
+        bytes32 hash = sha256(bytes.concat("AOS/params/v1\x00", params.salt, json));
+        require(_states(receipt, core, begin, "params_hash", _base64(hash)), NotTheBytes());
+        return _runParamsHash(params) == _word(entry + PARAMS_HASH);
+    }
+
+    /// @dev The header, opened alone. @return entry Its calldata offset.
+    function _opened(bytes32 stateRoot, bytes calldata header) private view returns (uint256 entry) {
+        Reader memory r = _reader(header);
+        entry = _entry(r, stateRoot);
+        _end(r);
+    }
+
+    /// @dev Whether a member of a receipt has this value.
+    function _states(
+        bytes32 receipt,
+        bytes calldata core,
+        uint256 begin,
+        bytes memory name,
+        bytes memory value
+    ) private pure returns (bool) {
+        require(sha256(bytes.concat("AOS/statement/v1\x00", core)) == receipt, NotTheBytes());
         // No text of canonical JSON has these bytes within it, and no object in a receipt has such a member.
         name = bytes.concat(",\"", name, "\":");
         require(begin <= core.length && core.length - begin >= name.length, NoSuchMember());

@@ -4,8 +4,9 @@ pragma solidity 0.8.37;
 import {IOperatorRegistry} from "./IOperatorRegistry.sol";
 import {Context, IStep} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
+import {Params} from "./RunHeader.sol";
 import {Sha} from "./Sha.sol";
-import {Params, UnitBounds} from "./UnitBounds.sol";
+import {UnitBounds} from "./UnitBounds.sol";
 
 /// What an operator signs off-chain (EIP-712, no gas): this receipt's run of this model has this state root, and whoever
 /// can show before `expires` (seconds) that it is wrong may.
@@ -430,6 +431,26 @@ contract Court {
         bytes32 claimId = _checked(claim, signature);
         require(
             !bounds.receiptStates(claim.stateRoot, header, claim.receipt, core, member, begin), ProvesNothing(0)
+        );
+        _convictAtOnce(claim, claimId, OTHER_RECEIPT);
+    }
+
+    /// Convicts a claim at once: its run was computed with other parameters than its receipt hashes. The other arguments are
+    /// `Around.paramsAreAsked`'s.
+    function convictParams(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes calldata core,
+        uint256 begin,
+        Params calldata params,
+        bool drawn,
+        uint64 seed
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(
+            !bounds.paramsAreAsked(claim.stateRoot, header, claim.receipt, core, begin, params, drawn, seed),
+            ProvesNothing(0)
         );
         _convictAtOnce(claim, claimId, OTHER_RECEIPT);
     }

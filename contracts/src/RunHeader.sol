@@ -5,6 +5,18 @@ import {Graph, IModelRegistry, ModelFacts} from "./IModelRegistry.sol";
 import {Context} from "./IStep.sol";
 import {Sha} from "./Sha.sol";
 
+/// The sampling parameters that a run's header hashes; decimals in millionths. `stop` is the canonical JSON of the list.
+struct Params {
+    bytes32 salt;
+    uint64 maxTokens;
+    uint64 minP;
+    uint64 repeatPenalty;
+    bytes stop;
+    uint64 temperature;
+    uint64 topK;
+    uint64 topP;
+}
+
 /// @title A run's header, opened under `stateRoot` (docs/spec/07-inference.md, "State root")
 abstract contract RunHeader {
     /// What does not hold: header, parameters, length, opening.
@@ -112,6 +124,38 @@ abstract contract RunHeader {
             abi.encodePacked("AOS/state-position/v1", bytes1(0), uint32(position), uint32(units), root)
         );
         require(_path(r, root, 1 + position, 1 + c.nPositions) == c.stateRoot, BadOpening());
+    }
+
+    /// @dev H("run-params", salt, canonical JSON): what a header holds.
+    function _runParamsHash(Params calldata params) internal pure returns (bytes32) {
+        return sha256(bytes.concat("AOS/run-params/v1\x00", params.salt, _json(params, "")));
+    }
+
+    /// @dev Canonical JSON of the parameters; `seed` is the member `seed` with the comma before it, or empty. The numbers
+    /// before and behind `stop` are the text's first and last, whatever stands between them.
+    function _json(Params calldata params, bytes memory seed) internal pure returns (bytes memory) {
+        return bytes.concat(
+            bytes.concat(
+                "{\"max_tokens\":",
+                _decimal(params.maxTokens),
+                ",\"min_p\":",
+                _decimal(params.minP),
+                ",\"repeat_penalty\":",
+                _decimal(params.repeatPenalty)
+            ),
+            seed,
+            ",\"stop\":",
+            params.stop,
+            bytes.concat(
+                ",\"temperature\":",
+                _decimal(params.temperature),
+                ",\"top_k\":",
+                _decimal(params.topK),
+                ",\"top_p\":",
+                _decimal(params.topP)
+            ),
+            "}"
+        );
     }
 
     function _decimal(uint256 value) internal pure returns (bytes memory text) {

@@ -5,19 +5,8 @@ import {Around} from "./Around.sol";
 import {IModelRegistry} from "./IModelRegistry.sol";
 import {Context} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
+import {Params} from "./RunHeader.sol";
 import {Sha} from "./Sha.sol";
-
-/// The sampling parameters that a run's header hashes; decimals in millionths. `stop` is the canonical JSON of the list.
-struct Params {
-    bytes32 salt;
-    uint64 maxTokens;
-    uint64 minP;
-    uint64 repeatPenalty;
-    bytes stop;
-    uint64 temperature;
-    uint64 topK;
-    uint64 topP;
-}
 
 /// @title What the court opens under `stateRoot` (docs/spec/16-chain-disputes.md): units here, `Around` what is around the model
 contract UnitBounds is Around {
@@ -62,7 +51,7 @@ contract UnitBounds is Around {
     {
         uint256 entry = _entry(r, c.stateRoot);
         _counted(c, entry, modelId);
-        require(_word(entry + PARAMS_HASH) == paramsHash(params), BadParams());
+        require(_word(entry + PARAMS_HASH) == _runParamsHash(params), BadParams());
         uint256 finish = _u32(entry + FINISH);
         uint256 nOut = c.nTokens - c.nPrompt;
         uint256 limit = Layout.least(params.maxTokens, c.nCtx - c.nPrompt);
@@ -95,35 +84,5 @@ contract UnitBounds is Around {
             if (parts == 3) entry = abi.encodePacked(entry, c.partRoot0, c.partRoot1, c.partRoot2);
         }
         _position(c, r, c.position, units, _path(r, Sha.leafOf(entry), c.unit, units));
-    }
-
-    /// H("run-params", salt, canonical JSON). The numbers before and behind `stop` are the text's first and last, whatever
-    /// stands between them.
-    function paramsHash(Params calldata params) public pure returns (bytes32) {
-        return sha256(
-            bytes.concat(
-                "AOS/run-params/v1\x00",
-                params.salt,
-                bytes.concat(
-                    "{\"max_tokens\":",
-                    _decimal(params.maxTokens),
-                    ",\"min_p\":",
-                    _decimal(params.minP),
-                    ",\"repeat_penalty\":",
-                    _decimal(params.repeatPenalty)
-                ),
-                ",\"stop\":",
-                params.stop,
-                bytes.concat(
-                    ",\"temperature\":",
-                    _decimal(params.temperature),
-                    ",\"top_k\":",
-                    _decimal(params.topK),
-                    ",\"top_p\":",
-                    _decimal(params.topP)
-                ),
-                "}"
-            )
-        );
     }
 }

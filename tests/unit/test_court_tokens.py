@@ -39,6 +39,7 @@ from aos.core.dispute.fine.chain_around import (
     find_other_member,
     may_end,
     open_token,
+    params_are_asked,
     receipt_states,
     shown_tokens,
     token_is_chosen,
@@ -48,8 +49,8 @@ from aos.core.dispute.fine.onchain import FAULTS
 from aos.core.dispute.state_opening import Place, StateTree
 from aos.core.dispute.state_tree import TOKEN, StateHeader, StateShape, tokens_root
 from aos.core.encoding import canonical_json
-from aos.core.hashes import prompt_tokens_hash, tokens_hash
-from aos.core.statements import FinishReason, ReceiptCore, hash_of
+from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, tokens_hash
+from aos.core.statements import FinishReason, Params, ReceiptCore, hash_of
 from aos.engine.around import check_stop
 from aos.errors import InvalidMessage, VerificationError
 
@@ -456,6 +457,68 @@ def test_nothing_else_is_a_member_of_a_receipt(world: World) -> None:
     assert odd.judge_receipt(2, odd.begin(2)) is True
     for at in (odd.json.index(b"tokens_hash"), odd.json.index(b"tokens_hash") - 3):
         assert odd.judge_receipt(2, at) is None
+
+
+# --- who computes with other parameters than were asked for
+
+
+ASKED = {
+    "drawn": Params(
+        temperature=1_300_000,
+        top_p=900_000,
+        top_k=200,
+        min_p=1_000,
+        repeat_penalty=1_100_000,
+        max_tokens=6,
+        stop=('a","temperature":5', ',"stop":["', "\u00e9\n"),
+        seed=None,
+    ),
+}
+ASKED["seeded"] = replace(ASKED["drawn"], stop=(), seed=str(2**64 - 1))
+
+
+def abi(params: Params) -> tuple[tuple[Any, ...], bool, int]:
+    """As the contract takes them."""
+    numbers = (SALT, params.max_tokens, params.min_p, params.repeat_penalty)
+    stop = canonical_json(list(params.stop))
+    return (
+        (*numbers, stop, params.temperature, params.top_k, params.top_p),
+        params.seed is None,
+        int(params.seed or 0),
+    )
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("other", [{}, {"temperature": 0}, {"max_tokens": 5}, {"stop": ("a",)}])
+def test_parameters_that_nobody_asked_for_convict(world: World, name: str, other: dict[str, Any]) -> None:
+    params = ASKED[name]
+    used = replace(params, **other)
+    claim = told(world).saying(
+        params_hash=run_params_hash(SALT, used), core={"params_hash": params_hash(SALT, params)}
+    )
+    begin = claim.json.index(b',"params_hash":')
+    fixed = (claim.tree.root, claim.opened, claim.receipt, claim.json)
+
+    def judge(shown: Params, at: int = begin) -> bool | None:
+        found: bool | None = None
+        expected: bool | None = None
+        with suppress(Reverted):
+            found = world.bounds.read("paramsAreAsked", *fixed, at, *abi(shown))
+        with suppress(VerificationError):
+            expected = params_are_asked(*fixed, at, SALT, shown)
+        assert found is expected
+        return expected
+
+    right = used == params
+    assert judge(params) is right
+    assert judge(params, begin + 1) is None
+    for wrong in ({"top_k": 201}, {"seed": "5"}, {"stop": ("b",)}, {"temperature": 1}):
+        assert judge(replace(params, **wrong)) is None
+    args = (claim.opened, claim.json, begin, *abi(params))
+    if right:
+        world.court.refuses("ProvesNothing(0)", OTHER, "convictParams", claim.claim, claim.signature, *args)
+    else:
+        claim.is_convicted(claim.convict("convictParams", *args), OTHER_RECEIPT)
 
 
 # --- who counts tokens that no such run has

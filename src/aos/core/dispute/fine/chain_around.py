@@ -28,9 +28,10 @@ from aos.core.dispute.state_tree import (
     tokens_root,
 )
 from aos.core.encoding import b64u_encode, canonical_json, tagged_hash
-from aos.core.hashes import prompt_tokens_hash, token_bytes, tokens_hash
+from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash
 from aos.core.manifest import GraphSizes, Manifest
 from aos.core.merkle import range_path_length
+from aos.core.statements import Params
 from aos.errors import VerificationError
 
 TOKENS_UNIT = 2**16 - 1
@@ -92,12 +93,12 @@ def tokens_are_hashed(state_root: bytes, opened: bytes, nonce: bytes, n_prompt: 
     """
     header = _header(state_root, opened)
     if len(ids) % 4 or n_prompt > len(ids) // 4:
-        raise _unshown("they are no tokens")
+        raise _unshown("the ids are none", "ids")
     tokens = [int.from_bytes(ids[at : at + 4], "little") for at in range(0, len(ids), 4)]
     prompt, output = tokens[:n_prompt], tokens[n_prompt:]
     hashes = (prompt_tokens_hash(nonce, prompt), tokens_hash(nonce, output))
     if hashes != (header.prompt_tokens_hash, header.tokens_hash):
-        raise _unshown("the header hashes others")
+        raise _unshown("the header hashes other tokens", "ids")
     counted = (header.n_prompt, header.n_out) == (len(prompt), len(output))
     return bool(tokens) and counted and tokens_root(tokens) == header.tokens_root
 
@@ -111,15 +112,23 @@ def receipt_states(
     Raises VerificationError ``around.receipt``, ``tile.bounds``, ``state.opening``; InvalidMessage ``state.header``.
     """
     header = _header(state_root, opened)
-    if tagged_hash("statement", core) != receipt:
-        raise VerificationError("around.receipt", "the receipt is another", field="core")
     if not 0 <= member < len(MEMBERS):
         raise VerificationError("around.receipt", "no such member is judged", field="member")
-    # No text of canonical JSON has these bytes within it, and no object in a receipt has such a member.
-    name = _key(member)
-    if not 0 <= begin <= len(core) or not core.startswith(name, begin):
-        raise VerificationError("around.receipt", "the member does not begin there", field="begin")
-    return core.startswith(_value(header, state_root, member) + b",", begin + len(name))
+    return _states(receipt, core, begin, MEMBERS[member], _value(header, state_root, member))
+
+
+def params_are_asked(
+    state_root: bytes, opened: bytes, receipt: bytes, core: bytes, begin: int, nonce: bytes, params: Params
+) -> bool:
+    """Whether the run was computed with the parameters that its receipt hashes; ``begin`` is where ``params_hash`` begins in
+    the receipt's canonical JSON, with the comma before it.
+
+    Raises as ``receipt_states``, and VerificationError ``around.hashes`` where the receipt hashes other parameters.
+    """
+    header = _header(state_root, opened)
+    if not _states(receipt, core, begin, "params_hash", _text(params_hash(nonce, params))):
+        raise _unshown("the receipt hashes other parameters", "params")
+    return run_params_hash(nonce, params) == header.params_hash
 
 
 def may_end(header: StateHeader, max_tokens: int, n_ctx: int) -> bool:
@@ -158,10 +167,10 @@ def find_other_member(header: StateHeader, state_root: bytes, core: bytes) -> tu
     """(Number, where it begins) of the first member that the receipt (canonical JSON) does not state as the header says;
     None where there is none.
     """
-    for member in range(len(MEMBERS)):
-        name = _key(member)
-        begin = core.find(name)
-        if begin >= 0 and not core.startswith(_value(header, state_root, member) + b",", begin + len(name)):
+    receipt = tagged_hash("statement", core)
+    for member, name in enumerate(MEMBERS):
+        begin = core.find(_key(name))
+        if begin >= 0 and not _states(receipt, core, begin, name, _value(header, state_root, member)):
             return member, begin
     return None
 
@@ -195,8 +204,19 @@ def _shape(header: StateHeader, graph: GraphSizes, trap_unit: int | None) -> Sta
     )
 
 
-def _key(member: int) -> bytes:
-    return b',"' + MEMBERS[member].encode() + b'":'
+def _states(receipt: bytes, core: bytes, begin: int, name: str, value: bytes) -> bool:
+    """Whether a member of a receipt has this value (JSON)."""
+    if tagged_hash("statement", core) != receipt:
+        raise VerificationError("around.receipt", "the receipt is another", field="core")
+    # No text of canonical JSON has these bytes within it, and no object in a receipt has such a member.
+    key = _key(name)
+    if not 0 <= begin <= len(core) or not core.startswith(key, begin):
+        raise VerificationError("around.receipt", f"{name} does not begin there", field="begin")
+    return core.startswith(value + b",", begin + len(key))
+
+
+def _key(name: str) -> bytes:
+    return b',"' + name.encode() + b'":'
 
 
 def _value(header: StateHeader, state_root: bytes, member: int) -> bytes:
@@ -204,11 +224,13 @@ def _value(header: StateHeader, state_root: bytes, member: int) -> bytes:
     name = MEMBERS[member]
     value = state_root if name == "state_root" else getattr(header, name)
     if isinstance(value, bytes):
-        value = b64u_encode(value)
-    elif name == "sampling_seed":
-        value = str(value)
-    return canonical_json(value)
+        return _text(value)
+    return canonical_json(str(value) if name == "sampling_seed" else value)
 
 
-def _unshown(what: str) -> VerificationError:
-    return VerificationError("around.hashes", f"the tokens are not shown: {what}", field="ids")
+def _text(value: bytes) -> bytes:
+    return canonical_json(b64u_encode(value))
+
+
+def _unshown(what: str, field: str) -> VerificationError:
+    return VerificationError("around.hashes", f"nothing is shown: {what}", field=field)
