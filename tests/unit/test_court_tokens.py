@@ -24,11 +24,16 @@ from court_games import (
     build,
     sign,
 )
+from dispute_real import NONCE, Key
 from dispute_runs import GREEDY, SALT, SAMPLED, TinyRun, flipped, tiny_run
 from evm import Done, Reverted, Revm, names
+from liar_games import JOBS, aimed, case_about
+from liars import early_stop, honest, swapped_token
 from simulated_run import Network
 
+from aos.adapters.chain.court import accuse_data, move_data
 from aos.core.codec import encode
+from aos.core.dispute.chain_claim import ChainClaim, claim_hash
 from aos.core.dispute.fine.around import prove_header, prove_tokens
 from aos.core.dispute.fine.bounds import state_shape
 from aos.core.dispute.fine.chain_around import (
@@ -36,20 +41,23 @@ from aos.core.dispute.fine.chain_around import (
     OTHER_RECEIPT,
     OTHER_TOKENS,
     TOKENS_UNIT,
-    find_other_member,
+    Accusation,
+    accuse,
+    accuse_token,
     may_end,
     open_token,
     params_are_asked,
     receipt_states,
-    shown_tokens,
     token_is_chosen,
     tokens_are_hashed,
 )
+from aos.core.dispute.fine.chain_game import AnswerTokens, ChainGame
+from aos.core.dispute.fine.chain_players import claimant_move
 from aos.core.dispute.fine.onchain import FAULTS
 from aos.core.dispute.state_opening import Place, StateTree
 from aos.core.dispute.state_tree import TOKEN, StateHeader, StateShape, tokens_root
 from aos.core.encoding import canonical_json
-from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, tokens_hash
+from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash
 from aos.core.statements import FinishReason, Params, ReceiptCore, hash_of
 from aos.engine.around import check_stop
 from aos.errors import InvalidMessage, VerificationError
@@ -188,6 +196,11 @@ class Told:
     def begin(self, member: int) -> int:
         return self.json.index(f',"{MEMBERS[member]}":'.encode())
 
+    def accused(self, tokens: list[int] | None = None, params: Params | None = None) -> Accusation | None:
+        """What its own data convict it of: with the tokens and parameters that its receipt hashes."""
+        params = params or asked(self.run)
+        return accuse(self.core, self.tree, nonce=SALT, params=params, tokens=tokens or self.tokens)
+
     # --- transactions
 
     def open(self, position: int, unit: int = TOKENS_UNIT) -> Done:
@@ -213,6 +226,15 @@ class Told:
         assert (info[0], info[3], info[4]) == (4 * STAKE - SLASH, 0, False)
         assert self.world.registry.read("owed", OTHER) == SLASH // 2
         assert self.world.registry.read("burnt") == SLASH // 2
+
+
+def asked(run: TinyRun) -> Params:
+    """A run's parameters, as a request has them."""
+    given = run.known.run.params
+    members = {
+        name: getattr(given, name) for name in ("temperature", "top_p", "top_k", "min_p", "max_tokens")
+    }
+    return Params(**members, repeat_penalty=given.repeat_penalty, stop=tuple(given.stop), seed=None)
 
 
 def told(world: World, name: str = "sampled") -> Told:
@@ -241,11 +263,11 @@ def test_an_honest_claim_is_right_at_every_position(world: World, name: str) -> 
             own = prove_tokens(claim.tree, claim.tokens, position, claim.trap_unit, opening)
             assert own == claim.proof(position)
     assert claim.judge(2**32 - 1, claim.proof(2**32 - 1)) is True
-    ids = shown_tokens(claim.tokens)
+    ids = token_bytes(claim.tokens)
     assert claim.judge_hashes(SALT, header.n_prompt, ids) is True
     for member in range(len(MEMBERS)):
         assert claim.judge_receipt(member, claim.begin(member)) is True
-    assert find_other_member(header, claim.tree.root, claim.json) is None
+    assert claim.accused() is None
 
 
 def test_who_challenges_right_tokens_loses_its_bond(world: World) -> None:
@@ -280,7 +302,7 @@ def test_what_is_right_convicts_nobody_at_once(world: World) -> None:
 
     for position in (0, claim.run.last):
         refuses("convictToken", position, claim.proof(position))
-    refuses("convictTokens", claim.opened, SALT, header.n_prompt, shown_tokens(claim.tokens))
+    refuses("convictTokens", claim.opened, SALT, header.n_prompt, token_bytes(claim.tokens))
     refuses("convictReceipt", claim.opened, claim.json, 0, claim.begin(0))
     assert world.registry.read("operatorInfo", CLAIMANT)[0] == 4 * STAKE
 
@@ -298,8 +320,8 @@ def test_a_token_that_the_tail_did_not_choose_convicts(world: World, name: str, 
     for position in (index - 2, index - 1, index):
         assert liar.judge(position, liar.proof(position)) is (position != index - 1)
     # Everything else about it is right.
-    assert liar.judge_hashes(SALT, liar.tree.header.n_prompt, shown_tokens(liar.tokens)) is True
-    assert find_other_member(liar.tree.header, liar.tree.root, liar.json) is None
+    assert liar.judge_hashes(SALT, liar.tree.header.n_prompt, token_bytes(liar.tokens)) is True
+    assert liar.accused() is None
     proof = liar.proof(index - 1)
     done = liar.convict("convictToken", index - 1, proof)
     liar.is_convicted(done, OTHER_TOKENS)
@@ -372,7 +394,7 @@ def test_no_bit_of_a_proof_can_be_another(world: World, name: str) -> None:
                 assert claim.judge(position, flipped(proof, bit)) is None, bit
         for bad in (b"", proof[:-1], proof + b"\0", proof[:240], proof[:-32], claim.proof(position + 1)):
             assert claim.judge(position, bad) is None
-    opened, ids = claim.opened, shown_tokens(claim.tokens)
+    opened, ids = claim.opened, token_bytes(claim.tokens)
     for bad in (b"", opened[:-1], opened + b"\0", flipped(opened, rng.randrange(8 * len(opened)))):
         assert claim.judge_hashes(SALT, header.n_prompt, ids, bad) is None
     for nonce, n_prompt, shown in (
@@ -420,8 +442,11 @@ def test_tokens_that_the_header_does_not_commit_to_convict(world: World, which: 
     # No tail says so: what the run read is what its tails chose.
     last = honest.run.last
     assert liar.judge(last, liar.proof(last)) is True
-    assert liar.judge_hashes(SALT, n_prompt, shown_tokens(shown)) is False
-    done = liar.convict("convictTokens", liar.opened, SALT, n_prompt, shown_tokens(shown))
+    assert liar.judge_hashes(SALT, n_prompt, token_bytes(shown)) is False
+    args = (liar.opened, SALT, n_prompt, token_bytes(shown))
+    if len(shown) == len(tokens) and n_prompt == header.n_prompt:
+        assert liar.accused(shown) == Accusation(function="convictTokens", arguments=args)
+    done = liar.convict("convictTokens", *args)
     liar.is_convicted(done, OTHER_TOKENS)
 
 
@@ -434,11 +459,12 @@ def test_a_receipt_that_states_another_run_convicts(world: World, member: int) -
     name = MEMBERS[member]
     values: dict[str, Any] = {"n_prompt": 90, "n_out": 60, "sampling_seed": "210", "finish_reason": "stop"}
     liar = honest.saying(core={name: values.get(name, b"\x01" * 32)})
-    assert find_other_member(liar.tree.header, liar.tree.root, liar.json) == (member, liar.begin(member))
+    args = (liar.opened, liar.json, member, liar.begin(member))
+    assert liar.accused() == Accusation(function="convictReceipt", arguments=args)
     for each in range(len(MEMBERS)):
         assert liar.judge_receipt(each, liar.begin(each)) is (each != member)
         assert liar.judge_receipt(each, liar.begin((each + 1) % len(MEMBERS))) is None
-    done = liar.convict("convictReceipt", liar.opened, liar.json, member, liar.begin(member))
+    done = liar.convict("convictReceipt", *args)
     liar.is_convicted(done, OTHER_RECEIPT)
     assert FAULTS[OTHER_RECEIPT] == "dispute.header"
 
@@ -515,6 +541,8 @@ def test_parameters_that_nobody_asked_for_convict(world: World, name: str, other
     for wrong in ({"top_k": 201}, {"seed": "5"}, {"stop": ("b",)}, {"temperature": 1}):
         assert judge(replace(params, **wrong)) is None
     args = (claim.opened, claim.json, begin, *abi(params))
+    accused = claim.accused(params=params)
+    assert accused == (None if right else Accusation(function="convictParams", arguments=args))
     if right:
         world.court.refuses("ProvesNothing(0)", OTHER, "convictParams", claim.claim, claim.signature, *args)
     else:
@@ -574,3 +602,83 @@ def test_who_may_end_a_run_is_who_the_stop_game_lets(world: World) -> None:
             continue
         assert may_end(header, limit, 10**6)
         assert may_end(header, 10**6, header.n_prompt + limit)
+
+
+# --- the whole way, from what a challenger has
+
+
+JOB = replace(JOBS[1], prompt="what is the meaning of it", max_tokens=5)
+
+
+@pytest.mark.parametrize("disclosed", [True, False])
+@pytest.mark.parametrize("at", [0, 1, -5, -2, -1])
+def test_a_swapped_token_costs_the_stake(world: World, at: int, disclosed: bool) -> None:
+    """A run that reads another token than its tail chose, or than it was asked, and follows from it to its end."""
+    own = honest(JOB)
+    at %= len(own.known.tokens)
+    liar = swapped_token(JOB, at, (own.known.tokens[at] + 1) % 200, disclosed=disclosed)
+    if liar is None:
+        assert disclosed  # the prompt's tokens that it says are other: a tokenizer's matter
+        assert at < own.header.n_prompt
+        return
+    core = case_about(liar, Key("claimant")).core
+    known = liar.known
+    hashed = liar.disclosed or known.tokens
+    found = accuse(core, known.tree, nonce=NONCE, params=JOB.params, tokens=hashed)
+    if disclosed:
+        assert found is None
+        aim = aimed(liar, own)
+        assert aim is not None
+        assert (aim.kind, aim.position) == ("tokens", at - 1)
+        shape = state_shape(known.run, liar.header, None)
+        payload = own.at(aim.position, own.n_layers + 1).payload(aim.position, own.n_layers + 1)
+        found = accuse_token(known.tree, shape, hashed, aim.position, payload)
+    assert found is not None
+    assert found.function == ("convictToken" if disclosed else "convictTokens")
+    claim = ChainClaim(
+        claimant=CLAIMANT,
+        receipt=hash_of(core),
+        model_id=known.run.manifest.model_id,
+        state_root=known.tree.root,
+        expires=2**40,
+    )
+    Match.register(world, known.run.manifest)
+    signature = sign(world, claim_hash(claim))
+    data = accuse_data(claim, signature, found)
+    done = world.evm.transact(OTHER, world.court.address, data)
+    assert names(world.court.events(done)) == ["Convicted"]
+    assert world.registry.read("operatorInfo", CLAIMANT)[0] == 4 * STAKE - SLASH
+
+
+def test_an_early_end_is_no_end_by_the_limit(world: World) -> None:
+    liar = early_stop(JOB, 3, "length")
+    assert liar is not None
+    assert not may_end(liar.header, JOB.params.max_tokens, 10**6)
+
+
+def test_the_player_answers_a_game_about_the_tokens(world: World) -> None:
+    claim = told(world)
+    last = claim.run.last
+    claim.open(last)
+    known = claim.run.known.run
+    state = world.court.read("games", claim.id)
+    game = ChainGame(
+        id=claim.id,
+        claim=claim.claim_id,
+        claimant=CLAIMANT,
+        challenger=CHALLENGER,
+        stage=state[3],
+        position=last,
+        unit=TOKENS_UNIT,
+        tiles=0,
+        node=(0, 0, 0),
+        hash=bytes(32),
+        element=0,
+        asked=False,
+        deadline=0,
+        convicted=False,
+    )
+    move = claimant_move(game, known, claim.proof(last), None)
+    assert isinstance(move, AnswerTokens)
+    done = world.evm.transact(CLAIMANT, world.court.address, move_data(claim.id, move))
+    assert names(world.court.events(done)) == ["Refuted", "Ended"]

@@ -6,8 +6,11 @@ is at fault.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from aos.core.dispute.fine.around import prove_tokens
+from aos.core.codec import encode
+from aos.core.dispute.fine.around import prove_header, prove_tokens
 from aos.core.dispute.fine.bounds import Reader
 from aos.core.dispute.state_opening import (
     Place,
@@ -31,7 +34,7 @@ from aos.core.encoding import b64u_encode, canonical_json, tagged_hash
 from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash
 from aos.core.manifest import GraphSizes, Manifest
 from aos.core.merkle import range_path_length
-from aos.core.statements import Params
+from aos.core.statements import Params, ReceiptCore
 from aos.errors import VerificationError
 
 TOKENS_UNIT = 2**16 - 1
@@ -144,6 +147,55 @@ def may_end(header: StateHeader, max_tokens: int, n_ctx: int) -> bool:
 # --- the accuser's side
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accusation:
+    """A call of the court that convicts at once; ``arguments`` are those behind the claim and its signature."""
+
+    function: Literal["convictToken", "convictTokens", "convictReceipt", "convictParams"]
+    arguments: tuple[object, ...]
+
+
+def accuse(
+    core: ReceiptCore, tree: StateTree, *, nonce: bytes, params: Params, tokens: Sequence[int]
+) -> Accusation | None:
+    """What a claim's own data convict it of, without a run of one's own; None where they agree. ``nonce``, ``params`` and
+    ``tokens`` (prompt and output) are what the receipt hashes: the caller has checked them.
+    """
+    header, text = tree.header, canonical_json(encode(core))
+    opened = prove_header(tree)
+    for member, name in enumerate(MEMBERS):
+        begin = text.index(_key(name))
+        if not text.startswith(_value(header, tree.root, member) + b",", begin + len(_key(name))):
+            return Accusation(function="convictReceipt", arguments=(opened, text, member, begin))
+    if header.params_hash != run_params_hash(nonce, params):
+        shown = (
+            nonce,
+            params.max_tokens,
+            params.min_p,
+            params.repeat_penalty,
+            canonical_json(list(params.stop)),
+            params.temperature,
+            params.top_k,
+            params.top_p,
+        )
+        begin = text.index(_key("params_hash"))
+        seed = (params.seed is None, int(params.seed or 0))
+        return Accusation(function="convictParams", arguments=(opened, text, begin, shown, *seed))
+    if header.tokens_root != tokens_root(tokens):
+        return Accusation(
+            function="convictTokens", arguments=(opened, nonce, core.n_prompt, token_bytes(tokens))
+        )
+    return None
+
+
+def accuse_token(
+    tree: StateTree, shape: StateShape, tokens: Sequence[int], position: int, payload: Sequence[bytes]
+) -> Accusation:
+    """That the token behind ``position`` is not the one that the tail there chose; as ``open_token``."""
+    proof = open_token(tree, shape, tokens, position, payload)
+    return Accusation(function="convictToken", arguments=(position, proof))
+
+
 def open_token(
     tree: StateTree, shape: StateShape, tokens: Sequence[int], position: int, payload: Sequence[bytes]
 ) -> bytes:
@@ -156,23 +208,6 @@ def open_token(
     place = Place(position=position, unit=shape.n_layers + 1, part=TOKEN, tile=0)
     opening = tree.open_tiles(shape, place, [payload])
     return prove_tokens(tree, tokens, position, shape.trap_unit, opening)
-
-
-def shown_tokens(tokens: Sequence[int]) -> bytes:
-    """The ids that ``tokens_are_hashed`` takes."""
-    return token_bytes(tokens)
-
-
-def find_other_member(header: StateHeader, state_root: bytes, core: bytes) -> tuple[int, int] | None:
-    """(Number, where it begins) of the first member that the receipt (canonical JSON) does not state as the header says;
-    None where there is none.
-    """
-    receipt = tagged_hash("statement", core)
-    for member, name in enumerate(MEMBERS):
-        begin = core.find(_key(name))
-        if begin >= 0 and not _states(receipt, core, begin, name, _value(header, state_root, member)):
-            return member, begin
-    return None
 
 
 # --- both
