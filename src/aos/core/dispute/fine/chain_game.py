@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Annotated, Literal, TypeAlias
 
 from aos.core.codec import Address, Bytes32, MaxLength, Range, UInt, UInt32
+from aos.core.dispute.fine.around import MAX_AROUND_BYTES
 from aos.core.dispute.fine.bounds import MAX_BOUNDS_BYTES
 from aos.core.dispute.fine.onchain import CONTEXT_BYTES, HALVINGS, PARTS, below_root
 from aos.core.dispute.fine.tile import MAX_PROOF_BYTES
@@ -136,6 +137,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTokens:
+    """Show that the token behind the position is the one that the tail there chose (``prove_tokens``' bytes)."""
+
+    model_id: Bytes32
+    state_root: Bytes32
+    proof: Annotated[bytes, MaxLength(MAX_AROUND_BYTES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reveal:
     """Show the nodes below the chosen one."""
 
@@ -196,6 +206,6 @@ class Pick:
     element: UInt32
 
 
-ClaimantMove: TypeAlias = Answer | Reveal | ShowParts | ShowTile | Prove
+ClaimantMove: TypeAlias = Answer | AnswerTokens | Reveal | ShowParts | ShowTile | Prove
 ChallengerMove: TypeAlias = Choose | AskParts | Pick
 Move: TypeAlias = ClaimantMove | ChallengerMove
