@@ -135,7 +135,13 @@ class OperatorNode:
     ) -> None:
         account = await OperatorAccount.open(self._config, self._identity)
         board = Board()
-        outbox = Outbox(store, self._identity)
+        settings = self._config.chain
+        outbox = Outbox(
+            store,
+            self._identity,
+            claim_hours=0 if settings is None else settings.claim_hours,
+            now_ms=now_ms,
+        )
         self._store = store
         self._draining = state.draining
         tee = self._config.node_type == "tee"
