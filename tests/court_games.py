@@ -210,7 +210,9 @@ class Match:
         """The last move."""
         shown, proof = self.trace.prove_element(tile, element)
         step = self.step_of(tile, element, shown, proof)
-        done = self.world.court.send(CLAIMANT, "prove", self.id, self.context(), step, shown, proof)
+        done = self.world.court.send(
+            CLAIMANT, "prove", self.id, self.context(), tile, element, step, shown, proof
+        )
         return self.note("prove", done)
 
     def convict(self, tile: int, element: int, sender: str | None = None) -> Done:

@@ -101,7 +101,7 @@ class Dispute:
         words, element = context(vector), game["element"]
         step, code = judged(self.world.steps, words, game["tile"], element, element, proof)
         assert code == ""
-        move(CLAIMANT, "prove", self.id, words, step, element, proof)
+        move(CLAIMANT, "prove", self.id, words, game["tile"], element, step, element, proof)
         assert self.last == ["Refuted", "Ended"]
         return costs
 

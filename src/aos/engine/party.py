@@ -24,7 +24,7 @@ from aos.engine.around import check_with_tokenizer, write_tables
 from aos.engine.gguf import read_gguf
 from aos.engine.native import NativeEngine
 from aos.engine.reference import ReferenceEngine
-from aos.engine.trace import AbsentUnit, KnownRun, ModelWeights, UnitTrace, known_run
+from aos.engine.trace import AbsentUnit, Claimed, KnownRun, ModelWeights, UnitTrace, known_run
 from aos.errors import InvalidMessage, RuleViolation
 from aos.ports import SamplingParams
 
@@ -109,8 +109,8 @@ class Party:
                 raise
             return AbsentUnit(known)
 
-    def _own(self, known: KnownRun, position: int, unit: int, against: Unit | None) -> UnitTrace:
-        key = (known.tree.root, position, unit, None if against is None else (against.leaf, against.cuts))
+    def _own(self, known: KnownRun, position: int, unit: int, against: Claimed | None) -> UnitTrace:
+        key = (known.tree.root, position, unit, None if against is None else (against.trap_op, against.cuts))
         if key not in self._traces:
             trace = UnitTrace(known, self._loaded(), self._engine, position, unit, against=against)
             _keep(self._traces, key, trace)
