@@ -12,10 +12,10 @@ from aos.operator.store import Store
 
 
 async def claim_for(
-    store: Store, identity: Identity, network: Network, held: Assignment, *, expires: int
+    store: Store, identity: Identity, network: Network, held: Assignment, *, now_s: int, hours: int
 ) -> SignedChainClaim | None:
     """The claim that goes with a signed receipt, at the court that the network names; None where it names none, or the receipt
-    has no state root. The first one is kept: asked again, whatever ``expires`` (Unix seconds) says then, it is the same.
+    has no state root. It can be challenged for ``hours`` from ``now_s`` (Unix seconds) on. Asked again, it is the same.
     """
     core = decode(ReceiptCore, held.receipt)
     if network.court is None or not core.state_root:
@@ -25,16 +25,17 @@ async def claim_for(
         receipt=hash_of(core),
         model_id=core.model_id,
         state_root=core.state_root,
-        expires=expires,
+        expires=now_s + hours * 3_600,
     )
     async with store.transaction() as db:
         place = (held.job_ref, held.attempt, network.court.chain_id, network.court.court)
         await db.execute(
-            "INSERT INTO chain_claim (job_ref, attempt, chain_id, court, claim, expires, signed)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (job_ref, attempt, chain_id, court) DO NOTHING",
+            "INSERT INTO chain_claim (job_ref, attempt, chain_id, court, claim, signed_at, expires, signed)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (job_ref, attempt, chain_id, court) DO NOTHING",
             *place,
             claim_hash(claim),
-            expires,
+            now_s,
+            claim.expires,
             to_text(encode(sign_claim(identity.signer_key, claim, network.court))),
         )
         text = await db.fetchval(

@@ -155,8 +155,10 @@ class Outbox:
     async def _reveal(self, link: Link, network: Network, held: Assignment) -> None:
         assert held.result is not None  # noqa: S101  the schema keeps it until the receipt is acknowledged
         assert held.commit_salt is not None  # noqa: S101  stored with the result
-        expires = self._now_ms() // 1_000 + self._claim_hours * 3_600
-        claim = await claim_for(self._store, self._identity, network, held, expires=expires)
+        now_s = self._now_ms() // 1_000
+        claim = await claim_for(
+            self._store, self._identity, network, held, now_s=now_s, hours=self._claim_hours
+        )
         body = {
             "receipt": held.receipt,
             "signature": held.receipt_signature,
