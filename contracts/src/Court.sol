@@ -4,8 +4,9 @@ pragma solidity 0.8.37;
 import {IOperatorRegistry} from "./IOperatorRegistry.sol";
 import {Context, IStep} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
+import {Params} from "./RunHeader.sol";
 import {Sha} from "./Sha.sol";
-import {Params, UnitBounds} from "./UnitBounds.sol";
+import {UnitBounds} from "./UnitBounds.sol";
 
 /// What an operator signs off-chain (EIP-712, no gas): this receipt's run of this model has this state root, and whoever
 /// can show before `expires` (seconds) that it is wrong may.
@@ -67,6 +68,7 @@ contract Court {
     error AlreadyConvicted();
     error AlreadyAsked();
     error BondTooSmall(uint256 least);
+    error OtherKind();
     error OtherContext();
     error OtherElement();
     error NotTheNode();
@@ -98,6 +100,8 @@ contract Court {
     event Ended(bytes32 indexed game);
     event Withdrawn(address indexed account, address indexed to, uint256 amount);
 
+    /// The unit of a game about the tokens: whether the token behind the position is the one that the tail there chose.
+    uint16 public constant TOKENS = type(uint16).max;
     uint256 public constant SILENT = 100;
     uint256 private constant NO_ELEMENT = 101;
     /// A reveal shows the nodes so many halvings below a node, 16 at most.
@@ -108,6 +112,8 @@ contract Court {
     uint256 private constant VALUE = 7;
     uint256 private constant CUT = 9;
     uint256 private constant TRAP = 10;
+    uint256 private constant OTHER_TOKENS = 12;
+    uint256 private constant OTHER_RECEIPT = 13;
     bytes32 private constant TILE_TAG = "AOS/trace-tile/v1\x00";
     uint256 private constant TILE_TAG_SIZE = 18;
     bytes32 private constant DOMAIN =
@@ -156,7 +162,8 @@ contract Court {
 
     // --- the challenger opens
 
-    /// Challenges one unit at one position of a claim. Locks the claimant's stake.
+    /// Challenges one unit at one position of a claim, or (`TOKENS`) the token behind the position. Locks the claimant's
+    /// stake.
     function open(Claim calldata claim, bytes calldata signature, uint32 position, uint16 unit)
         external
         payable
@@ -201,6 +208,7 @@ contract Court {
     ) external {
         Game storage game = _game(id, Stage.Answer);
         _tick(game);
+        require(game.unit != TOKENS, OtherKind());
         require(game.context == keccak256(abi.encode(modelId, stateRoot)), OtherContext());
         (Context memory c, uint256 tiles) =
             bounds.open(modelId, stateRoot, game.position, game.unit, params, opening);
@@ -217,6 +225,17 @@ contract Court {
         (game.level, game.from, game.to) = (uint8(level), uint32(from), uint32(to));
         game.stage = Stage.Choose;
         emit Answered(id, c.unitRoot, root, children);
+    }
+
+    /// Shows that the token behind the position is the one that the tail there chose, or that none chose one: refutes the
+    /// challenge. @param proof `Around.tokenIsChosen`'s.
+    function answerTokens(bytes32 id, bytes32 modelId, bytes32 stateRoot, bytes calldata proof) external {
+        Game storage game = _game(id, Stage.Answer);
+        _tick(game);
+        require(game.unit == TOKENS, OtherKind());
+        require(game.context == keccak256(abi.encode(modelId, stateRoot)), OtherContext());
+        require(bounds.tokenIsChosen(modelId, stateRoot, game.position, proof), ProvesNothing(OTHER_TOKENS));
+        _refute(id, game);
     }
 
     /// Shows the nodes below the chosen one, from left to right. They prove themselves.
@@ -360,7 +379,6 @@ contract Court {
         bytes calldata proof
     ) external {
         bytes32 claimId = _checked(claim, signatures[0]);
-        require(!convicted[claimId], AlreadyConvicted());
         bytes32 unitRootId =
             keccak256(abi.encode(UNIT_ROOT, claimId, uint32(c.position), uint16(c.unit), c.unitRoot));
         require(_signer(unitRootId, signatures[1]) == claim.claimant, BadSignature());
@@ -372,10 +390,69 @@ contract Court {
         // An opening that does not hold is nobody's fault here: anybody can bring one. The path of a tile below its part's
         // root, code 8, is such an opening too.
         require(code == VALUE || code == CUT || code == TRAP, ProvesNothing(code));
-        convicted[claimId] = true;
-        emit Convicted(claimId, claim.claimant, msg.sender, code);
-        registry.lock(claim.claimant);
-        registry.slash(claim.claimant, msg.sender, slashAmount, claimId);
+        _convictAtOnce(claim, claimId, code);
+    }
+
+    /// Convicts a claim at once: the token behind a position is not the one that the tail there chose.
+    /// @param proof `Around.tokenIsChosen`'s.
+    function convictToken(Claim calldata claim, bytes calldata signature, uint32 position, bytes calldata proof)
+        external
+    {
+        bytes32 claimId = _checked(claim, signature);
+        require(!bounds.tokenIsChosen(claim.modelId, claim.stateRoot, position, proof), ProvesNothing(0));
+        _convictAtOnce(claim, claimId, OTHER_TOKENS);
+    }
+
+    /// Convicts a claim at once: its header commits to other tokens than those that it hashes. They are all shown.
+    /// The other arguments are `Around.tokensAreHashed`'s.
+    function convictTokens(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes32 nonce,
+        uint256 nPrompt,
+        bytes calldata ids
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(!bounds.tokensAreHashed(claim.stateRoot, header, nonce, nPrompt, ids), ProvesNothing(0));
+        _convictAtOnce(claim, claimId, OTHER_TOKENS);
+    }
+
+    /// Convicts a claim at once: its receipt states something else about the run than the header. The other arguments are
+    /// `Around.receiptStates`'.
+    function convictReceipt(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes calldata core,
+        uint256 member,
+        uint256 begin
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(
+            !bounds.receiptStates(claim.stateRoot, header, claim.receipt, core, member, begin), ProvesNothing(0)
+        );
+        _convictAtOnce(claim, claimId, OTHER_RECEIPT);
+    }
+
+    /// Convicts a claim at once: its run was computed with other parameters than its receipt hashes. The other arguments are
+    /// `Around.paramsAreAsked`'s.
+    function convictParams(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes calldata core,
+        uint256 begin,
+        Params calldata params,
+        bool drawn,
+        uint64 seed
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(
+            !bounds.paramsAreAsked(claim.stateRoot, header, claim.receipt, core, begin, params, drawn, seed),
+            ProvesNothing(0)
+        );
+        _convictAtOnce(claim, claimId, OTHER_RECEIPT);
     }
 
     /// Ends a game whose mover is out of time. Anybody may.
@@ -505,6 +582,14 @@ contract Court {
         _end(id, game);
         if (first) registry.slash(game.claimant, game.challenger, slashAmount, id);
         else registry.unlock(game.claimant);
+    }
+
+    function _convictAtOnce(Claim calldata claim, bytes32 claimId, uint256 code) private {
+        require(!convicted[claimId], AlreadyConvicted());
+        convicted[claimId] = true;
+        emit Convicted(claimId, claim.claimant, msg.sender, code);
+        registry.lock(claim.claimant);
+        registry.slash(claim.claimant, msg.sender, slashAmount, claimId);
     }
 
     function _end(bytes32 id, Game storage game) private {

@@ -13,6 +13,7 @@ from aos.core.dispute.audit import AuditRequest
 from aos.core.dispute.case import UnitTrace as AnyTrace
 from aos.core.dispute.fine.around import prove_header, prove_tokens, prove_trap
 from aos.core.dispute.fine.bounds import Unit
+from aos.core.dispute.fine.chain_around import TOKENS_UNIT
 from aos.core.dispute.fine.chain_game import MAX_GAME_BYTES, ChainGame, move_json
 from aos.core.dispute.fine.chain_players import claimant_move
 from aos.core.dispute.fine.referee import Canonical
@@ -108,9 +109,12 @@ class Party:
         "manifest"}``. Raises RuleViolation ``dispute.stage``; InvalidMessage ``field.*``, and what the trace raises.
         """
         game = decode(ChainGame, parse_json_strict(data, max_bytes=MAX_GAME_BYTES), where="game")
-        trace = self.trace(known, game.position, game.unit)
-        there = trace if isinstance(trace, UnitTrace) else None
-        move = claimant_move(game, known.run, trace.bounds, there)
+        if game.unit == TOKENS_UNIT:
+            move = claimant_move(game, known.run, self._tokens(known, game.position), None)
+        else:
+            trace = self.trace(known, game.position, game.unit)
+            there = trace if isinstance(trace, UnitTrace) else None
+            move = claimant_move(game, known.run, trace.bounds, there)
         return {**move_json(move), "manifest": self._engine.manifest.json().decode()}
 
     def trace(self, known: KnownRun, position: int, unit: int) -> AnyTrace:
@@ -141,8 +145,10 @@ class Party:
             return prove_trap(known.tree, known.trap)
         if game.open.kind != "tokens":
             return prove_header(known.tree)
-        position, trap = game.open.position, known.trap
-        tail = None
+        return self._tokens(known, game.open.position)
+
+    def _tokens(self, known: KnownRun, position: int) -> bytes:
+        trap, tail = known.trap, None
         graph = self._engine.manifest.graph
         assert graph is not None  # noqa: S101  the engine is canonical
         try:

@@ -26,7 +26,7 @@ from aos.adapters.chain.node import Block
 from aos.adapters.postgres import Record
 from aos.core.codec import decode, encode
 from aos.core.dispute.chain_claim import CourtDomain
-from aos.core.dispute.fine.chain_game import Answer, ChainGame, Prove, Stage, read_claimant_move
+from aos.core.dispute.fine.chain_game import Answer, AnswerTokens, ChainGame, Prove, Stage, read_claimant_move
 from aos.core.encoding import b64u_encode, canonical_json, parse_json_strict
 from aos.core.manifest import Manifest
 from aos.errors import AOSError, RuleViolation, VerificationError
@@ -269,7 +269,7 @@ class CourtGames:
             {"task": "court", "run": run, "party": "claimant", "transcript": asked.decode()}
         )
         move = read_claimant_move(made.get("kind"), made.get("move"))
-        if isinstance(move, Answer) and not await self._court.model_known(move.model_id, head):
+        if isinstance(move, Answer | AnswerTokens) and not await self._court.model_known(move.model_id, head):
             text = str(made.get("manifest")).encode()
             manifest = decode(Manifest, parse_json_strict(text, max_bytes=MAX_MANIFEST_BYTES))
             name = f"register model {move.model_id.hex()}"

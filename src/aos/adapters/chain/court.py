@@ -7,8 +7,10 @@ from typing import Any, Literal
 from aos.adapters.chain.contracts import Event, contract
 from aos.adapters.chain.node import Block, ChainNode, Reverted
 from aos.core.dispute.chain_claim import ChainClaim
+from aos.core.dispute.fine.chain_around import Accusation
 from aos.core.dispute.fine.chain_game import (
     Answer,
+    AnswerTokens,
     AskParts,
     ChainGame,
     Choose,
@@ -317,6 +319,8 @@ def move_data(game: bytes, move: Move, *, step: int = 0) -> bytes:
                 list(move.children),
             )
             return COURT.call("answer", game, *args)
+        case AnswerTokens():
+            return COURT.call("answerTokens", game, move.model_id, move.state_root, move.proof)
         case Reveal():
             return COURT.call("reveal", game, list(move.children))
         case ShowParts():
@@ -334,6 +338,11 @@ def move_data(game: bytes, move: Move, *, step: int = 0) -> bytes:
             return COURT.call("askParts", game)
         case Pick():
             return COURT.call("pick", game, move.element)
+
+
+def accuse_data(claim: ChainClaim, signature: bytes, accusation: Accusation) -> bytes:
+    """Of a conviction in one transaction, without a game."""
+    return COURT.call(accusation.function, claim_tuple(claim), signature, *accusation.arguments)
 
 
 def claim_tuple(claim: ChainClaim) -> tuple[object, ...]:

@@ -110,6 +110,18 @@ class Journal:
             )
         return None if row is None else _entry(row)
 
+    async def entries(self, prefix: str) -> list[Entry]:
+        """Every purpose that begins so, in the order in which they were wanted."""
+        async with unavailable():
+            rows = await self._pool.fetch(
+                """SELECT * FROM chain_transaction WHERE chain_id = $1 AND sender = $2 AND starts_with(purpose, $3)
+                   ORDER BY id""",
+                self._node.chain_id,
+                self.sender,
+                prefix,
+            )
+        return [_entry(row) for row in rows]
+
     async def open(self) -> list[Entry]:
         """What is not over, oldest first."""
         return [_entry(row) for row in await self._open()]
@@ -175,7 +187,8 @@ class Journal:
             gas = await self._node.estimate(sender=self.sender, to=to, data=data, value=value)
             gas += gas // 4
         except Reverted as refusal:
-            reason = next((name for each in contracts if (name := each.error(refusal.data))), None)
+            named = (contract.error(refusal.data) for contract in contracts)
+            reason = next((name for name in named if name), None)
             await self._end(row, "failed", error=f"the contract refuses: {reason or refusal.data.hex()}")
             return
         except RuleViolation as refusal:

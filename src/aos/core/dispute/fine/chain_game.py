@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Annotated, Any, Literal, TypeAlias
 
 from aos.core.codec import Address, Bytes32, MaxLength, Range, UInt, UInt32, decode, encode
+from aos.core.dispute.fine.around import MAX_AROUND_BYTES
 from aos.core.dispute.fine.bounds import MAX_BOUNDS_BYTES
 from aos.core.dispute.fine.onchain import CONTEXT_BYTES, HALVINGS, PARTS, below_root
 from aos.core.dispute.fine.tile import MAX_PROOF_BYTES
@@ -139,6 +140,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTokens:
+    """Show that the token behind the position is the one that the tail there chose (``prove_tokens``' bytes)."""
+
+    model_id: Bytes32
+    state_root: Bytes32
+    proof: Annotated[bytes, MaxLength(MAX_AROUND_BYTES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reveal:
     """Show the nodes below the chosen one."""
 
@@ -201,6 +211,7 @@ class Pick:
 
 CLAIMANT_MOVES: dict[str, type[Any]] = {
     "answer": Answer,
+    "answer_tokens": AnswerTokens,
     "reveal": Reveal,
     "show_parts": ShowParts,
     "show_tile": ShowTile,
@@ -208,7 +219,7 @@ CLAIMANT_MOVES: dict[str, type[Any]] = {
 }
 """By their names in JSON."""
 
-ClaimantMove: TypeAlias = Answer | Reveal | ShowParts | ShowTile | Prove
+ClaimantMove: TypeAlias = Answer | AnswerTokens | Reveal | ShowParts | ShowTile | Prove
 ChallengerMove: TypeAlias = Choose | AskParts | Pick
 Move: TypeAlias = ClaimantMove | ChallengerMove
 

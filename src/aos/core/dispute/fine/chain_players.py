@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aos.core.dispute.fine.bounds import LAST_OP, Bounds, Run, committed_outputs, open_unit
+from aos.core.dispute.fine.chain_around import TOKENS_UNIT
 from aos.core.dispute.fine.chain_game import (
     UNSEEN,
     Answer,
+    AnswerTokens,
     AskParts,
     ChainGame,
     ChallengerMove,
@@ -83,10 +85,13 @@ def claimed(game: ChainGame, leaf: bytes) -> Claimed:
 
 
 def claimant_move(game: ChainGame, run: Run, bounds: bytes, trace: ElementTrace | None) -> ClaimantMove:
-    """The claimant's next move. ``bounds`` open the unit under the run's state root (11's, of the trace); ``trace`` is None
-    where the run has no such unit. Raises RuleViolation ``dispute.stage`` where none is due.
+    """The claimant's next move. ``bounds`` open the unit under the run's state root (11's, of the trace), or are the proof of
+    ``prove_tokens`` in a game about the tokens; ``trace`` is None in such a game, and where the run has no such unit. Raises
+    RuleViolation ``dispute.stage`` where none is due.
     """
     if game.stage == Stage.ANSWER:
+        if game.unit == TOKENS_UNIT:
+            return AnswerTokens(model_id=run.manifest.model_id, state_root=run.state_root, proof=bounds)
         params = run.params
         return Answer(
             model_id=run.manifest.model_id,

@@ -31,8 +31,10 @@ FAULTS = (
     "tile.cut",
     "tile.trap",
     "tile.value",
+    "around.tokens",
+    "dispute.header",
 )
-"""Codes of ``check_element`` by the contract's number; 0: it holds."""
+"""Codes of ``check_element`` by the contract's number, 0: it holds; the last two are those of ``chain_around``."""
 
 
 def context_words(unit: Unit, unit_root: bytes) -> bytes:
