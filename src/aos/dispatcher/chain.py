@@ -16,7 +16,7 @@ from aos.adapters.chain.registry import SQL, OperatorContract
 from aos.adapters.postgres import Pool, migrate
 from aos.core.beacon import block_time
 from aos.core.log.anchor import Anchor
-from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.config import Chain, DispatcherConfig
 from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.ports import OnChainOperator, RegistryView
 
@@ -28,18 +28,17 @@ REGISTRY = contract("OperatorRegistry")
 
 
 class DispatcherChain:
-    """What the dispatcher reads from its OperatorRegistry, and has done there. ``anchor_s``: seconds between two anchors of the
-    log; 0 for none.
-    """
+    """What the dispatcher reads from its OperatorRegistry, and has done there."""
 
     def __init__(
-        self, node: ChainNode, operators: OperatorContract, journal: Journal, *, beacon: bool, anchor_s: int
+        self, node: ChainNode, operators: OperatorContract, journal: Journal, *, settings: Chain
     ) -> None:
         self._node = node
         self._operators = operators
         self._journal = journal
-        self.beacon = beacon
-        self.anchor_s = anchor_s
+        self._settings = settings
+        self.beacon = settings.beacon
+        self.anchor_s = settings.anchor_s
         self._beacons: dict[int, bytes] = {}
 
     @classmethod
@@ -65,14 +64,20 @@ class DispatcherChain:
             owner=config.keys.address,
         )
         journal = Journal(pool, node, config.keys.signer, max_fee_gwei=settings.max_fee_gwei)
-        return cls(node, operators, journal, beacon=settings.beacon, anchor_s=settings.anchor_s)
+        return cls(node, operators, journal, settings=settings)
 
     async def close(self) -> None:
         await self._node.close()
 
     def facts(self) -> dict[str, object]:
         """What the network file says of it."""
-        return {"chain_id": self._node.chain_id, "operator_registry": self._operators.address}
+        facts: dict[str, object] = {
+            "chain_id": self._node.chain_id,
+            "operator_registry": self._operators.address,
+        }
+        if (domain := self._settings.domain) is not None:
+            facts |= {"court": domain.court, "claim_s": self._settings.claim_s}
+        return facts
 
     async def view(self) -> RegistryView:
         """Everybody with a range, at the newest final block. Raises VerificationError, InvalidMessage, Unavailable ``chain.*``."""
