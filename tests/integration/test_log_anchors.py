@@ -212,7 +212,7 @@ def aos(
     (state / "trust.json").write_bytes(canonical_json(encode(LOG.trust())))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AOS_URL", peer.url)
-    monkeypatch.setenv("AOS_RPC_URL", steady_anvil.url)
+    monkeypatch.setenv("AOS_CHAIN_RPC_URL", steady_anvil.url)
     for name in ("AOS_TRUST", "AOS_STATE_DIR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -348,7 +348,7 @@ def test_the_state_is_of_one_contract_and_never_begins_anew(
             aos()
         assert refusal.value.code == "log.state"
     state.write_text(text)
-    monkeypatch.setenv("AOS_RPC_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AOS_CHAIN_RPC_URL", "http://127.0.0.1:1")
     with pytest.raises(Unavailable) as away:
         aos()
     assert away.value.exit_code == 20

@@ -18,7 +18,6 @@ from logged_run import AT, WITNESSES, cosign, witness_key
 from aos.core import merkle
 from aos.core.encoding import canonical_json, tag
 from aos.core.log import tiles
-from aos.core.log.checkpoint import TreeHead, read_head, timed, verify_checkpoint, with_signatures, witnessed
 from aos.core.log.anchor import (
     Anchor,
     anchor_contradiction,
@@ -26,6 +25,7 @@ from aos.core.log.anchor import (
     read_anchor_fork,
     write_anchor_fork,
 )
+from aos.core.log.checkpoint import TreeHead, read_head, timed, verify_checkpoint, with_signatures, witnessed
 from aos.core.log.conviction import contradiction, judge, read_conviction
 from aos.core.log.leaf import KINDS, log_entry, log_leaf, read_entry
 from aos.core.log.note import read_note, read_signature_line, read_vkey, verified_signatures

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     "anchors",
     cls=Command,
     short_help="Compare the log with what its dispatcher wrote on a chain.",
-    epilog="""aos log anchors --once --rpc-url http://127.0.0.1:8545 --registry eip155:31337:0x…
-AOS_RPC_URL=http://127.0.0.1:8545 aos log anchors --registry eip155:1:0x… --every 3600
+    epilog="""aos log anchors --once --rpc http://127.0.0.1:8545 --registry eip155:31337:0x…
+AOS_CHAIN_RPC_URL=http://127.0.0.1:8545 aos log anchors --registry eip155:1:0x… --every 3600
 aos log anchors --judge .aos/log-anchors.fork-1.json --registry eip155:1:0x… --json""",
 )
 def anchors(
@@ -55,7 +55,9 @@ def anchors(
     rpc_url: Annotated[
         str,
         typer.Option(
-            envvar="AOS_RPC_URL", metavar="URL", help="A JSON-RPC node of that chain; best your own."
+            envvar="AOS_CHAIN_RPC_URL",
+            metavar="URL",
+            help="A JSON-RPC node of that chain, best your own; default $AOS_CHAIN_RPC_URL.",
         ),
     ],
     judge: Annotated[
