@@ -19,6 +19,8 @@ from typing import Any
 
 from aos.attack import liars
 from aos.engine.native import NativeEngine
+from aos.engine.party import Party
+from aos.engine.reference import ReferenceEngine
 from aos.ports import TokenEvent
 from aos.workers import serving
 from aos.workers.execution import Answer
@@ -47,13 +49,22 @@ class LyingBackend:
     @cache  # noqa: B019  one backend a process
     def _backend(self, kind: str) -> OpmlBackend:
         if kind == "honest":
-            tracer = Tracer(self._honest, self._path, cache_dir=None, threads=1)
-            return OpmlBackend(self._honest, model=self._path.name, tracer=tracer)
+            return OpmlBackend(self._honest, model=self._path.name, tracer=self._tracer(kind))
+        return OpmlBackend(self._liar(kind)[0], model=self._path.name, tracer=self._tracer(kind))
+
+    @cache  # noqa: B019
+    def _liar(self, kind: str) -> tuple[NativeEngine | ReferenceEngine, Party]:
         told = "weight" if kind in IN_GAME else kind
-        engine, party = liars.liar(self._path, self._honest, told, directory=self._files)
+        return liars.liar(self._path, self._honest, told, directory=self._files)
+
+    @cache  # noqa: B019
+    def _tracer(self, kind: str) -> Tracer:
+        if kind == "honest":
+            return Tracer(self._honest, self._path, cache_dir=None, threads=1)
+        engine, party = self._liar(kind)
         tracer = Tracer(engine, self._path, cache_dir=None, threads=1)
         tracer._party = party
-        return OpmlBackend(engine, model=self._path.name, tracer=tracer)
+        return tracer
 
     def describe(self) -> dict[str, Any]:
         return self._backend("honest").describe()
@@ -74,19 +85,15 @@ class LyingBackend:
 
     async def answer_trace(self, question: TraceQuestion) -> dict[str, Any]:
         kind = self._told[question.run.nonce]
-        if (kind == "withhold") or (kind == "stall" and question.task == "move"):
+        if (kind == "withhold") or (kind == "stall" and question.task != "leaves"):
             await asyncio.sleep(3600)
-        tracer = self._backend(kind).tracer
-        assert tracer is not None
-        return await tracer.answer(question)
+        return await self._tracer(kind).answer(question)
 
     async def audit_trace(self, question: AuditQuestion) -> Any:
         kind = self._told[question.run.nonce]
         if kind == "withhold":
             await asyncio.sleep(3600)
-        tracer = self._backend(kind).tracer
-        assert tracer is not None
-        return await tracer.audit(question)
+        return await self._tracer(kind).audit(question)
 
 
 class _AsTracer:

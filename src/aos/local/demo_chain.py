@@ -1,7 +1,7 @@
 """``aos demo-chain``: a network with money at stake, on a real Ethereum node, in one sitting.
 
-Deploys, lets three operators stake and get their ranges, runs jobs, lets one operator lie, lets a stranger win its stake with what is
-public, and shows that the liar is out and what every transaction cost. It prints only what happened.
+Deploys, lets three operators stake and get their ranges, runs jobs, lets one operator lie, lets a stranger win its stake with what
+is public, and shows that the liar is out and what every transaction cost. It prints only what happened.
 """
 
 import time
@@ -197,19 +197,21 @@ class _Story:
         """An answer of the liar alone, kept in a file."""
         self._say(f"\n── {LIAR} computes with one bit of one weight changed, and is asked alone\n")
         self._lie.write_text(LIE)
-        for count in range(1, MOST_JOBS + 1):
-            data = self._ask(running, 1)
-            core = read_answer(data).receipt.core
-            if core.operator == self._address(LIAR):
-                break
-        else:
-            raise RuleViolation("demo.job", f"{LIAR} was drawn for none of {MOST_JOBS} jobs")
-        self._say(f"  drawn in job {count}; its answer says of itself:\n")
-        self._say(self._render(self._checked(running, data)))
+        data, count = self._answered_by(running, self._address(LIAR))
         self._lie.write_text("honest")
+        self._say(f"  drawn in job {count}; what its receipt is worth to who does not compute it again:\n")
+        self._say(self._render(self._checked(running, data)))
         path = self._root / "answer.aos"
         path.write_bytes(data)
         return path
+
+    def _answered_by(self, running: RunningNetwork, operator: str) -> tuple[bytes, int]:
+        """Ask one operator until the draw gives it to this one: the answer, and how often."""
+        for count in range(1, MOST_JOBS + 1):
+            data = self._ask(running, 1)
+            if read_answer(data).receipt.core.operator == operator:
+                return data, count
+        raise RuleViolation("demo.job", f"{self.names[operator]} was drawn for none of {MOST_JOBS} jobs")
 
     def _ask(self, running: RunningNetwork, operators: int) -> bytes:
         submission = Submission(
