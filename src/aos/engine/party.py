@@ -126,6 +126,10 @@ class Party:
                 raise
             return AbsentUnit(known)
 
+    def against(self, known: KnownRun, position: int, unit: int, claim: Claimed) -> UnitTrace:
+        """What a challenger compares a unit of a claim with. Raises InvalidMessage ``trace.unit`` where its own run has none."""
+        return self._own(known, position, unit, claim)
+
     def _own(self, known: KnownRun, position: int, unit: int, against: Claimed | None) -> UnitTrace:
         key = (known.tree.root, position, unit, None if against is None else (against.trap_op, against.cuts))
         if key not in self._traces:

@@ -13,6 +13,7 @@ from aos.adapters.chain.court import (
     COURT,
     CourtContract,
     Outcome,
+    accuse_data,
     game_id,
     move_data,
     open_data,
@@ -21,7 +22,9 @@ from aos.adapters.chain.journal import Entry, Journal
 from aos.adapters.chain.node import Block, ChainNode
 from aos.adapters.chain.registry import REGISTRY
 from aos.core.dispute.chain_claim import SignedChainClaim, claim_hash
+from aos.core.dispute.fine.chain_around import OTHER_RECEIPT, OTHER_TOKENS, Accusation
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Move, Prove, Stage
+from aos.core.dispute.fine.onchain import FAULTS
 from aos.core.signing import keccak256
 from aos.errors import RuleViolation, Unavailable
 
@@ -127,6 +130,51 @@ async def challenge(
             await asyncio.sleep(poll_s)
 
 
+async def convict_at_once(
+    seat: Seat, signed: SignedChainClaim, accusation: Accusation, *, poll_s: float = POLL_S
+) -> Outcome:
+    """Convict a claim at once by what its own data say. Called again it goes on.
+
+    Raises RuleViolation ``court.convicted``, ``court.expired``, ``chain.failed``; VerificationError, InvalidMessage,
+    Unavailable ``chain.*``.
+    """
+    claim = claim_hash(signed.claim)
+    game, data = game_id(claim, seat.journal.sender), accuse_data(signed.claim, signed.signature, accusation)
+    while True:
+        await seat.step()
+        sent = next(
+            (
+                each
+                for each in await seat.journal.entries(_prefix(game))
+                if seat.about(each) == accusation.function
+            ),
+            None,
+        )
+        block = await seat.node.block("latest")
+        convicted = await seat.court.convicted(claim, block)
+        if sent is None or sent.state == "failed":
+            _check_open(signed, block, convicted=convicted)
+            if sent is not None:
+                raise RuleViolation("chain.failed", f"{sent.purpose}: {sent.error}")
+            await seat.act(game, accusation.function, data)
+        elif convicted:
+            return Outcome(
+                kind="convicted",
+                code=FAULTS[OTHER_TOKENS if "Token" in accusation.function else OTHER_RECEIPT],
+            )
+        else:
+            await asyncio.sleep(poll_s)
+
+
+def _check_open(signed: SignedChainClaim, block: Block, *, convicted: bool) -> None:
+    if convicted:
+        raise RuleViolation(
+            "court.convicted", "another challenger has convicted this claim: nothing is to be won by it"
+        )
+    if block.time > signed.claim.expires:
+        raise RuleViolation("court.expired", "the claim's time to be challenged is over")
+
+
 async def _next(
     seat: Seat,
     signed: SignedChainClaim,
@@ -139,12 +187,7 @@ async def _next(
     """What the challenger does now; None where it is the claimant's turn."""
     court, claim = seat.court, claim_hash(signed.claim)
     if game is None:
-        if await court.convicted(claim, block):
-            raise RuleViolation(
-                "court.convicted", "another challenger has convicted this claim: nothing is to be won by it"
-            )
-        if block.time > signed.claim.expires:
-            raise RuleViolation("court.expired", "the claim's time to be challenged is over")
+        _check_open(signed, block, convicted=await court.convicted(claim, block))
         bond = await court.required_bond(claim, block)
         data = open_data(signed.claim, signed.signature, position, unit)
         return await seat.act(game_id(claim, seat.journal.sender), "open", data, value=bond)
