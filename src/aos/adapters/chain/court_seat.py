@@ -34,7 +34,7 @@ _RETRIES = 3
 
 
 class Seat:
-    """The account of ``journal`` at ``court``. With ``finality`` a node that is behind, or denies what was final, is not played by."""
+    """The account of ``journal`` at ``court``. With ``finality`` it plays by no node that is behind, or denies what was final."""
 
     def __init__(
         self,
