@@ -82,7 +82,7 @@ class LogSettings(BaseModel):
     refresh_ms: int = Field(60_000, ge=1_000, le=86_400_000)
     merge_ms: int = Field(600_000, ge=1_000, le=86_400_000 * 7)
     quorum: int = Field(0, ge=0, le=64)
-    witnesses: list[WitnessSettings] = Field(default_factory=list, max_length=64)
+    witnesses: list[WitnessSettings] = Field(default_factory=list, max_length=32)
 
 
 class Chain(BaseModel):
