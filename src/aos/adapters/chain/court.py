@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from aos.adapters.chain.contracts import Event, contract
 from aos.adapters.chain.node import Block, ChainNode, Reverted
+from aos.adapters.chain.registry import REGISTRY
 from aos.core.dispute.chain_claim import ChainClaim
 from aos.core.dispute.fine.chain_around import Accusation
 from aos.core.dispute.fine.chain_game import (
@@ -114,6 +115,12 @@ class CourtContract:
             COURT.answer(name, data) for name, data in zip(names, answers, strict=False)
         )
         steps = tuple(str(COURT.answer("steps", data)).lower() for data in answers[len(names) :])
+        await self._is(registry, (REGISTRY,), block)
+        (named,) = await self._node.calls(registry, [REGISTRY.call("court")], block=block)
+        if str(REGISTRY.answer("court", named)).lower() != self.address:
+            raise VerificationError(
+                "chain.foreign", f"the registry {registry} has another court than {self.address}"
+            )
         await self._is(bounds, (BOUNDS,), block)
         left = list(STEPS)
         for step in steps:

@@ -5,9 +5,9 @@ Pure: how a game is read from a node, and a move sent, is ``aos.adapters.chain.c
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from aos.core.codec import Address, Bytes32, MaxLength, Range, UInt, UInt32
+from aos.core.codec import Address, Bytes32, MaxLength, Range, UInt, UInt32, decode, encode
 from aos.core.dispute.fine.around import MAX_AROUND_BYTES
 from aos.core.dispute.fine.bounds import MAX_BOUNDS_BYTES
 from aos.core.dispute.fine.onchain import CONTEXT_BYTES, HALVINGS, PARTS, below_root
@@ -19,6 +19,9 @@ from aos.errors import InvalidMessage, Unavailable
 
 UNSEEN = 2**32 - 1
 """Named instead of an element by a challenger that must see the tile first."""
+
+MAX_GAME_BYTES = 4 << 20
+"""Of a game as JSON: the hashes of a tail's parts are most of it."""
 
 Party = Literal["claimant", "challenger"]
 Node: TypeAlias = tuple[int, int, int]
@@ -206,6 +209,31 @@ class Pick:
     element: UInt32
 
 
+CLAIMANT_MOVES: dict[str, type[Any]] = {
+    "answer": Answer,
+    "answer_tokens": AnswerTokens,
+    "reveal": Reveal,
+    "show_parts": ShowParts,
+    "show_tile": ShowTile,
+    "prove": Prove,
+}
+"""By their names in JSON."""
+
 ClaimantMove: TypeAlias = Answer | AnswerTokens | Reveal | ShowParts | ShowTile | Prove
 ChallengerMove: TypeAlias = Choose | AskParts | Pick
 Move: TypeAlias = ClaimantMove | ChallengerMove
+
+
+def move_json(move: ClaimantMove) -> dict[str, Any]:
+    """A claimant's move as ``{"kind", "move"}``."""
+    kind = next(name for name, cls in CLAIMANT_MOVES.items() if type(move) is cls)
+    return {"kind": kind, "move": encode(move)}
+
+
+def read_claimant_move(kind: object, value: object) -> ClaimantMove:
+    """The other way round, strictly. Raises InvalidMessage ``dispute.move_type``, ``field.*``."""
+    cls = CLAIMANT_MOVES.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise InvalidMessage("dispute.move_type", "this is no move of a claimant", field="kind")
+    move: ClaimantMove = decode(cls, value, where="move")
+    return move
