@@ -47,6 +47,7 @@ from aos.core.dispute.fine.chain_around import (
     Accusation,
     accuse,
     accuse_token,
+    aim_at_unit,
     may_end,
     open_token,
     params_are_asked,
@@ -664,10 +665,33 @@ def test_a_swapped_token_costs_the_stake(world: World, at: int, disclosed: bool)
     assert world.registry.read("operatorInfo", CLAIMANT)[0] == 4 * STAKE - SLASH
 
 
-def test_an_early_end_is_no_end_by_the_limit(world: World) -> None:
-    liar = early_stop(JOB, 3, "length")
-    assert liar is not None
-    assert not may_end(liar.header, JOB.params.max_tokens, 10**6)
+def test_an_early_end_by_the_limit_costs_the_stake(world: World) -> None:
+    """Its claimant can open no unit, so it is silent where it is challenged."""
+    own = honest(JOB)
+    limits = {"max_tokens": JOB.params.max_tokens, "n_ctx": own.known.run.graph.n_ctx}
+    for finish in ("length", "stop"):
+        liar = early_stop(JOB, 3, finish)
+        assert liar is not None
+        found = aimed(liar, own)
+        assert found is not None
+        assert found.kind == "stop"
+        unit = aim_at_unit(found, liar.known.tree, own.known.tree, **limits)
+        if finish == "stop":
+            assert unit is None  # whether a token ends a run is a tokenizer's matter
+            continue
+        assert unit is not None
+        run = replace(tiny_run(*RUNS["sampled"]), known=liar.known)
+        claim = Told(world, run, template()).register()
+        claim.open(unit.position, unit.unit)
+        trace = liar.at(unit.position, unit.unit)
+        game = Match(world=world, run=run, trace=trace, position=unit.position, unit=unit.unit)
+        args = (*claim.place, game.params, game.bounds, trace.tree.root, [])
+        with pytest.raises(Reverted) as refusal:
+            world.court.send(CLAIMANT, "answer", *args)
+        assert world.bounds.contract.error(refusal.value.data) == "BadHeader"
+        world.evm.wait(GRACE + BUDGET + 1)
+        done = world.court.send(OTHER, "timeout", claim.id)
+        assert names(world.court.events(done)) == ["Convicted", "Ended"]
 
 
 def test_the_player_answers_a_game_about_the_tokens(world: World) -> None:
