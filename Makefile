@@ -5,6 +5,8 @@
 READY := .venv/.ready
 CLIENTS := .venv/.clients
 BIN := .venv/bin
+# One more than there are cores, since many tests wait for a network's processes; each may run a network of its own.
+TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n + 1 : 8)))
 
 # Programs in .venv hold their own path: in a checkout that was moved they are made anew.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(shell pwd -P))
@@ -43,7 +45,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint $(CLIENTS)
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 $(CLIENTS): $(READY)
 	@echo "setup: installing clients that only the tests use"

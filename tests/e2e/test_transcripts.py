@@ -40,7 +40,7 @@ KINDS = (
     (r"\d+\.\d+ s\b", "N s"),
     (r"PASS (draw-1|vrf-1) .*", r"PASS \1 …"),  # who was selected, and who filled a seat, is the draw's
     (r"(! · \w+\n(!\n)?)+", "! · …\n"),  # which steps a follower is in time to see
-    (r"leaf \d+ of \d+", "leaf N of N"),
+    (r"leaf \d+ of \d+ in the dispatcher's log +", "leaf N of N in the dispatcher's log  "),
     (r"native engine, \w+, threads: \d+", "native engine, ISA, threads: N"),
     (r"^(draws|last_draw|jobs|node|workers|clock) +.*", r"\1 …"),
     (r"^(state +eligible);.*", r"\1; …"),

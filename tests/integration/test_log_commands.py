@@ -28,7 +28,7 @@ from aos.core.encoding import b64u_decode, b64u_encode, canonical_json
 from aos.core.log.checkpoint import verify_checkpoint, witnessed
 from aos.core.log.conviction import judge, read_conviction, write_conviction
 from aos.core.log.note import read_note, read_signature_line, verify_note_signature
-from aos.core.log.witness import write_add_checkpoint
+from aos.core.log.witness import read_add_checkpoint, write_add_checkpoint
 from aos.dispatcher import refusals, routes_log
 from aos.dispatcher.witnesses import WitnessFeed
 from aos.errors import AOSError, ConfigError
@@ -291,9 +291,42 @@ async def test_a_witness_cosigns_what_continues_and_answers_as_tlog_witness_says
         if status == 409:
             assert (answer.text, answer.headers["content-type"]) == ("5\n", "text/x.tlog.size")
     assert (await http.post("/add-checkpoint", content=b"x" * 100_000)).status_code == 400
-    assert state.held(LOG.key) == verify_checkpoint(LOG.checkpoint(leaves(5)), LOG.key).head
+    assert state.held(LOG.key) == verify_checkpoint(LOG.checkpoint(leaves(5)), LOG.key)
     assert (await http.post("/add-checkpoint", content=body(5, 9))).status_code == 200
     assert (await http.get("/")).text == f"{witness.key}\n"
+    state.close()
+
+
+def kept(directory: Path) -> list[Path]:
+    return list(directory.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "size", "from_"),
+    [("split_view", 5, 5, 1), ("split_view", 0, 5, 1), ("fork", 5, 9, 1), ("", 5, 9, 0), ("", 3, 4, 0)],
+)
+async def test_a_witness_keeps_what_convicts_a_log(
+    kind: str, old: int, size: int, from_: int, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    state = WitnessState(tmp_path)
+    witness = Witness(NAME, secret(NAME), [LOG.key], state, now_s=lambda: AT + 5, shout=said.append)
+    await witness.add(read_add_checkpoint(body(0, 5)))
+    path = merkle.consistency_path(leaves(size, from_=from_), old) if 0 < old < size else []
+    if not kind and (old, size) == (5, 9):
+        path = [bytes(32)] * len(path)  # the sender's fault, not the log's
+    request = write_add_checkpoint(old, path, LOG.checkpoint(leaves(size, from_=from_)))
+    for _ in range(2):
+        with pytest.raises(AOSError):
+            await witness.add(read_add_checkpoint(request))
+    found = kept(tmp_path)
+    assert len(found) == len(said) == (1 if kind else 0)
+    if kind:
+        assert judge(read_conviction(found[0].read_bytes()), [LOG.key]).kind == kind
+        assert str(found[0]) in said[0]
+    held = state.held(LOG.key)
+    assert held is not None
+    assert held.head.size == 5
     state.close()
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ import httpx
 import pytest
 
 from aos.adapters.enclave_image import engine_digest, simulated_pcrs
+from aos.adapters.frames import FrameStream
 from aos.adapters.processes import Process, log_contains
 from aos.adapters.simulated_nsm import create_simulated_platform
 from aos.core import hashes
@@ -957,6 +959,53 @@ def test_a_directory_that_the_worker_is_started_in_brings_nothing_into_the_encla
 
     asyncio.run(run())
     assert host.loaded is not None
+
+
+def test_a_defect_in_the_keeping_leaves_no_worker_without_an_enclave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    create_simulated_platform(tmp_path / "platform.key")
+    host = EnclaveHost(
+        model=MODEL, engine="reference", enclave=SimulatedEnclave(platform_key=tmp_path / "platform.key")
+    )
+    real = host._read_until_end
+    again = asyncio.Event()
+
+    async def sound(stream: FrameStream) -> None:
+        again.set()
+        await real(stream)
+
+    async def defective(stream: FrameStream) -> None:
+        monkeypatch.setattr(host, "_read_until_end", sound)
+        raise TypeError("not one of our errors")
+
+    async def run() -> None:
+        monkeypatch.setattr(host, "_read_until_end", defective)
+        await asyncio.wait_for(host.start(), PATIENCE_S)
+        first = host.pid
+        await asyncio.wait_for(again.wait(), PATIENCE_S)
+        assert host.ready
+        assert host.pid not in (None, first)
+        await host.stop()
+
+    asyncio.run(run())
+    assert "enclave.defect" in capfd.readouterr().err
+
+
+def test_an_enclave_that_ends_while_it_is_killed_is_no_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between two looks at a process it can end: it is there at the first, gone at the second.
+    host = EnclaveHost(
+        model=MODEL, engine="reference", enclave=SimulatedEnclave(platform_key=tmp_path / "platform.key")
+    )
+    process = subprocess.Popen(["/bin/true"])
+    real, looks = process.poll, [None]
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setattr(process, "poll", lambda: looks.pop() if looks else real())
+    host._process = process
+    asyncio.run(host._kill())
+    assert host.pid is None
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

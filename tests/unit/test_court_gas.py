@@ -1,19 +1,29 @@
 """What a dispute costs at the 7B shape, on a real node under Prague's rules (pyrevm reads low)."""
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chain_steps import judged
-from court_games import CHALLENGER, CLAIMANT, OWNER, World, build, sign
+from court_games import BOND, CHALLENGER, CLAIMANT, OWNER, World, build, sign
 from evm import Node, names
 from gas import check_gas
+from simulated_run import Network
 from test_model_registry_contract import as_arguments
 
-from aos.core.codec import decode
-from aos.core.encoding import b64u_decode, parse_canonical
+from aos.core.codec import decode, encode
+from aos.core.dispute.fine.around import prove_header, prove_tokens
+from aos.core.dispute.fine.chain_around import TOKENS_UNIT
+from aos.core.dispute.state_opening import StateOpening, StateTree
+from aos.core.dispute.state_tree import StateHeader, tokens_root, unit_leaf
+from aos.core.encoding import b64u_decode, canonical_json, parse_canonical
+from aos.core.hashes import prompt_tokens_hash, token_bytes, tokens_hash
 from aos.core.manifest import Manifest
+from aos.core.merkle import leaf_hash
+from aos.core.statements import hash_of
 
 HALVINGS = 4
 DISPUTE, DISPUTE_4096, ELEMENT_4096 = 3_000_000, 1_900_000, 800_000
@@ -101,7 +111,7 @@ class Dispute:
         words, element = context(vector), game["element"]
         step, code = judged(self.world.steps, words, game["tile"], element, element, proof)
         assert code == ""
-        move(CLAIMANT, "prove", self.id, words, step, element, proof)
+        move(CLAIMANT, "prove", self.id, words, game["tile"], element, step, element, proof)
         assert self.last == ["Refuted", "Ended"]
         return costs
 
@@ -128,3 +138,82 @@ def test_the_rules_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None
         assert code == ""
         step = world.steps[number]
         check_gas(f"{step.contract.name}.check {game['op']}", step.send(OWNER, "check", *args).gas)
+
+
+def test_the_tokens_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None:
+    """Its last token, and all of them; positions and tokens are as many as in the other games."""
+    manifest = decode(
+        Manifest, parse_canonical(vector["manifest"].encode(), max_bytes=65_536), where="manifest"
+    )
+    world.models.send(OWNER, "register", as_arguments(manifest), "")
+    assert manifest.graph is not None
+    rng, n_prompt, n_out, tail = random.Random(7), 1902, 100, manifest.graph.n_layers + 1
+    tokens = [rng.randrange(manifest.graph.n_vocab) for _ in range(n_prompt + n_out)]
+    salt = bytes.fromhex(vector["salt"])
+    header = StateHeader(
+        model_id=manifest.model_id,
+        prompt_tokens_hash=prompt_tokens_hash(salt, tokens[:n_prompt]),
+        params_hash=bytes(32),
+        sampling_seed=2**63,
+        n_prompt=n_prompt,
+        n_out=n_out,
+        finish_reason="stop",
+        tokens_hash=tokens_hash(salt, tokens[n_prompt:]),
+        response_hash=bytes(32),
+        tokens_root=tokens_root(tokens),
+        n_positions=n_prompt + n_out - 1,
+    )
+    last = header.n_positions - 1
+    roots = [rng.randbytes(32), rng.randbytes(32), leaf_hash(tokens[-1].to_bytes(4, "little"))]
+    units = [[rng.randbytes(32) for _ in range(tail + 1)] for _ in range(last + 1)]
+    units[last][tail] = unit_leaf(last, tail, roots)
+
+    def claim(number: int, **members: Any) -> tuple[StateTree, bytes, tuple[Any, ...]]:
+        """A tree, its tail opened with what its header says are the tokens, and the claim and its signature."""
+        tree = StateTree(replace(header, **members), units)
+        core = replace(Network().run().receipt.core, n_out=number, state_root=tree.root)
+        signed = (CLAIMANT, hash_of(core), manifest.model_id, tree.root, 2**40)
+        said = [*tokens[:-1], tokens[-1] ^ 1] if "tokens_root" in members else tokens
+        opened = StateOpening(
+            tiles=(tokens[-1].to_bytes(4, "little"),),
+            tile_paths=((),),
+            other_parts=(tuple(roots[:2]),),
+            leaves=tree.open_leaves(last, tail),
+        )
+        proof = prove_tokens(tree, said, last, None, opened)
+        return (
+            tree,
+            proof,
+            (signed, sign(world, world.court.read("claimHash", signed)), canonical_json(encode(core))),
+        )
+
+    other = tokens_root([*tokens[:-1], tokens[-1] ^ 1])
+    _, proof, (signed, signature, _) = claim(1)
+    opening = world.court.send(CHALLENGER, "open", signed, signature, last, TOKENS_UNIT, value=BOND)
+    game = world.court.read("gameId", world.court.read("claimHash", signed), CHALLENGER)
+    answer = world.court.send(CLAIMANT, "answerTokens", game, *signed[2:4], proof)
+    assert names(world.court.events(answer)) == ["Refuted", "Ended"]
+    check_gas("Court.answerTokens", answer.gas)
+    check_gas("dispute token", opening.gas + answer.gas, limit=DISPUTE)
+    _, proof, (signed, signature, _) = claim(2, tokens_root=other)
+    check_gas(
+        "Court.convictToken", world.court.send(CHALLENGER, "convictToken", signed, signature, last, proof).gas
+    )
+    tree, _, (signed, signature, _) = claim(3, tokens_root=other)
+    done = world.court.send(
+        CHALLENGER,
+        "convictTokens",
+        signed,
+        signature,
+        prove_header(tree),
+        salt,
+        n_prompt,
+        token_bytes(tokens),
+    )
+    check_gas("Court.convictTokens of 2002", done.gas)
+    tree, _, (signed, signature, core) = claim(4)
+    found = core.index(b',"n_out":')
+    done = world.court.send(
+        CHALLENGER, "convictReceipt", signed, signature, prove_header(tree), core, 6, found
+    )
+    check_gas("Court.convictReceipt", done.gas)

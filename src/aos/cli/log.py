@@ -333,7 +333,8 @@ def witness(
 ) -> None:
     """Serve `POST /add-checkpoint` (c2sp.org/tlog-witness): cosign every checkpoint that continues the tree held of its log.
 
-    The state must never be lost or copied back: a witness without memory cosigns two histories.
+    Checkpoints of a log that contradict each other are saved in the state directory, for `aos log convict`. The state must never
+    be lost or copied back: a witness without memory cosigns two histories.
     """
     import uvicorn
 
@@ -351,7 +352,7 @@ def witness(
         )
     seed = _seed(file, _password(as_json=False, new=False))
     held = WitnessState(state)
-    server = Witness(name, seed, keys, held)
+    server = Witness(name, seed, keys, held, shout=voice.say)
     for key in keys:
         held.held(key)  # a damaged state is said now
     config = uvicorn.Config(

@@ -1,7 +1,7 @@
 """A job's server-sent events, read within limits (docs/spec/09-http.md)."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class JobEvent:
     data: dict[str, Any]
 
 
-async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[JobEvent]:
+async def read_events(parts: AsyncIterator[bytes]) -> AsyncGenerator[JobEvent, None]:
     """The events in a stream's bytes. Raises InvalidMessage ``client.event``: over 1 MiB, or not readable."""
     kind, event_id = "message", ""
     data: list[str] = []

@@ -8,7 +8,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -351,12 +351,12 @@ class Client:
             while (event := self._loop.run(next_of(events))) is not None:
                 yield event
         finally:
-            with suppress(RuntimeError):  # the client, and all that it held, is closed already
-                self._loop.run(response.aclose())
+            with suppress(RuntimeError):  # the client is closed already, or a read of ours was interrupted
+                self._loop.run(_close(events, response))
 
     async def _open_events(
         self, job_id: str, headers: dict[str, str]
-    ) -> tuple[httpx.Response, AsyncIterator[JobEvent]]:
+    ) -> tuple[httpx.Response, AsyncGenerator[JobEvent, None]]:
         request = self._http.build_request("GET", f"{self._url}/v1/aos/jobs/{job_id}/events", headers=headers)
         async with asyncio.timeout(self._timeout_s):
             response = await self._http.send(request, stream=True)
@@ -476,6 +476,13 @@ class Client:
         stored = (request.job.prompt, request.job.model, request.job.tag, request.user, request.blind)
         if meant != stored or model_id not in (None, request.job.model_id):
             raise VerificationError("client.request", "the dispatcher changed the request")
+
+
+async def _close(events: AsyncGenerator[JobEvent, None], response: httpx.Response) -> None:
+    try:
+        await events.aclose()
+    finally:
+        await response.aclose()
 
 
 def _no_trust() -> ConfigError:

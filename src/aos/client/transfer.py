@@ -100,7 +100,9 @@ class BackgroundLoop:
                 raise RuntimeError("this client is closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="aos-client", daemon=True)
+                self._thread = threading.Thread(
+                    target=_run, args=(self._loop,), name="aos-client", daemon=True
+                )
                 self._thread.start()
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
@@ -117,7 +119,23 @@ class BackgroundLoop:
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
-            loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run ``loop`` until it is stopped, then end what is left on it: streams that were left in the middle."""
+    try:
+        loop.run_forever()
+        loop.run_until_complete(_end_tasks())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+async def _end_tasks() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def next_of(items: AsyncIterator[T]) -> T | None:

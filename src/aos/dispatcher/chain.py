@@ -15,7 +15,7 @@ from aos.adapters.chain.node import ChainNode
 from aos.adapters.chain.registry import SQL, OperatorContract
 from aos.adapters.postgres import Pool, migrate
 from aos.core.beacon import block_time
-from aos.dispatcher.config import DispatcherConfig
+from aos.dispatcher.config import Chain, DispatcherConfig
 from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.ports import OnChainOperator, RegistryView
 
@@ -29,12 +29,13 @@ class DispatcherChain:
     """What the dispatcher reads from its OperatorRegistry, and has done there."""
 
     def __init__(
-        self, node: ChainNode, operators: OperatorContract, journal: Journal, *, beacon: bool
+        self, node: ChainNode, operators: OperatorContract, journal: Journal, *, settings: Chain
     ) -> None:
         self._node = node
         self._operators = operators
         self._journal = journal
-        self.beacon = beacon
+        self._settings = settings
+        self.beacon = settings.beacon
         self._beacons: dict[int, bytes] = {}
 
     @classmethod
@@ -60,14 +61,20 @@ class DispatcherChain:
             owner=config.keys.address,
         )
         journal = Journal(pool, node, config.keys.signer, max_fee_gwei=settings.max_fee_gwei)
-        return cls(node, operators, journal, beacon=settings.beacon)
+        return cls(node, operators, journal, settings=settings)
 
     async def close(self) -> None:
         await self._node.close()
 
     def facts(self) -> dict[str, object]:
         """What the network file says of it."""
-        return {"chain_id": self._node.chain_id, "operator_registry": self._operators.address}
+        facts: dict[str, object] = {
+            "chain_id": self._node.chain_id,
+            "operator_registry": self._operators.address,
+        }
+        if (domain := self._settings.domain) is not None:
+            facts |= {"court": domain.court, "claim_s": self._settings.claim_s}
+        return facts
 
     async def view(self) -> RegistryView:
         """Everybody with a range, at the newest final block. Raises VerificationError, InvalidMessage, Unavailable ``chain.*``."""

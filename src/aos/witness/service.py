@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 
 from aos.core.log.checkpoint import read_head
 from aos.core.log.note import COSIGNATURE, NoteKey, NoteSignature, cosign_note, note_key, read_note
-from aos.core.log.witness import MAX_REQUEST_BYTES, AddCheckpoint, advance, read_add_checkpoint
+from aos.core.log.witness import MAX_REQUEST_BYTES, AddCheckpoint, advance, convicts, read_add_checkpoint
 from aos.errors import AOSError, InvalidMessage, RuleViolation, Unavailable, VerificationError
 from aos.witness.state import WitnessState
 
@@ -33,10 +33,11 @@ class Witness:
         state: WitnessState,
         *,
         now_s: Callable[[], int] = lambda: int(time.time()),
+        shout: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.key = note_key(name, seed, COSIGNATURE)
         self.logs = {key.name: key for key in logs}
-        self._seed, self._state, self._now_s = seed, state, now_s
+        self._seed, self._state, self._now_s, self._shout = seed, state, now_s, shout
         self._turn = asyncio.Lock()
 
     async def add(self, request: AddCheckpoint) -> NoteSignature:
@@ -48,7 +49,7 @@ class Witness:
     def size(self, request: AddCheckpoint) -> int:
         """The size that is held of the request's log."""
         held = self._state.held(self._log_of(request))
-        return 0 if held is None else held.size
+        return 0 if held is None else held.head.size
 
     def _log_of(self, request: AddCheckpoint) -> NoteKey:
         origin = read_head(read_note(request.checkpoint)).origin
@@ -58,7 +59,14 @@ class Witness:
         return key
 
     def _add(self, request: AddCheckpoint, key: NoteKey) -> NoteSignature:
-        checkpoint = advance(self._state.held(key), request, key)
+        held = self._state.held(key)
+        try:
+            checkpoint = advance(None if held is None else held.head, request, key)
+        except (RuleViolation, VerificationError):
+            conviction = convicts(held, request, key)
+            if conviction is not None and (path := self._state.convict(key, conviction)) is not None:
+                self._shout(f"{key.name} is convicted ({conviction.kind}): aos log convict {path}")
+            raise
         line = cosign_note(checkpoint.note.text, self.key.name, self._seed, self._now_s())
         self._state.keep(key, str(checkpoint.note))
         return line

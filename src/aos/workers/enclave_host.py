@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -249,27 +248,42 @@ class EnclaveHost:
         pause_s = 0.1
         while not self._stopping:
             try:
-                stream = await self._start_once()
+                await self._serve_once()
+                pause_s = 0.1
+                continue
             except AOSError as error:
                 await self._reap(within_s=0.0)
                 if not self._first_start.done():
                     self._first_start.set_exception(error)
                     return
                 log_event("enclave.start_failed", code=error.code, message=error.message)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, 10.0)
-                continue
-            pause_s = 0.1
-            if not self._first_start.done():
-                self._first_start.set_result(None)
+            except Exception as error:  # a defect must not leave the worker without an enclave
+                await self._reap(within_s=0.0)
+                if not self._first_start.done():
+                    self._first_start.set_exception(error)
+                    return
+                log_event("enclave.defect", error=repr(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
+
+    async def _serve_once(self) -> None:
+        """One enclave, from its start to its end. Raises what stands in the way of its start."""
+        assert self._first_start is not None  # noqa: S101 - start() made it
+        stream = await self._start_once()
+        if not self._first_start.done():
+            self._first_start.set_result(None)
+        try:
             await self._read_until_end(stream)
+        finally:
+            self._kill_process()
             self._stream = None
             self.booted = None
             for inbox in self._inboxes.values():
                 inbox.put_nowait(Unavailable("enclave.died", "the enclave ended while it was needed"))
-            await self._reap(within_s=0.0)
-            if not self._stopping:
-                log_event("enclave.died", label=self.label)
+            await stream.close()
+        await self._reap(within_s=0.0)
+        if not self._stopping:
+            log_event("enclave.died", label=self.label)
 
     async def _start_once(self) -> FrameStream:
         self.starts += 1
@@ -359,9 +373,6 @@ class EnclaveHost:
                     inbox.put_nowait(reply)
         except AOSError as error:
             log_event("enclave.broken_stream", code=error.code)
-        finally:
-            self._kill_process()
-            await stream.close()
 
     async def _kill(self) -> None:
         """End the process; where it is not this host's, the connection, which ends the run."""
@@ -370,9 +381,9 @@ class EnclaveHost:
             await self._stream.close()
 
     def _kill_process(self) -> None:
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        # Asked once: between two questions the process can end, and with it the number.
+        if self._process is not None:
+            self._process.kill()
 
     async def _reap(self, *, within_s: float) -> None:
         """Wait for the process to end; kill it when the time is over."""

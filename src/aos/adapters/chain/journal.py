@@ -9,7 +9,7 @@ purpose fails, and who wanted it looks at the chain and decides.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -110,12 +110,24 @@ class Journal:
             )
         return None if row is None else _entry(row)
 
+    async def entries(self, prefix: str) -> list[Entry]:
+        """Every purpose that begins so, in the order in which they were wanted."""
+        async with unavailable():
+            rows = await self._pool.fetch(
+                """SELECT * FROM chain_transaction WHERE chain_id = $1 AND sender = $2 AND starts_with(purpose, $3)
+                   ORDER BY id""",
+                self._node.chain_id,
+                self.sender,
+                prefix,
+            )
+        return [_entry(row) for row in rows]
+
     async def open(self) -> list[Entry]:
         """What is not over, oldest first."""
         return [_entry(row) for row in await self._open()]
 
-    async def step(self, contract: Contract | None = None) -> bool:
-        """Once over everything that is open; False where nothing is. ``contract`` gives its errors' names.
+    async def step(self, *contracts: Contract) -> bool:
+        """Once over everything that is open; False where nothing is. ``contracts`` give their errors' names.
 
         Raises Unavailable ``chain.*``, VerificationError ``chain.id``, InvalidMessage ``chain.answer``; what was recorded stays.
         """
@@ -129,14 +141,14 @@ class Journal:
                 for row in await self._open("sent"):
                     await self._follow(row, final, final_count)
                 for row in await self._open("wanted"):
-                    await self._begin(row, contract)
+                    await self._begin(row, contracts)
         return bool(await self._open())
 
-    async def keep(self, contract: Contract | None = None, *, every_s: float = 5.0) -> None:
+    async def keep(self, *contracts: Contract, every_s: float = 5.0) -> None:
         """Step until cancelled. Trouble is logged, and tried again."""
         while True:
             try:
-                await self.step(contract)
+                await self.step(*contracts)
             except AOSError as error:
                 log.warning("chain.not_sent", code=error.code, message=error.message)
             self._woken.clear()
@@ -168,14 +180,15 @@ class Journal:
                 if ours:
                     await db.execute("SELECT pg_advisory_unlock($1, $2)", _LOCK, key)
 
-    async def _begin(self, row: Record, contract: Contract | None) -> None:
+    async def _begin(self, row: Record, contracts: Sequence[Contract]) -> None:
         """Give a transaction its nonce, sign it, write it down, send it."""
         to, data, value = row["target"], row["data"], int(row["value"])
         try:
             gas = await self._node.estimate(sender=self.sender, to=to, data=data, value=value)
             gas += gas // 4
         except Reverted as refusal:
-            reason = contract.error(refusal.data) if contract is not None else None
+            named = (contract.error(refusal.data) for contract in contracts)
+            reason = next((name for name in named if name), None)
             await self._end(row, "failed", error=f"the contract refuses: {reason or refusal.data.hex()}")
             return
         except RuleViolation as refusal:

@@ -97,6 +97,10 @@ class OperatorContract:
         self.min_stake = 0
         self.exit_delay_s = 0
 
+    async def final(self) -> Block:
+        """The newest final block. Raises as ``view``."""
+        return await self._finality.block()
+
     async def view(self) -> RegistryView:
         """All operators with a range, at the newest final block.
 

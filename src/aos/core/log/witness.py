@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aos.core.log.checkpoint import Checkpoint, TreeHead, verify_checkpoint
+from aos.core.log.conviction import Conviction, contradiction
 from aos.core.log.note import MAX_NOTE_BYTES, NoteKey, decode_base64
 from aos.core.merkle import HASH_BYTES, MAX_TREE_SIZE, verify_consistency
 from aos.errors import AOSError, InvalidMessage, RuleViolation, VerificationError
@@ -71,3 +72,15 @@ def advance(held: TreeHead | None, request: AddCheckpoint, key: NoteKey) -> Chec
             "witness.inconsistent", f"not the tree that was cosigned before: {error.message}"
         ) from error
     return checkpoint
+
+
+def convicts(held: Checkpoint | None, request: AddCheckpoint, key: NoteKey) -> Conviction | None:
+    """What a checkpoint that was refused shows of its log, together with the one that is held; None where that is nothing: a
+    path that does not hold is its sender's."""
+    if held is None:
+        return None
+    try:
+        new = verify_checkpoint(request.checkpoint, key)
+        return contradiction(key, held, new, held.head.root, request.path)
+    except AOSError:
+        return None
