@@ -16,6 +16,7 @@ from aos.adapters.postgres import connect_pool, create_database, migrate
 from aos.cli import voice
 from aos.cli.chain import confirm, ether
 from aos.cli.challenge import Player
+from aos.cli.logs import quiet
 from aos.client.settings import state_dir
 from aos.core import hashes
 from aos.core.dispute.chain_claim import SignedChainClaim, check_claim, claim_hash, parse_claim
@@ -49,6 +50,7 @@ def challenge_on_chain(player: Player, asked: OnChain) -> int:
     Raises RuleViolation ``court.*``, ``chain_claim.*``, ``dispute.*``, ``chain.failed``; VerificationError ``chain_claim.*``,
     ``chain.*``, ``dispute.*``; InvalidMessage, Unavailable ``chain.*``.
     """
+    quiet()
     found = _Target.of(player)
     if found is None:
         if asked.as_json:
