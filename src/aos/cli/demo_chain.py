@@ -57,6 +57,7 @@ def demo_chain(
                 status=_status,
                 token=_token,
                 account=_account,
+                stake_of=_stake_of,
                 challenge=_challenge,
                 anchors=_anchors,
             ),
@@ -113,6 +114,17 @@ def _stake(account: "Account", rpc_url: str, registry: str, dispatcher: str) -> 
             await mine.stake_to(ETHER)
 
     asyncio.run(run())
+
+
+def _stake_of(config: Path) -> str:
+    from aos.cli.chain import ether
+    from aos.operator.chain import account as open_account
+
+    async def run() -> str:
+        async with open_account(config) as mine:
+            return ether((await mine.standing()).stake)
+
+    return asyncio.run(run())
 
 
 def _account(directory: Path) -> str:

@@ -225,6 +225,7 @@ async def chain_status(path: Path) -> dict[str, Any]:
             "max_range": config.max_range,
             "min_stake_ether": ether(operators.min_stake),
             "exit_delay_hours": operators.exit_delay_s / 3600,
+            "burnt_ether": ether(await operators.burnt()),
             "court": None
             if court is None
             else await _court_facts(CourtContract(node, court), operators.address, head),

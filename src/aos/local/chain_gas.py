@@ -92,7 +92,7 @@ def _contracts() -> Mapping[str, Contract]:
 
 def _function(called: Contract, data: bytes) -> str:
     return next(
-        item["name"]
+        str(item["name"])
         for item in called.abi
         if item["type"] == "function" and called.selector(item["name"]) == data[:4]
     )

@@ -19,7 +19,7 @@ from aos.core.receipt import verify_answer
 from aos.core.report import Report
 from aos.core.trust import load_policy, read_trust
 from aos.errors import RuleViolation
-from aos.local.chain_gas import PlayChain, Spent
+from aos.local.chain_gas import ETHER, PlayChain, Spent
 from aos.local.layout import Layout
 from aos.local.network import Account, Chain, Contracts, Found, LocalNetwork, RunningNetwork
 
@@ -65,6 +65,8 @@ class Steps:
     """``aos project token --scope challenge`` with a dispatcher's configuration and a project."""
     account: Callable[[Path], str]
     """``aos keys new`` in a directory: the account's address."""
+    stake_of: Callable[[Path], str]
+    """``aos operator stake`` with an operator's configuration: the ether that it has staked."""
     challenge: Callable[[Challenger, Say], dict[str, Any]]
     """``aos challenge --on-chain``, its progress told line by line: what its ``--json`` says."""
     anchors: Callable[[RunningNetwork, str, str], str]
@@ -149,6 +151,7 @@ class _Story:
             "operators_after": after["operators"],
             "verdict": honest.verdict,
             "liar": self._address(LIAR),
+            "burnt_ether": after["burnt_ether"],
             "challenge": won,
             "anchored": anchored,
         }
@@ -199,8 +202,8 @@ class _Story:
         self._lie.write_text(LIE)
         data, count = self._answered_by(running, self._address(LIAR))
         self._lie.write_text("honest")
-        self._say(f"  drawn in job {count}; what its receipt is worth to who does not compute it again:\n")
-        self._say(self._render(self._checked(running, data)))
+        self._say(f"  drawn in job {count}. Its receipt, to whoever does not compute the answer again:")
+        self._say(f"  {self._checked(running, data).headline}")
         path = self._root / "answer.aos"
         path.write_bytes(data)
         return path
@@ -259,7 +262,8 @@ class _Story:
         )
         won = self._steps.challenge(challenger, lambda line: self._say(f"  {line}"))
         gained = self._chain.balance(address) - before
-        self._say(f"\n  the challenger has {gained / 10**18:+.4f} ether more than before, gas paid")
+        self._say(f"\n  {won['state']}: position {won['position']}, unit {won['unit']} [{won['code']}]")
+        self._say(f"  the challenger's account: {gained / ETHER:+.4f} ether, bond back and gas paid")
         return won | {"address": address, "gained_wei": gained}
 
     @property
@@ -276,17 +280,17 @@ class _Story:
             lambda: len(self._steps.status(self._config)["operators"]) < len(before["operators"]),
             "the liar leaves the registry",
         )
-        after = self._registry()
-        self._say(f"  {LIAR} has lost its stake and its range: half to the challenger, half burnt")
-        liar = self._address(LIAR)
+        after, liar = self._registry(), self._address(LIAR)
+        left = self._steps.stake_of(self._layout.root / LIAR / "config-operator.yaml")
+        self._say(f"  {LIAR}  no range, {left} ether; {after['burnt_ether']} ether are burnt")
         self._until(lambda: liar not in self._snapshot(running), "a snapshot without the liar is in force")
         self._say("\n── a job with the ranges that are now in force\n")
         data = self._ask(running, OPERATORS - 1)
         drawn = {entry.operator.node_id for entry in read_answer(data).draw.entries}
         if liar in drawn:
-            raise RuleViolation("demo.chain", "the liar is still drawn")
-        self._say(self._render(self._checked(running, data)))
-        self._say(f"\n  in the draw: {', '.join(sorted(self.names[node_id] for node_id in drawn))}")
+            raise RuleViolation("demo.chain", "the liar is still in the draw")
+        self._say(f"  in the draw: {', '.join(sorted(self.names[node_id] for node_id in drawn))}")
+        self._say(f"  {self._checked(running, data).headline}")
         return after
 
     def _snapshot(self, running: RunningNetwork) -> set[str]:

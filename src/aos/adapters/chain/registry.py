@@ -158,6 +158,14 @@ class OperatorContract:
         await self._check(block)
         return await last_anchor(self._node, self.address, block)
 
+    async def burnt(self) -> int:
+        """Wei that convicted operators have lost for nobody, at the newest final block. Raises as ``view``."""
+        block = await self._finality.block()
+        await self._check(block)
+        (answer,) = await self._node.calls(self.address, [REGISTRY.call("burnt")], block=block)
+        found: int = REGISTRY.answer("burnt", answer)
+        return found
+
     async def block_since(self, time_s: int) -> Block:
         """The first block that is not older than ``time_s``; it must be final. Raises Unavailable ``chain.too_early``."""
         final = await self._finality.block()
