@@ -67,6 +67,7 @@ class CourtGames:
         self._court = CourtContract(account.node, domain.court)
         self._again: dict[bytes, float] = {}
         self._unknown: set[bytes] = set()
+        self._moved = False
         self.problem = ""
 
     async def run(self) -> None:
@@ -75,7 +76,7 @@ class CourtGames:
             pause_s = LOOK_EVERY_S
             try:
                 if await self._look():
-                    pause_s = PLAYING_EVERY_S
+                    pause_s = 0.0 if self._moved else PLAYING_EVERY_S
                 self.problem = ""
             except AOSError as error:
                 if error.code not in self.problem:
@@ -97,7 +98,12 @@ class CourtGames:
         return {"court": self._domain.court, "games": games, "problems": found}
 
     async def _look(self) -> bool:
-        """Do what waits; whether a game runs."""
+        """Do what waits; whether a game runs.
+
+        Who made a move looks again at once: the game that was opened first always comes first. So of more challenges than can be
+        answered in time as many as possible are refuted, each from a trace that was made once; a round of all of them would
+        lose all.
+        """
         node = self._account.node
         await node.check_chain()
         head = await node.block("latest")
@@ -109,16 +115,22 @@ class CourtGames:
                 f"the court at {self._court.address} is another registry's: {facts.registry}",
                 field="chain.court",
             )
-        await self._read(head, final)
+        try:
+            await self._read(head, final)
+        except AOSError as error:  # what is known of already goes on
+            trouble = trouble or error
         async with self._store.transaction() as db:
             rows = await db.fetch(
                 "SELECT g.*, c.job_ref, c.attempt FROM court_game g JOIN chain_claim c USING (claim)"
-                " WHERE g.over = '' AND (c.chain_id, c.court) = ($1, $2) ORDER BY g.block",
+                " WHERE g.over = '' AND (c.chain_id, c.court) = ($1, $2) ORDER BY g.block, g.game",
                 *self._place,
             )
+        self._moved = False
         for row in rows:
             if time.monotonic() >= self._again.get(bytes(row["game"]), 0.0):
                 await self._try(row, self._play(row, head, final, facts))
+            if self._moved:
+                break
         if final is not None:
             await self._collect(final)
         if trouble is not None:
@@ -283,6 +295,7 @@ class CourtGames:
             await db.execute(
                 "UPDATE court_game SET asked = $2, purpose = $3 WHERE game = $1", game.id, digest, purpose
             )
+        self._moved = True
         return problem
 
     async def _want(self, purpose: str, data: bytes, *, to: str | None = None) -> str:
