@@ -34,6 +34,24 @@ class PlayChain:
         """Play money for an account."""
         self._ask("anvil_setBalance", address, hex(ether * ETHER))
 
+    def mine(self, blocks: int, apart_s: int) -> None:
+        """So many blocks at once, as far apart by their own time."""
+        self._ask("anvil_mine", hex(blocks), hex(apart_s))
+
+    def mine_every(self, seconds: int) -> None:
+        """From now on a block each time, whether there are transactions or not."""
+        self._ask("evm_setIntervalMining", seconds)
+
+    def send(self, sender: str, data: bytes, *, to: str | None = None, value: int = 0) -> str:
+        """A transaction of any account, without its key, mined at once: the address of the contract that it made, or empty."""
+        self._ask("anvil_impersonateAccount", sender)
+        fields = {"from": sender, "data": "0x" + data.hex(), "value": hex(value)}
+        digest = self._ask("eth_sendTransaction", fields if to is None else fields | {"to": to})
+        receipt = self._ask("eth_getTransactionReceipt", digest)
+        if int(receipt["status"], 16) != 1:
+            raise RuntimeError(f"the play chain refused a transaction of {sender}")
+        return str(receipt["contractAddress"] or "").lower()
+
     def wait_final(self) -> None:
         """Until everything mined so far is final. Raises TimeoutError."""
         head, deadline = int(self._ask("eth_blockNumber"), 16), time.monotonic() + FINAL_S

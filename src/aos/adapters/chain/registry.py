@@ -58,6 +58,23 @@ async def check_history(node: ChainNode, final: Block, *, number: int, digest: b
         )
 
 
+async def block_since(node: ChainNode, final: Block, time_s: int) -> Block:
+    """The first block up to ``final`` that is not older than ``time_s``. Raises Unavailable ``chain.too_early``, and as
+    ``ChainNode.block``.
+    """
+    if final.time < time_s:
+        raise Unavailable("chain.too_early", "the block that decides is not final yet")
+    low, high, found = 0, final.number, final
+    while low < high:
+        middle = (low + high) // 2
+        block = await node.block(middle)
+        if block.time >= time_s:
+            high, found = middle, block
+        else:
+            low = middle + 1
+    return found
+
+
 class Finality:
     """The newest final block, which may only ever go forward: remembered in the database over restarts."""
 
@@ -168,19 +185,7 @@ class OperatorContract:
 
     async def block_since(self, time_s: int) -> Block:
         """The first block that is not older than ``time_s``; it must be final. Raises Unavailable ``chain.too_early``."""
-        final = await self._finality.block()
-        if final.time < time_s:
-            raise Unavailable("chain.too_early", "the block that decides is not final yet")
-        low, high = 0, final.number
-        found = final
-        while low < high:
-            middle = (low + high) // 2
-            block = await self._node.block(middle)
-            if block.time >= time_s:
-                high, found = middle, block
-            else:
-                low = middle + 1
-        return found
+        return await block_since(self._node, await self._finality.block(), time_s)
 
     async def _operators(self, addresses: list[str], block: Block) -> list[OnChainOperator]:
         calls = [REGISTRY.call(f, a) for a in addresses for f in ("operatorInfo", "operatorRanges")]
