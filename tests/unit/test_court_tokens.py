@@ -1,5 +1,5 @@
 """The court about a run's tokens, its counts and its receipt: who lies is convicted, who does not never is, and the Python
-referee says the same (docs/spec/16-chain-disputes.md, "Tokens").
+referee says the same (docs/spec/16-chain-disputes.md, "Tokens, receipt and parameters").
 """
 
 import importlib.util

@@ -1,5 +1,5 @@
-"""What a court on a chain judges around the model in one transaction: whether a run's tokens are those that its tails chose, and
-whether its header is what its receipt states (docs/spec/16-chain-disputes.md, "Tokens"). The contract is ``Around.sol``.
+"""What a court on a chain judges around the model: whether a run's tokens are those that its tails chose, and whether its header
+is what its receipt states (docs/spec/16-chain-disputes.md, "Tokens, receipt and parameters"). The contract is ``Around.sol``.
 
 A function says whether what is shown is right. It raises where an opening does not hold: then nothing was shown, and nobody
 is at fault.
