@@ -310,7 +310,7 @@ async def test_of_many_challenges_the_oldest_goes_on_before_a_younger_one_begins
     async def trace(self: WorkerClient, question: dict[str, Any]) -> dict[str, Any]:
         if question["task"] == "court":
             game = decode(ChainGame, parse_json_strict(question["transcript"].encode(), max_bytes=1 << 22))
-            asked.append([each.id for each in challenges].index(game.id))
+            asked.extend(number for number, each in enumerate(challenges) if each.id == game.id)
             if asked == [0, 1]:  # while the second one's trace is made, the first one's challenger moves
                 await eventually(lambda: waits_for_its_challenger(challenges[0]))
                 await challenges[0].move(await challenges[0].game())
@@ -319,11 +319,15 @@ async def test_of_many_challenges_the_oldest_goes_on_before_a_younger_one_begins
     async def waits_for_its_challenger(challenge: Challenge) -> bool:
         return (await challenge.game()).mover == "challenger"
 
+    challenges: list[Challenge] = []
     monkeypatch.setattr(WorkerClient, "trace", trace)
     async with place_at(steady_anvil, worker) as place:
         job = await place.job("What is AI?")
+        first = place.challenge(job, 3, 0, 99, sham("registers the model"))
+        await first.open()
+        assert await first.to_end() == "refuted"
         place.wire.cut()
-        challenges = [
+        challenges += [
             place.challenge(job, number, number, 1, sham(f"many {number}", element=0)) for number in range(3)
         ]
         for challenge in challenges:
