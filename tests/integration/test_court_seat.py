@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import court_games
 import pytest
 from chain_node import GENUINE, Between, connect, rich_key, settle
 from court_games import BOND, GRACE, SLASH, World, build
-from evm import ACCOUNTS, Node
+from evm import ACCOUNTS, ETHER, Node
 from liar_games import JOBS, aimed
 from liars import Claim, honest, lie_at, swapped_token
 
@@ -305,3 +306,21 @@ async def test_a_claim_is_convicted_at_once_though_the_liar_registered_no_model(
         with pytest.raises(RuleViolation) as refusal:
             await convict(slow)
         assert refusal.value.code == "court.convicted"
+
+
+@pytest.mark.parametrize(("name", "value"), [("GRACE", 59), ("BUDGET", 3_599)])
+async def test_no_bond_is_put_down_at_a_court_without_time(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    """A liar's claim may name a court of its own."""
+    monkeypatch.setattr(court_games, name, value)
+    claim, own, aim = lie()
+    world = build(node)
+    async with Table(pool, anvil.url, world, claim, receipt=12) as table:
+        key, address = rich_key(node)
+        with pytest.raises(RuleViolation) as refusal:
+            await challenge(
+                table.seat(key), table.signed, aim.position, aim.unit, table.challenger(own), poll_s=POLL_S
+            )
+        assert refusal.value.code == "court.clock"
+        assert node.balance(address) == 100 * ETHER

@@ -31,6 +31,9 @@ from aos.core.signing import keccak256
 from aos.errors import RuleViolation, Unavailable
 
 POLL_S = 1.0
+LEAST_GRACE_S, LEAST_BUDGET_S = 60, 3_600
+"""Of a court at which money is put down: what `aos chain deploy` deploys at least. A claim names its court, and anybody can
+deploy one at which nobody but a machine that waits for its victim is in time."""
 _RETRIES = 3
 """How often a transaction that the contract refuses is tried again at the same state of the game."""
 
@@ -109,8 +112,8 @@ async def challenge(
     """Open a game about a unit of a claim, unless this account has one, and play it to its end. ``play`` makes the challenger's
     move. Whatever stops it, called again it goes on; a node that does not answer is asked again.
 
-    Raises RuleViolation ``court.convicted`` (another challenger was first), ``court.expired``, ``court.late`` (this one was, and
-    has lost), ``chain.failed``; VerificationError, InvalidMessage ``chain.*``; what ``play`` raises.
+    Raises RuleViolation ``court.convicted`` (another challenger was first), ``court.expired``, ``court.clock`` (no time to play),
+    ``court.late`` (this one was, and has lost), ``chain.failed``; VerificationError, InvalidMessage ``chain.*``; what ``play`` raises.
     """
     game = game_id(claim_hash(signed.claim), seat.journal.sender)
     failed: dict[str, int] = {}
@@ -228,6 +231,13 @@ async def _next(
     court, claim = seat.court, claim_hash(signed.claim)
     if game is None:
         _check_open(signed, block, convicted=await court.convicted(claim, block))
+        facts = await court.facts(block)
+        if facts.grace_s < LEAST_GRACE_S or facts.budget_s < LEAST_BUDGET_S:
+            raise RuleViolation(
+                "court.clock",
+                f"the court {court.address} gives a move {facts.grace_s} s and a party {facts.budget_s} s in all: a challenger"
+                " would lose its bond by being a little late",
+            )
         bond = await court.required_bond(claim, block)
         data = open_data(signed.claim, signed.signature, position, unit)
         return await seat.act(game_id(claim, seat.journal.sender), "open", data, value=bond)
