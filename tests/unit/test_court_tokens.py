@@ -807,8 +807,6 @@ def test_a_false_trap_that_no_leaf_says_is_played_about_the_last_unit(world: Wor
         for payload in (b"", tree_root([bytes(32)])):
             opening = liar.opened + u32(unit.unit) + u32(op) + payload + leaf
             with pytest.raises(Reverted):
-                world.court.send(
-                    CLAIMANT, "answer", *liar.place, game.params, opening, trace.tree.root, []
-                )
+                world.court.send(CLAIMANT, "answer", *liar.place, game.params, opening, trace.tree.root, [])
     world.evm.wait(GRACE + BUDGET + 1)
     assert names(world.court.events(world.court.send(OTHER, "timeout", liar.id))) == ["Convicted", "Ended"]

@@ -95,6 +95,10 @@ class CourtGames:
         games = {row["over"] or "running": row["count"] for row in ends}
         found = [f"court: {self.problem}"] if self.problem else []
         found += [f"game {bytes(row['game']).hex()} at the court: {row['problem']}" for row in problems]
+        found += [
+            f"game {game.hex()} at the court is about a claim that this database does not hold: it will be lost by silence"
+            for game in sorted(self._unknown)[:20]
+        ]
         return {"court": self._domain.court, "games": games, "problems": found}
 
     async def _look(self) -> bool:

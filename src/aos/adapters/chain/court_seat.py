@@ -113,7 +113,8 @@ async def challenge(
     move. Whatever stops it, called again it goes on; a node that does not answer is asked again.
 
     Raises RuleViolation ``court.convicted`` (another challenger was first), ``court.expired``, ``court.clock`` (no time to play),
-    ``court.late`` (this one was, and has lost), ``chain.failed``; VerificationError, InvalidMessage ``chain.*``; what ``play`` raises.
+    ``court.late`` (this one was, and has lost), ``chain.failed``; VerificationError, InvalidMessage ``chain.*``; what ``play``
+    raises.
     """
     game = game_id(claim_hash(signed.claim), seat.journal.sender)
     failed: dict[str, int] = {}
