@@ -57,11 +57,9 @@ def fault_of(unit: Unit, root: bytes, index: int, element: int, shown: int, proo
     try:
         check_element(unit, root, index, element, shown, proof)
     except VerificationError as error:
-        code = FAULTS.index(error.code)
-        assert unit.shape is not None
-        size = unit.shape.tile_size(index)
         # Where operands are not finite, a tile that is all ones holds.
-        return ONES if error.code == "tile.value" and proof[:size] == b"\xff" * size else code
+        ones = unit.shape is not None and proof.startswith(b"\xff" * unit.shape.tile_size(index))
+        return ONES if error.code == "tile.value" and ones else FAULTS.index(error.code)
     return 0
 
 
@@ -79,7 +77,7 @@ def case(unit: Unit, trace: UnitTrace, index: int, element: int) -> dict[str, An
 
 
 def changes(unit: Unit, root: bytes, found: dict[str, Any], proof: bytes) -> list[list[int]]:
-    """Bytes whose lowest bit is flipped, and the code that each brings; [bytes, code] of what is cut off or too much."""
+    """Bytes whose lowest bit is flipped, and the code that each brings."""
     at = (found["tile"], found["element"], found["shown"])
     bits = sorted({0, len(proof) // 6, len(proof) // 2, 2 * len(proof) // 3, len(proof) - 1})
     return [[bit, fault_of(unit, root, *at, flipped(proof, 8 * bit))] for bit in bits]
@@ -168,7 +166,9 @@ def trapped() -> list[dict[str, Any]]:
         cases = [case(unit, trace, trace.shape.n_tiles - 1, 0)]
         ones = (i for i, tile in enumerate(trace.tiles) if len(tile) > 4 and tile == b"\xff" * len(tile))
         for index in list(ones)[:2]:
-            cases += [case(unit, trace, index, element) for element in (0, element_count(trace.shape, index) - 1)]
+            cases += [
+                case(unit, trace, index, element) for element in (0, element_count(trace.shape, index) - 1)
+            ]
         found.append(unit_vector(said, trace, cases))
     return found
 

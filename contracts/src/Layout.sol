@@ -338,6 +338,8 @@ library Layout {
             let end := add(row, mload(table))
             let out := mload(l)
             let all := mload(add(l, 32))
+            let flags := mload(add(l, 64))
+            let before := mload(add(l, 96))
             for {} lt(row, end) { row := add(row, 9) } {
                 let r := mload(row)
                 let groups_ := mload(add(sizes, shl(5, byte(0, r))))
@@ -356,15 +358,15 @@ library Layout {
                     if gt(every, 128) { every := 128 }
                     if iszero(every) { every := 1 }
                     every := div(add(tiles_, sub(every, 1)), every)
-                    let flags := mload(add(l, 64))
-                    let before := mload(add(l, 96))
                     mstore(flags, or(shl(224, before), or(shl(160, every), ONE_BYTE)))
-                    mstore(add(l, 64), add(flags, 32))
-                    mstore(add(l, 96), add(before, every))
+                    flags := add(flags, 32)
+                    before := add(before, every)
                 }
             }
             mstore(l, out)
             mstore(add(l, 32), all)
+            mstore(add(l, 64), flags)
+            mstore(add(l, 96), before)
         }
     }
 
@@ -419,7 +421,7 @@ library Layout {
             uint256 width = 1;
             for (uint256 high = 256; depth > 1 && width < high;) {
                 uint256 middle = (width + high) / 2;
-                if (middle ** depth >= n) high = middle;
+                if ((depth == 2 ? middle * middle : middle * middle * middle) >= n) high = middle;
                 else width = middle + 1;
             }
             t[8] = n;

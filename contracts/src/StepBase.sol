@@ -144,23 +144,31 @@ abstract contract StepBase is IStep {
     }
 
     /// @dev The calldata offset of a tile of an op; read where it is asked for first.
-    function _tile(Proof memory p, uint256 op, uint256 tile) internal view returns (uint256 offset) {
+    function _tile(Proof memory p, uint256 op, uint256 tile) internal view returns (uint256) {
         unchecked {
             uint256 word = p.ops[op];
-            uint256 number = Layout.first(word) + tile + 1;
+            (uint256 group, uint256 first, uint256 last) = Layout.place(word, tile);
+            return _opened(p, Layout.first(word) + tile + 1, (last - first) * Layout.valueSize(word, group));
+        }
+    }
+
+    /// @dev The same of a tile by its number, from 1, and size.
+    function _opened(Proof memory p, uint256 number, uint256 size) private view returns (uint256 offset) {
+        unchecked {
+            uint256 opened = p.opened;
+            uint256[] memory tiles = p.tiles;
             if (number <= p.highest) {
-                for (uint256 i = p.opened; i > 1; --i) {
-                    uint256 entry = p.tiles[i - 1];
+                for (uint256 i = opened; i > 1; --i) {
+                    uint256 entry = tiles[i - 1];
                     if (entry >> 128 == number) return entry & type(uint128).max;
                 }
-            } else if (p.opened != 0) {
+            } else if (opened != 0) {
                 p.highest = number;
             }
-            (uint256 group, uint256 first, uint256 last) = Layout.place(word, tile);
-            uint256 size = (last - first) * Layout.valueSize(word, group);
             offset = _take(p, size);
-            p.hashes[p.opened] = Sha.leaf(TILE_TAG, 18, offset, size);
-            p.tiles[p.opened++] = number << 128 | offset;
+            tiles[opened] = number << 128 | offset;
+            p.hashes[opened] = Sha.leaf(TILE_TAG, 18, offset, size);
+            p.opened = opened + 1;
         }
     }
 
@@ -174,22 +182,28 @@ abstract contract StepBase is IStep {
             uint256 word = p.ops[op];
             uint256 size = Layout.valueSize(word, group);
             data = _buffer((to - from) * size);
-            uint256 base = group * Layout.tilesAGroup(word);
+            uint256 values = Layout.values(word);
             uint256 tile = Layout.tile(word);
+            uint256 number = from / tile;
+            uint256 start = number * tile;
+            number += Layout.first(word) + 1 + group * Layout.tilesAGroup(word);
             uint256 out;
             assembly ("memory-safe") {
                 out := add(data, 32)
             }
             while (from < to) {
-                uint256 stop = (from / tile + 1) * tile;
-                if (stop > to) stop = to;
-                uint256 offset = _tile(p, op, base + from / tile) + (from % tile) * size;
-                uint256 n = (stop - from) * size;
+                uint256 end = start + tile;
+                if (end > values) end = values;
+                uint256 offset = _opened(p, number, (end - start) * size) + (from - start) * size;
+                if (end > to) end = to;
+                uint256 n = (end - from) * size;
                 assembly ("memory-safe") {
                     calldatacopy(out, offset, n)
                 }
                 out += n;
-                from = stop;
+                from = end;
+                start += tile;
+                ++number;
             }
         }
     }
