@@ -166,7 +166,7 @@ async def test_a_challenger_that_is_killed_at_every_transaction_still_wins(
         assert gained == BOND + SLASH // 2
         assert node.balance(address) > before + gained - 10**16
         spent = await seat.spent(game)
-        assert [what for what, _ in spent][:2] == ["open", "Choose"]
+        assert [what for what, _ in spent][:2] == ["open", "choose"]
         assert [what for what, _ in spent][-2:] == ["withdraw", "reward"]
         assert all(20_000 < gas < 1_000_000 for _, gas in spent)
         # Called again, it takes nothing up again.

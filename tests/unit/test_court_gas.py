@@ -17,8 +17,10 @@ from test_model_registry_contract import as_arguments
 from aos.core.codec import decode, encode
 from aos.core.dispute.fine.around import prove_header, prove_tokens
 from aos.core.dispute.fine.chain_around import TOKENS_UNIT
+from aos.core.dispute.fine.chain_game import UNSEEN
 from aos.core.dispute.state_opening import StateOpening, StateTree
 from aos.core.dispute.state_tree import StateHeader, tokens_root, unit_leaf
+from aos.core.dispute.trace_tree import tile_hash
 from aos.core.encoding import b64u_decode, canonical_json, parse_canonical
 from aos.core.hashes import prompt_tokens_hash, token_bytes, tokens_hash
 from aos.core.manifest import Manifest
@@ -27,6 +29,7 @@ from aos.core.statements import hash_of
 
 HALVINGS = 4
 DISPUTE, DISPUTE_4096, ELEMENT_4096 = 3_000_000, 1_900_000, 800_000
+MOVES = ("open", "answer", "choose", "reveal", "showTile", "pick", "prove")
 OF_4096 = {"q.chunks", "q"}
 WORST = ("q.chunks", "q", "down.chunks", "scores.finite")
 """Ops whose whole games are played; of the others only the last move."""
@@ -70,7 +73,7 @@ class Dispute:
 
     def play(self, game: dict[str, Any]) -> dict[str, int]:
         """All moves; the most that a move of a kind cost."""
-        vector, costs = self.vector, dict.fromkeys(("open", "answer", "choose", "reveal", "prove"), 0)
+        vector, costs = self.vector, dict.fromkeys(MOVES, 0)
 
         def move(sender: str, function: str, *args: object, value: int = 0) -> None:
             done = self.world.court.send(sender, function, *args, value=value)
@@ -104,10 +107,14 @@ class Dispute:
             path = sum(int(right) << (count - 1 - i) for i, right in enumerate(turns))
             others = [raw(each) for each in reversed(game["others"][done : done + count])]
             node = raw(game["nodes"][done + count - 1])
-            move(CHALLENGER, "choose", self.id, path, count, node, others, game["element"])
+            move(CHALLENGER, "choose", self.id, path, count, node, others, UNSEEN)
             if done + count < length:
                 move(CLAIMANT, "reveal", self.id, shown[number + 1])
         proof = raw(game["proof"])
+        # A proof begins with its tile.
+        tile = next(proof[:n] for n in range(1, 1025) if tile_hash(proof[:n]) == node)
+        move(CLAIMANT, "showTile", self.id, tile)
+        move(CHALLENGER, "pick", self.id, game["element"])
         words, element = context(vector), game["element"]
         step, code = judged(self.world.steps, words, game["tile"], element, element, proof)
         assert code == ""

@@ -25,7 +25,7 @@ from court_games import (
     sign,
 )
 from dispute_real import NONCE, Key
-from dispute_runs import GREEDY, SALT, SAMPLED, TinyRun, flipped, tiny_run
+from dispute_runs import GREEDY, SALT, SAMPLED, TinyRun, flipped, model_file, tiny_run
 from evm import Done, Reverted, Revm, names
 from liar_games import JOBS, aimed, case_about
 from liars import early_stop, honest, swapped_token
@@ -60,6 +60,7 @@ from aos.core.encoding import canonical_json
 from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash
 from aos.core.statements import FinishReason, Params, ReceiptCore, hash_of
 from aos.engine.around import check_stop
+from aos.engine.party import Party
 from aos.errors import InvalidMessage, VerificationError
 
 pytest.importorskip("pyrevm", reason="pip install pyrevm")
@@ -268,6 +269,15 @@ def test_an_honest_claim_is_right_at_every_position(world: World, name: str) -> 
     for member in range(len(MEMBERS)):
         assert claim.judge_receipt(member, claim.begin(member)) is True
     assert claim.accused() is None
+
+
+@pytest.mark.parametrize("name", ["sampled", "trapped", "trapped in its prompt"])
+def test_a_claimant_s_engine_proves_every_position(world: World, name: str) -> None:
+    """Also where no tail chose a token, as a sham challenger asks."""
+    claim = told(world, name)
+    party = Party(claim.run.engine, model_file(RUNS[name][0]))
+    for position in (0, 1, claim.run.last - 1, claim.run.last, claim.run.last + 1, 2**32 - 1):
+        assert party.prove_tokens(claim.run.known, position) == claim.proof(position)
 
 
 def test_who_challenges_right_tokens_loses_its_bond(world: World) -> None:

@@ -10,7 +10,7 @@ from aos.adapters.chain.court import CourtContract, CourtFacts, Outcome, game_id
 from aos.adapters.chain.court_seat import Seat, challenge, collect, convict_at_once
 from aos.adapters.chain.journal import Journal
 from aos.adapters.chain.node import ChainNode
-from aos.adapters.chain.registry import REGISTRY, SQL
+from aos.adapters.chain.registry import REGISTRY, SQL, Finality
 from aos.adapters.embedded.postgres import EmbeddedPostgres
 from aos.adapters.postgres import connect_pool, create_database, migrate
 from aos.cli import voice
@@ -29,6 +29,14 @@ from aos.core.dispute.state_opening import StateTree
 from aos.engine.trace import UnitTrace
 from aos.errors import RuleViolation, VerificationError
 
+WORDS = {
+    "open": "opening the game",
+    "choose": "going down the trace",
+    "askParts": "asking for the hashes of the tiles that the state root commits",
+    "pick": "naming an element of the tile",
+    "timeout": "the claimant's time is over",
+    "settle": "another game has convicted the claim",
+}
 EXIT_CODES = {"refuted": 0, "convicted": 10, "settled": 11}
 
 
@@ -132,7 +140,7 @@ async def _run(player: Player, found: _Target, signed: SignedChainClaim, asked: 
             return challenger_move(state, said, trace)
 
         def say(what: str) -> None:
-            voice.say(f"· {what}")
+            voice.say(f"· {WORDS.get(what, what)}")
 
         if found.accusation is not None:
             outcome = await convict_at_once(seat, signed, found.accusation)
@@ -159,7 +167,8 @@ async def _seated(key: bytes, signed: SignedChainClaim, asked: OnChain) -> Async
             await migrate(pool, SQL)
             await node.check_chain()
             journal = Journal(pool, node, key, max_fee_gwei=asked.max_fee_gwei)
-            yield Seat(node, CourtContract(node, signed.domain.court), journal)
+            finality = Finality(node, pool)
+            yield Seat(node, CourtContract(node, signed.domain.court), journal, finality=finality)
         finally:
             await node.close()
             await pool.close()
@@ -170,7 +179,7 @@ async def _seated(key: bytes, signed: SignedChainClaim, asked: OnChain) -> Async
 
 async def _agree(seat: Seat, signed: SignedChainClaim, found: _Target, game: bytes, asked: OnChain) -> None:
     """Before money is put down: whether there is anything to win, and a person's word."""
-    block = await seat.node.block("latest")
+    block = await seat.newest()
     facts = await seat.court.facts(block)
     if (
         await seat.journal.entries(f"court game {game.hex()}: ")
@@ -196,7 +205,7 @@ async def _agree(seat: Seat, signed: SignedChainClaim, found: _Target, game: byt
 
 
 async def _stake(seat: Seat, facts: CourtFacts, claimant: str) -> int:
-    block = await seat.node.block("latest")
+    block = await seat.newest()
     (data,) = await seat.node.calls(facts.registry, [REGISTRY.call("operatorInfo", claimant)], block=block)
     stake: int = REGISTRY.answer("operatorInfo", data)[0]
     return stake

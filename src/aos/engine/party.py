@@ -110,7 +110,7 @@ class Party:
         """
         game = decode(ChainGame, parse_json_strict(data, max_bytes=MAX_GAME_BYTES), where="game")
         if game.unit == TOKENS_UNIT:
-            move = claimant_move(game, known.run, self._tokens(known, game.position), None)
+            move = claimant_move(game, known.run, self.prove_tokens(known, game.position), None)
         else:
             trace = self.trace(known, game.position, game.unit)
             there = trace if isinstance(trace, UnitTrace) else None
@@ -149,21 +149,15 @@ class Party:
             return prove_trap(known.tree, known.trap)
         if game.open.kind != "tokens":
             return prove_header(known.tree)
-        return self._tokens(known, game.open.position)
+        return self.prove_tokens(known, game.open.position)
 
-    def _tokens(self, known: KnownRun, position: int) -> bytes:
-        trap, tail = known.trap, None
-        graph = self._engine.manifest.graph
-        assert graph is not None  # noqa: S101  the engine is canonical
-        try:
-            trace = self._own(known, position, graph.n_layers + 1, None)
-        except InvalidMessage as error:
-            if error.code != "trace.unit":
-                raise
-        else:
-            if not trace.context.trapped:
-                place = Place(position=position, unit=graph.n_layers + 1, part=TOKEN, tile=0)
-                tail = trace.open_state(place)
+    def prove_tokens(self, known: KnownRun, position: int) -> bytes:
+        """A claimant's proof that the token behind a position is the one that the tail there chose, or that none chose one."""
+        trap, header, tail = known.trap, known.tree.header, None
+        if header.n_prompt <= position + 1 < header.n_prompt + header.n_out:
+            unit = len(known.tree.units[position]) - 1
+            place = Place(position=position, unit=unit, part=TOKEN, tile=0)
+            tail = self._own(known, position, unit, None).open_state(place)
         return prove_tokens(known.tree, known.tokens, position, None if trap is None else trap[0], tail)
 
 

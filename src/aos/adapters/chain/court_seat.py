@@ -20,7 +20,7 @@ from aos.adapters.chain.court import (
 )
 from aos.adapters.chain.journal import Entry, Journal
 from aos.adapters.chain.node import Block, ChainNode
-from aos.adapters.chain.registry import REGISTRY
+from aos.adapters.chain.registry import REGISTRY, Finality
 from aos.core.dispute.chain_claim import SignedChainClaim, claim_hash
 from aos.core.dispute.fine.chain_around import OTHER_RECEIPT, OTHER_TOKENS, Accusation
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Move, Prove, Stage
@@ -34,15 +34,29 @@ _RETRIES = 3
 
 
 class Seat:
-    """The account of ``journal`` at ``court``."""
+    """The account of ``journal`` at ``court``. With ``finality`` it plays by no node that is behind, or denies what was final."""
 
-    def __init__(self, node: ChainNode, court: CourtContract, journal: Journal) -> None:
-        self.node, self.court, self.journal = node, court, journal
+    def __init__(
+        self,
+        node: ChainNode,
+        court: CourtContract,
+        journal: Journal,
+        *,
+        finality: Finality | None = None,
+    ) -> None:
+        self.node, self.court, self.journal, self._finality = node, court, journal, finality
+
+    async def newest(self) -> Block:
+        """The block to act upon. Raises VerificationError, InvalidMessage, Unavailable ``chain.*``."""
+        if self._finality is not None:
+            await self._finality.block()
+        return await self.node.block("latest")
 
     async def move(self, game: ChainGame, move: Move, block: Block) -> Entry:
         """Want a move that was made for the game as it stands at ``block``. The same move is wanted once."""
         step = await self.court.step_of(move, block) if isinstance(move, Prove) else 0
-        return await self.act(game.id, type(move).__name__, move_data(game.id, move, step=step))
+        name = type(move).__name__
+        return await self.act(game.id, name[0].lower() + name[1:], move_data(game.id, move, step=step))
 
     async def act(
         self, game: bytes, what: str, data: bytes, *, value: int = 0, to: str | None = None
@@ -105,7 +119,7 @@ async def challenge(
             if await seat.unmined(game):
                 await asyncio.sleep(poll_s)
                 continue
-            block = await seat.node.block("latest")
+            block = await seat.newest()
             found = await seat.court.game(game, block)
             if found is not None and found.stage == Stage.OVER:
                 return await seat.court.outcome(found, block)
@@ -120,7 +134,9 @@ async def challenge(
             await seat.step()
             after = await seat.journal.entry(entry.purpose)
         except Unavailable as error:
-            say(f"waiting: {error.message} [{error.code}]")
+            if error.message != said:
+                said = error.message
+                say(f"waiting: {error.message} [{error.code}]")
             await asyncio.sleep(5 * poll_s)
             continue
         if after is not None and after.state == "failed":
@@ -150,7 +166,7 @@ async def convict_at_once(
             ),
             None,
         )
-        block = await seat.node.block("latest")
+        block = await seat.newest()
         convicted = await seat.court.convicted(claim, block)
         if sent is None or sent.state == "failed":
             _check_open(signed, block, convicted=convicted)
