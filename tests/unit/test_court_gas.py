@@ -22,16 +22,17 @@ from aos.core.dispute.state_opening import StateOpening, StateTree
 from aos.core.dispute.state_tree import StateHeader, tokens_root, unit_leaf
 from aos.core.dispute.trace_tree import tile_hash
 from aos.core.encoding import b64u_decode, canonical_json, parse_canonical
-from aos.core.hashes import prompt_tokens_hash, token_bytes, tokens_hash
+from aos.core.hashes import params_hash, prompt_tokens_hash, token_bytes, tokens_hash
 from aos.core.manifest import Manifest
 from aos.core.merkle import leaf_hash
-from aos.core.statements import hash_of
+from aos.core.statements import Params, hash_of
 
 HALVINGS = 4
-DISPUTE, DISPUTE_4096, ELEMENT_4096 = 3_000_000, 1_900_000, 800_000
+DISPUTE, DISPUTE_4096, ELEMENT_4096, BLOCK_STEP = 3_000_000, 1_900_000, 800_000, 180_000
 MOVES = ("open", "answer", "choose", "reveal", "showTile", "pick", "prove")
 OF_4096 = {"q.chunks", "q"}
-WORST = ("q.chunks", "q", "down.chunks", "scores.finite")
+CHUNKS_OF_BLOCKS = {"q.chunks", "up.chunks", "down.chunks", "output.chunks"}
+WORST = ("q.chunks", "q", "down.chunks", "v.finite")
 """Ops whose whole games are played; of the others only the last move."""
 
 
@@ -56,15 +57,30 @@ def context(vector: dict[str, Any]) -> tuple[bytes | int, ...]:
     return (*words[:8], *(int.from_bytes(word, "big") for word in words[8:]))
 
 
+def params_of(vector: dict[str, Any]) -> tuple[Any, ...]:
+    """The run's parameters as an argument."""
+    p = vector["params"]
+    return (
+        bytes.fromhex(vector["salt"]),
+        p["max_tokens"],
+        p["min_p"],
+        p["repeat_penalty"],
+        json.dumps(p["stop"], separators=(",", ":")).encode(),
+        p["temperature"],
+        p["top_k"],
+        p["top_p"],
+    )
+
+
 class Dispute:
     """A game of the vector, move by move; ``total`` is what all moves together cost."""
 
-    def __init__(self, world: World, vector: dict[str, Any], number: int) -> None:
+    def __init__(self, world: World, vector: dict[str, Any], number: int, *, register: bool) -> None:
         self.world, self.vector, self.total = world, vector, 0
         manifest = decode(
             Manifest, parse_canonical(vector["manifest"].encode(), max_bytes=65_536), where="manifest"
         )
-        if number == 0:
+        if register:
             world.models.send(OWNER, "register", as_arguments(manifest), "")
         receipt = number.to_bytes(32, "big")
         self.claim = (CLAIMANT, receipt, manifest.model_id, raw(vector["state_root"]), 2**40)
@@ -84,17 +100,7 @@ class Dispute:
         signature = sign(self.world, self.claim_id)
         bond = self.world.court.read("requiredBond", self.claim_id)
         move(CHALLENGER, "open", self.claim, signature, vector["position"], vector["unit"], value=bond)
-        p = vector["params"]
-        params = (
-            bytes.fromhex(vector["salt"]),
-            p["max_tokens"],
-            p["min_p"],
-            p["repeat_penalty"],
-            json.dumps(p["stop"], separators=(",", ":")).encode(),
-            p["temperature"],
-            p["top_k"],
-            p["top_p"],
-        )
+        params = params_of(vector)
         shown = [[raw(each) for each in some] for some in game["shown"]]
         roots = (self.claim[2], self.claim[3])
         move(
@@ -126,7 +132,7 @@ class Dispute:
 def test_a_dispute_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None:
     games = {game["op"]: game for game in vector["games"]}
     for number, op in enumerate(WORST):
-        dispute = Dispute(world, vector, number)
+        dispute = Dispute(world, vector, number, register=number == 0)
         costs = dispute.play(games[op])
         if number == 0:
             for function, used in costs.items():
@@ -138,13 +144,17 @@ def test_a_dispute_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None
 
 
 def test_the_rules_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None:
-    words = context(vector)
-    for game in vector["games"]:
-        args = (words, game["tile"], game["element"], game["element"], raw(game["proof"]))
-        number, code = judged(world.steps, *args)
-        assert code == ""
-        step = world.steps[number]
-        check_gas(f"{step.contract.name}.check {game['op']}", step.send(OWNER, "check", *args).gas)
+    for unit in (vector, *vector["other_units"]):
+        words = context(unit)
+        for game in unit["games"]:
+            args = (words, game["tile"], game["element"], game["element"], raw(game["proof"]))
+            number, code = judged(world.steps, *args)
+            assert code == ""
+            step, op = world.steps[number], game["op"]
+            used = step.send(OWNER, "check", *args).gas
+            # A chunk is eight blocks of a row.
+            limit = BLOCK_STEP if op in CHUNKS_OF_BLOCKS else None
+            check_gas(f"{step.contract.name}.check {op}", used, limit=limit)
 
 
 def test_the_tokens_of_the_7b_shape(world: World, vector: dict[str, Any]) -> None:
@@ -175,10 +185,12 @@ def test_the_tokens_of_the_7b_shape(world: World, vector: dict[str, Any]) -> Non
     units = [[rng.randbytes(32) for _ in range(tail + 1)] for _ in range(last + 1)]
     units[last][tail] = unit_leaf(last, tail, roots)
 
-    def claim(number: int, **members: Any) -> tuple[StateTree, bytes, tuple[Any, ...]]:
+    def claim(
+        number: int, asked: bytes = bytes(32), **members: Any
+    ) -> tuple[StateTree, bytes, tuple[Any, ...]]:
         """A tree, its tail opened with what its header says are the tokens, and the claim and its signature."""
         tree = StateTree(replace(header, **members), units)
-        core = replace(Network().run().receipt.core, n_out=number, state_root=tree.root)
+        core = replace(Network().run().receipt.core, n_out=number, params_hash=asked, state_root=tree.root)
         signed = (CLAIMANT, hash_of(core), manifest.model_id, tree.root, 2**40)
         said = [*tokens[:-1], tokens[-1] ^ 1] if "tokens_root" in members else tokens
         opened = StateOpening(
@@ -224,3 +236,21 @@ def test_the_tokens_of_the_7b_shape(world: World, vector: dict[str, Any]) -> Non
         CHALLENGER, "convictReceipt", signed, signature, prove_header(tree), core, 6, found
     )
     check_gas("Court.convictReceipt", done.gas)
+    params = Params(
+        temperature=800_000,
+        top_p=950_000,
+        top_k=40,
+        min_p=1_000,
+        repeat_penalty=1_100_000,
+        max_tokens=256,
+        stop=("\n\n",),
+        seed=None,
+    )
+    tree, _, (signed, signature, core) = claim(5, asked=params_hash(salt, params))
+    p = params
+    numbers = (salt, p.max_tokens, p.min_p, p.repeat_penalty)
+    shown = (*numbers, canonical_json(list(p.stop)), p.temperature, p.top_k, p.top_p)
+    found = core.index(b',"params_hash":')
+    args = (prove_header(tree), core, found, shown, True, 0)
+    done = world.court.send(CHALLENGER, "convictParams", signed, signature, *args)
+    check_gas("Court.convictParams", done.gas)
