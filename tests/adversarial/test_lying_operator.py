@@ -22,7 +22,8 @@ import pytest
 from peers.browser import Page, browser
 from peers.running_network import kill, query, rows_of, submit, wait_until
 
-from aos.attack.lying_worker import IN_GAME, KINDS
+from aos.attack import liars
+from aos.cli.lying_worker import IN_GAME
 from aos.cli.network import found
 from aos.core.answer import read_answer
 from aos.core.dispute.moves import Answer, Open, read_move
@@ -40,7 +41,7 @@ MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
 LIAR = "operator-1"
 CHOSEN = os.environ.get("AOS_LIES", "weight,token")
 ALL = CHOSEN == "all"
-LIES = KINDS if ALL else tuple(CHOSEN.split(","))
+LIES = (*liars.KINDS, *IN_GAME) if ALL else tuple(CHOSEN.split(","))
 DISPUTES = {
     "claim_window_ms": 600_000,
     "grace_ms": 20_000 if ALL else 60_000,

@@ -55,7 +55,9 @@ def anchors(
     rpc_url: Annotated[
         str,
         typer.Option(
+            "--rpc",
             envvar="AOS_CHAIN_RPC_URL",
+            show_envvar=False,
             metavar="URL",
             help="A JSON-RPC node of that chain, best your own; default $AOS_CHAIN_RPC_URL.",
         ),

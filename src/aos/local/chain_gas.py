@@ -47,7 +47,8 @@ class PlayChain:
         self._ask("anvil_impersonateAccount", sender)
         fields = {"from": sender, "data": "0x" + data.hex(), "value": hex(value)}
         digest = self._ask("eth_sendTransaction", fields if to is None else fields | {"to": to})
-        receipt = self._ask("eth_getTransactionReceipt", digest)
+        while (receipt := self._ask("eth_getTransactionReceipt", digest)) is None:
+            time.sleep(0.05)
         if int(receipt["status"], 16) != 1:
             raise RuntimeError(f"the play chain refused a transaction of {sender}")
         return str(receipt["contractAddress"] or "").lower()

@@ -141,7 +141,7 @@ class LocalNetwork:
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
     ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has. ``guests`` are
     registered beside the operators; ``settings`` are the dispatcher's, beyond the ones that every local network has. With ``chain``
-    stakes and ranges are a contract's. ``lies`` names opML operators whose worker is `aos.attack.lying_worker`, each with the
+    stakes and ranges are a contract's. ``lies`` names opML operators whose worker is `aos.cli.lying_worker`, each with the
     file that says what it lies about; all else of theirs is the product.
     Where ``until`` is set before the network is up, the start is given up.
     """
@@ -474,7 +474,7 @@ class LocalNetwork:
         environment = ONE_THREAD | {"AOS_WORKER_TOKEN": token}
         name, common = f"{node.name}-worker", ["--model", str(self._model), "--listen", f"127.0.0.1:{port}"]
         if lie is not None:
-            argv = ["-m", "aos.attack.lying_worker", *common]
+            argv = ["-m", "aos.cli.lying_worker", *common]
             environment["AOS_LIE"] = str(lie)
         elif node.kind == "opml":
             argv = ["-m", "aos.workers.opml_main", *common]

@@ -16,7 +16,7 @@ from aos.core.statements import DrawCall
 from aos.core.trust import load_policy
 from aos.errors import RuleViolation
 
-_SUITS = 32
+_SUITS = 8
 """One block in so many gives a draw that suits the requester."""
 
 
