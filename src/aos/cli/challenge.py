@@ -110,11 +110,6 @@ def challenge(
     from aos.cli.verify import read_file
     from aos.core.answer import read_answer
 
-    answer = read_answer(read_file(str(file), limit=8 << 20))
-    receipt = claim_in(answer, operator)
-    core = receipt.core
-    if not core.state_root:
-        raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
     if on_chain and (key is None or not rpc_url):
         raise ConfigError(
             "cli.on_chain",
@@ -122,6 +117,11 @@ def challenge(
             field="--key" if key is None else "--rpc",
             hint="--key FILE (made by `aos keys new`), and the node's URL in AOS_CHAIN_RPC_URL",
         )
+    answer = read_answer(read_file(str(file), limit=8 << 20))
+    receipt = claim_in(answer, operator)
+    core = receipt.core
+    if not core.state_root:
+        raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
     signer = own_key(key)
     with load_client_settings(url=url, keyed=key is not None).client() as client:
         keep = state_dir() / "challenger" if on_chain else None
