@@ -211,7 +211,7 @@ def synthetic(
         sampling_seed=params.seed,
         n_prompt=n_prompt,
         n_out=n_out,
-        finish_reason="length",
+        finish_reason="stop",
         tokens_hash=bytes(32),
         response_hash=bytes(32),
         tokens_root=tokens_root(tokens),

@@ -1,11 +1,14 @@
 """Make the games of the 7B shape whose gas is measured (vectors/aos/dispute/chain.json; docs/spec/16-chain-disputes.md).
 
-``python scripts/make_chain_vectors.py``: a random layer of that shape (4-bit weights, position 2,000; 2 GB, a minute), and of
-some ops everything that both parties send: bounds, nodes on the way, the proof of one element.
+``python scripts/make_chain_vectors.py``: random units of that shape (4-bit weights, the output's of 6 bits; position 2,000; 2 GB,
+a minute), and of some ops the proof of one element; of a few everything that both parties send: nodes on the way, too.
+``--all FILE`` writes every op, at its first, its middle and its last tile, whole, for ``scripts/chain_gas.py``.
 """
 
+import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-from dispute import SALT, synthetic  # noqa: E402
+from dispute import PARAMS, SALT, SEVEN_B, synthetic  # noqa: E402
 
+from aos.core.dispute.fine.bounds import Unit  # noqa: E402
 from aos.core.dispute.fine.element import check_element, element_count  # noqa: E402
 from aos.core.dispute.fine.onchain import chain_bounds, context_words, frontier, halvings  # noqa: E402
 from aos.core.dispute.trace_tree import TreeShape  # noqa: E402
@@ -23,7 +27,16 @@ from aos.core.merkle import tree_root  # noqa: E402
 from aos.engine.trace import UnitTrace  # noqa: E402
 
 VECTORS = ROOT / "vectors" / "aos" / "dispute" / "chain.json"
-OPS = ("q.chunks", "q", "down.chunks", "down", "mix", "scores", "scores.finite", "activation", "exp.lanes")
+LAYER = (
+    "attn_norm.lanes attn_norm.sum attn_norm attn_norm.quantised q.chunks q rope_q keys scores scores.max.chunks scores.max "
+    "exp exp.lanes mix mix.chunks attention attn_residual up.chunks activation down.chunks down residual v.finite "
+    "scores.finite trap"
+)
+TAIL = (
+    "output.chunks logits seen adjusted largest.chunks largest weights cuts before.chunks before before.holds "
+    "after.chunks after after.holds running picks record token"
+)
+WHOLE = ("q.chunks", "q", "down.chunks", "v.finite")
 HALVINGS = 4
 
 
@@ -62,36 +75,57 @@ class Nodes:
         }
 
 
-def main() -> None:
-    """Write the file."""
-    trace, claim, _ = synthetic(1)
-    nodes = Nodes(trace)
-    games = []
-    for name in OPS:
-        op = trace.shape.named(name)
-        tile = op.first + op.grid.tiles // 2
-        element = element_count(trace.shape, tile) // 2
-        shown, proof = trace.prove_element(tile, element)
-        check_element(claim, trace.unit_root, tile, element, shown, proof)
-        games.append(
-            {"op": name, "tile": tile, "element": element, "proof": b64u_encode(proof), **nodes.way(tile)}
-        )
+def games(trace: UnitTrace, claim: Unit, names: Sequence[str], everything: bool) -> list[dict[str, Any]]:
+    """A game about an element in the middle of a tile of each op."""
+    nodes, found = Nodes(trace), []
+    for op in trace.shape.ops:
+        count = op.grid.tiles
+        if count == 0 or not (everything or op.name in names):
+            continue
+        for tile in sorted({0, count // 2, count - 1}) if everything else [count // 2]:
+            index = op.first + tile
+            element = element_count(trace.shape, index) // 2
+            shown, proof = trace.prove_element(index, element)
+            check_element(claim, trace.unit_root, index, element, shown, proof)
+            way = nodes.way(index) if everything or op.name in WHOLE else {}
+            found.append(
+                {"op": op.name, "tile": index, "element": element, "proof": b64u_encode(proof), **way}
+            )
+    return found
+
+
+def unit_vector(number: int, names: str, everything: bool) -> dict[str, Any]:
+    """A unit's games, and what both parties know of it."""
+    trace, claim, _ = synthetic(number, types={"output": "Q6_K"})
     run, context = trace.known.run, trace.context
-    params = {name: value for name, value in asdict(run.params).items() if name != "seed"}  # type: ignore[call-overload]
-    vector = {
-        "description": "docs/spec/16-chain-disputes.md; made by scripts/make_chain_vectors.py",
+    return {
         "manifest": run.manifest.json().decode(),
-        "params": {**params, "stop": list(params["stop"])},
-        "salt": SALT.hex(),
         "position": context.position,
         "unit": context.unit,
         "state_root": b64u_encode(context.state_root),
-        "root": nodes.hash((0, 0, 1)),
+        "root": Nodes(trace).hash((0, 0, 1)),
         "bounds": b64u_encode(chain_bounds(trace.bounds, run, context.position, context.unit)),
         "context": b64u_encode(context_words(claim, trace.unit_root)),
-        "games": games,
+        "games": games(trace, claim, names.split(), everything),
     }
-    VECTORS.write_text(json.dumps(vector, indent=1) + "\n")
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", type=Path, metavar="FILE")
+    everything: Path | None = parser.parse_args().all
+    params = {name: value for name, value in asdict(PARAMS).items() if name != "seed"}  # type: ignore[call-overload]
+    units = ((1, LAYER), (0, "embedding"), (SEVEN_B.n_layers + 1, TAIL))
+    layer, *others = (unit_vector(number, names, everything is not None) for number, names in units)
+    vector = {
+        "description": "docs/spec/16-chain-disputes.md; made by scripts/make_chain_vectors.py",
+        "params": {**params, "stop": list(params["stop"])},
+        "salt": SALT.hex(),
+        **layer,
+        "other_units": others,
+    }
+    (everything or VECTORS).write_text(json.dumps(vector, indent=1) + "\n")
 
 
 if __name__ == "__main__":

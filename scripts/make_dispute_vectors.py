@@ -1,8 +1,8 @@
 """Write ``vectors/aos/dispute``: .venv/bin/python scripts/make_dispute_vectors.py
 
 Deterministic: keys are hashes of names, runs those of tiny models (tests/dispute_real.py). ``moves.json`` has moves as they are
-sent, ``transcripts.json`` whole games over real traces: files, and cases that replace some values of a file. Who lies has
-signed the lie.
+sent, ``transcripts.json`` whole games over real traces: files, and cases that replace some values of a file, ``chain_claims.json``
+the claims that operators sign for a court on a chain (spec 16). Who lies has signed the lie.
 """
 
 import json
@@ -16,14 +16,34 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from dispute_real import RULES, Job, Liar, PlayedReal, false_trap, honest_run, play  # noqa: E402
+from dispute_real import (  # noqa: E402
+    RULES,
+    Job,
+    Liar,
+    PlayedReal,
+    case_of,
+    false_trap,
+    honest_run,
+    play,
+)
 from dispute_toy import Key  # noqa: E402
 
+from aos.core.codec import encode  # noqa: E402
+from aos.core.dispute.chain_claim import (  # noqa: E402
+    ChainClaim,
+    CourtDomain,
+    check_claim,
+    claim_digest,
+    claim_hash,
+    parse_claim,
+    sign_claim,
+)
 from aos.core.dispute.fine.referee import Canonical  # noqa: E402
 from aos.core.dispute.moves import Answer, Choose, Move, Open, Proof, read_move  # noqa: E402
 from aos.core.dispute.transcript import judge, transcript_of, write_transcript  # noqa: E402
 from aos.core.encoding import b64u_encode, canonical_json  # noqa: E402
-from aos.core.statements import sign  # noqa: E402
+from aos.core.signing import CURVE_ORDER  # noqa: E402
+from aos.core.statements import ReceiptCore, hash_of, sign  # noqa: E402
 from aos.engine.trace import AbsentUnit  # noqa: E402
 from aos.errors import AOSError  # noqa: E402
 
@@ -283,6 +303,79 @@ def reading(value: Any) -> tuple[str | None, str | None]:
         return None, error.code
 
 
+def chain_claim_vectors() -> dict[str, Any]:
+    """Signed claims of one receipt at one court: name and digest, or the code with which they are refused."""
+    core = case_of(honest_run(Job("tiny-q4_0", max_tokens=2)), CLAIMANT).core
+    domain = CourtDomain(chain_id=31337, court="0x" + "c0" * 20)
+    until = 1_800_000_000
+    claim = ChainClaim(
+        claimant=CLAIMANT.address,
+        receipt=hash_of(core),
+        model_id=core.model_id,
+        state_root=core.state_root,
+        expires=until,
+    )
+
+    def signed(key: Key = CLAIMANT, *, at: CourtDomain = domain, **changes: Any) -> Any:
+        return encode(sign_claim(key.secret, replace(claim, claimant=key.address, **changes), at))
+
+    good = signed()
+    signature = sign_claim(CLAIMANT.secret, claim, domain).signature
+    mirrored = (CURVE_ORDER - int.from_bytes(signature[32:64], "big")).to_bytes(32, "big")
+
+    def with_signature(data: bytes) -> Any:
+        return {**good, "signature": b64u_encode(data)}
+
+    listed: list[tuple[str, Any]] = [
+        ("of this receipt", good),
+        ("good for longer", signed(expires=until + 1)),
+        ("good for as long as can be said", signed(expires=2**53 - 1)),
+        ("of another chain", signed(at=replace(domain, chain_id=1))),
+        ("of another court", signed(at=replace(domain, court="0x" + "c1" * 20))),
+        ("of another operator", signed(OTHER)),
+        ("of another receipt", signed(receipt=bytes(32))),
+        ("of another model", signed(model_id=bytes(32))),
+        ("of another state root", signed(state_root=bytes(32))),
+        ("a second too short", signed(expires=until - 1)),
+        ("signed by another", {**good, "signature": signed(OTHER)["signature"]}),
+        ("signed for another court", {**signed(at=replace(domain, chain_id=1)), "domain": encode(domain)}),
+        ("changed after it was signed", changed(good, [(["claim", "expires"], until + 1)])),
+        ("s in the upper half", with_signature(signature[:32] + mirrored + bytes([55 - signature[64]]))),
+        ("recovery id 0", with_signature(signature[:64] + b"\0")),
+        ("r of zero", with_signature(bytes(32) + signature[32:])),
+        ("signature of 64 bytes", with_signature(signature[:64])),
+        ("another type", changed(good, [(["type"], "aos.receipt")])),
+        ("another version", changed(good, [(["v"], 2)])),
+        ("no domain", changed(good, [(["domain"], ABSENT)])),
+        ("a member beside", changed(good, [(["claim", "bond"], 1)])),
+        ("expires below zero", changed(good, [(["claim", "expires"], -1)])),
+        ("expires as text", changed(good, [(["claim", "expires"], str(until))])),
+        ("expires beyond 2^53 - 1", changed(good, [(["claim", "expires"], 2**53)])),
+        ("chain id 0", changed(good, [(["domain", "chain_id"], 0)])),
+        ("address in capitals", changed(good, [(["claim", "claimant"], CLAIMANT.address.upper())])),
+        ("no state root", changed(good, [(["claim", "state_root"], "")])),
+    ]
+    cases = [{"name": name, "claim": value, **judged(value, core, domain, until)} for name, value in listed]
+    return {
+        "source": "scripts/make_dispute_vectors.py",
+        "receipt": encode(core),
+        "domain": encode(domain),
+        "valid_until": until,
+        "cases": cases,
+    }
+
+
+def judged(value: Any, core: ReceiptCore, domain: CourtDomain, until: int) -> dict[str, str | None]:
+    """What ``check_claim`` says of a claim as JSON."""
+    try:
+        read = parse_claim(json.dumps(value).encode())
+        check_claim(read, core, domain, valid_until=until)
+    except AOSError as error:
+        return {"hash": None, "digest": None, "error": error.code}
+    digest = claim_digest(read.claim, read.domain)
+    return {"hash": claim_hash(read.claim).hex(), "digest": digest.hex(), "error": None}
+
+
 def pretty(vectors: dict[str, Any]) -> str:
     """JSON, a case a line."""
     lines = []
@@ -298,11 +391,15 @@ def pretty(vectors: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-MADE: dict[str, Callable[[], dict[str, Any]]] = {"moves": move_vectors, "transcripts": transcript_vectors}
+MADE: dict[str, Callable[[], dict[str, Any]]] = {
+    "moves": move_vectors,
+    "transcripts": transcript_vectors,
+    "chain_claims": chain_claim_vectors,
+}
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     directory = ROOT / "vectors/aos/dispute"
     directory.mkdir(parents=True, exist_ok=True)
     for name, make in MADE.items():

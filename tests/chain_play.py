@@ -151,7 +151,7 @@ class Player:
         court = game.world.court
         step = game.step_of(index, element, shown, proof)
         try:
-            done = court.send(CLAIMANT, "prove", game.id, game.context(), step, shown, proof)
+            done = court.send(CLAIMANT, "prove", game.id, game.context(), index, element, step, shown, proof)
         except Reverted as error:
             return f"reverted: {court.contract.error(error.data)}"
         for event in court.events(done):

@@ -8,8 +8,8 @@ from chain_steps import STEPS, context_of, judged
 from coincurve import PrivateKey
 from dispute_runs import SALT, TinyRun, opened
 from evm import ACCOUNTS, ETHER, Deployed, Done, Evm, deploy
-from test_model_registry_contract import as_arguments
 
+from aos.adapters.chain.court import manifest_tuple
 from aos.adapters.embedded.anvil import KEYS
 from aos.core.dispute.fine.bounds import Unit
 from aos.core.dispute.fine.onchain import chain_bounds, frontier, halvings
@@ -120,7 +120,7 @@ class Match:
     @staticmethod
     def register(world: World, manifest: Manifest) -> None:
         """A model."""
-        world.models.send(OWNER, "register", as_arguments(manifest), "")
+        world.models.send(OWNER, "register", manifest_tuple(manifest), "")
 
     def register_model(self) -> None:
         """The run's model."""
@@ -210,7 +210,9 @@ class Match:
         """The last move."""
         shown, proof = self.trace.prove_element(tile, element)
         step = self.step_of(tile, element, shown, proof)
-        done = self.world.court.send(CLAIMANT, "prove", self.id, self.context(), step, shown, proof)
+        done = self.world.court.send(
+            CLAIMANT, "prove", self.id, self.context(), tile, element, step, shown, proof
+        )
         return self.note("prove", done)
 
     def convict(self, tile: int, element: int, sender: str | None = None) -> Done:

@@ -112,6 +112,19 @@ class Revm:
     def balance(self, address: str) -> int:
         return int(self._evm.get_balance(address))
 
+    def code(self, address: str) -> bytes:
+        """What is deployed there."""
+        code = bytes(self._evm.get_code(address) or b"")
+        return code[: -self._PADDING]
+
+    _PADDING = 33
+    """Zeros that revm puts behind code for itself."""
+
+    @property
+    def number(self) -> int:
+        """The last block's."""
+        return self._number
+
     def now(self) -> int:
         return self._time
 

@@ -4,8 +4,9 @@ pragma solidity 0.8.37;
 import {IOperatorRegistry} from "./IOperatorRegistry.sol";
 import {Context, IStep} from "./IStep.sol";
 import {Layout} from "./Layout.sol";
+import {Params} from "./RunHeader.sol";
 import {Sha} from "./Sha.sol";
-import {Params, UnitBounds} from "./UnitBounds.sol";
+import {UnitBounds} from "./UnitBounds.sol";
 
 /// What an operator signs off-chain (EIP-712, no gas): this receipt's run of this model has this state root, and whoever
 /// can show before `expires` (seconds) that it is wrong may.
@@ -29,7 +30,9 @@ contract Court {
         Choose, // the challenger goes down
         Prove, // the claimant proves the chosen element of the chosen tile
         Over,
-        Parts // the claimant shows the hashes of the tiles that the state root commits of the unit
+        Parts, // the claimant shows the hashes of the tiles that the state root commits of the unit
+        Tile, // the claimant shows the bytes of the chosen tile
+        Pick // the challenger names an element of it
     }
 
     struct Game {
@@ -65,7 +68,9 @@ contract Court {
     error AlreadyConvicted();
     error AlreadyAsked();
     error BondTooSmall(uint256 least);
+    error OtherKind();
     error OtherContext();
+    error OtherElement();
     error NotTheNode();
     error NoSuchNode();
     error ProvesNothing(uint256 code);
@@ -85,22 +90,32 @@ contract Court {
     event Answered(bytes32 indexed game, bytes32 unitRoot, bytes32 root, bytes32[] children);
     event Revealed(bytes32 indexed game, bytes32[] children);
     event PartsAsked(bytes32 indexed game);
-    event PartsShown(bytes32 indexed game, bytes32[][] hashes);
+    event PartsShown(bytes32 indexed game, bytes32[][] hashes, bytes head);
     event Chosen(bytes32 indexed game, uint8 level, uint32 from, uint32 to, bytes32 node);
+    event TileAsked(bytes32 indexed game, uint32 tile);
+    event TileShown(bytes32 indexed game, bytes data);
     event TileChosen(bytes32 indexed game, uint32 tile, uint32 element);
     event Refuted(bytes32 indexed game);
     event Convicted(bytes32 indexed claim, address indexed claimant, address indexed challenger, uint256 code);
     event Ended(bytes32 indexed game);
     event Withdrawn(address indexed account, address indexed to, uint256 amount);
 
+    /// The unit of a game about the tokens: whether the token behind the position is the one that the tail there chose.
+    uint16 public constant TOKENS = type(uint16).max;
     uint256 public constant SILENT = 100;
     uint256 private constant NO_ELEMENT = 101;
     /// A reveal shows the nodes so many halvings below a node, 16 at most.
     uint256 public constant HALVINGS = 4;
+    /// Named instead of an element by who must see the tile first.
+    uint32 public constant UNSEEN = type(uint32).max;
     uint256 private constant MAX_ESCALATION = 4;
     uint256 private constant VALUE = 7;
     uint256 private constant CUT = 9;
     uint256 private constant TRAP = 10;
+    uint256 private constant OTHER_TOKENS = 12;
+    uint256 private constant OTHER_RECEIPT = 13;
+    bytes32 private constant TILE_TAG = "AOS/trace-tile/v1\x00";
+    uint256 private constant TILE_TAG_SIZE = 18;
     bytes32 private constant DOMAIN =
         keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
     bytes32 private constant CLAIM = keccak256(
@@ -147,7 +162,8 @@ contract Court {
 
     // --- the challenger opens
 
-    /// Challenges one unit at one position of a claim. Locks the claimant's stake.
+    /// Challenges one unit at one position of a claim, or (`TOKENS`) the token behind the position. Locks the claimant's
+    /// stake.
     function open(Claim calldata claim, bytes calldata signature, uint32 position, uint16 unit)
         external
         payable
@@ -192,6 +208,7 @@ contract Court {
     ) external {
         Game storage game = _game(id, Stage.Answer);
         _tick(game);
+        require(game.unit != TOKENS, OtherKind());
         require(game.context == keccak256(abi.encode(modelId, stateRoot)), OtherContext());
         (Context memory c, uint256 tiles) =
             bounds.open(modelId, stateRoot, game.position, game.unit, params, opening);
@@ -210,6 +227,17 @@ contract Court {
         emit Answered(id, c.unitRoot, root, children);
     }
 
+    /// Shows that the token behind the position is the one that the tail there chose, or that none chose one: refutes the
+    /// challenge. @param proof `Around.tokenIsChosen`'s.
+    function answerTokens(bytes32 id, bytes32 modelId, bytes32 stateRoot, bytes calldata proof) external {
+        Game storage game = _game(id, Stage.Answer);
+        _tick(game);
+        require(game.unit == TOKENS, OtherKind());
+        require(game.context == keccak256(abi.encode(modelId, stateRoot)), OtherContext());
+        require(bounds.tokenIsChosen(modelId, stateRoot, game.position, proof), ProvesNothing(OTHER_TOKENS));
+        _refute(id, game);
+    }
+
     /// Shows the nodes below the chosen one, from left to right. They prove themselves.
     function reveal(bytes32 id, bytes32[] calldata children) external {
         Game storage game = _game(id, Stage.Reveal);
@@ -222,24 +250,49 @@ contract Court {
     }
 
     /// Shows the hashes of the tiles of the unit's parts, part after part. They lead to the parts' roots.
-    function showParts(bytes32 id, Context calldata c, bytes32[][] calldata hashes) external {
+    /// @param head The sampler record's first tile, whose cuts the trace is a function of; empty where no record is kept.
+    function showParts(bytes32 id, Context calldata c, bytes32[][] calldata hashes, bytes calldata head) external {
         Game storage game = _game(id, Stage.Parts);
         _tick(game);
         require(game.context == keccak256(abi.encode(c)), OtherContext());
         _checkParts(c, hashes);
+        if (hashes.length == 3 && c.unit > c.nLayers && hashes[1].length != 0) {
+            require(_leaf("", 0, head) == hashes[1][0], NotTheNode());
+        } else {
+            require(head.length == 0, NotTheNode());
+        }
         game.stage = Stage.Choose;
-        emit PartsShown(id, hashes);
+        emit PartsShown(id, hashes, head);
+    }
+
+    /// Shows the chosen tile.
+    function showTile(bytes32 id, bytes calldata data) external {
+        Game storage game = _game(id, Stage.Tile);
+        _tick(game);
+        require(_leaf(TILE_TAG, TILE_TAG_SIZE, data) == game.node, NotTheNode());
+        game.stage = Stage.Pick;
+        emit TileShown(id, data);
     }
 
     /// Proves the chosen element: the challenge is refuted where the proof holds, the claim convicted where it does not.
-    /// @param step Which contract has the rule. @param shown The element that is proven: another one than the chosen only to
-    /// show that the whole tile is all ones.
-    function prove(bytes32 id, Context calldata c, uint256 step, uint256 shown, bytes calldata proof) external {
+    /// @param tile What was chosen, with `element`: a proof that comes to meet another choice, after a reorganisation, is no
+    /// move. @param step Which contract has the rule. @param shown The element that is proven: another one than the chosen
+    /// only to show that the whole tile is all ones.
+    function prove(
+        bytes32 id,
+        Context calldata c,
+        uint256 tile,
+        uint256 element,
+        uint256 step,
+        uint256 shown,
+        bytes calldata proof
+    ) external {
         Game storage game = _game(id, Stage.Prove);
         _tick(game);
         require(game.context == keccak256(abi.encode(c)), OtherContext());
-        uint256 code = _check(steps[step], c, game.from, game.element, shown, proof);
-        require(code != NO_ELEMENT || shown == game.element, ProvesNothing(code));
+        require(tile == game.from && element == game.element, OtherElement());
+        uint256 code = _check(steps[step], c, tile, element, shown, proof);
+        require(code != NO_ELEMENT || shown == element, ProvesNothing(code));
         // A challenger that names an element which the tile has not challenges nothing.
         if (code == 0 || code == NO_ELEMENT) _refute(id, game);
         else _convict(id, game, code);
@@ -259,7 +312,7 @@ contract Court {
     }
 
     /// Goes down to a node: as far as the last nodes that were shown, or further with hashes from elsewhere. At a tile it
-    /// names the element in question.
+    /// names the element in question, or `UNSEEN` to be shown the tile first.
     /// @param path A bit a halving, the first one highest: 1 is the right half. @param length How many halvings.
     /// @param node The node's hash. @param siblings The other halves, the lowest first.
     function choose(
@@ -291,13 +344,23 @@ contract Court {
         game.node = node;
         (game.level, game.from, game.to) = (uint8(level), uint32(from), uint32(to));
         if (to - from == 1) {
-            game.element = element;
-            game.stage = Stage.Prove;
-            emit TileChosen(id, uint32(from), element);
+            if (element == UNSEEN) {
+                game.stage = Stage.Tile;
+                emit TileAsked(id, uint32(from));
+            } else {
+                _name(id, game, element);
+            }
         } else {
             game.stage = Stage.Reveal;
             emit Chosen(id, uint8(level), uint32(from), uint32(to), node);
         }
+    }
+
+    /// Names the element in question of the tile that was shown.
+    function pick(bytes32 id, uint32 element) external {
+        Game storage game = _game(id, Stage.Pick);
+        _tick(game);
+        _name(id, game, element);
     }
 
     // --- without moves
@@ -316,7 +379,6 @@ contract Court {
         bytes calldata proof
     ) external {
         bytes32 claimId = _checked(claim, signatures[0]);
-        require(!convicted[claimId], AlreadyConvicted());
         bytes32 unitRootId =
             keccak256(abi.encode(UNIT_ROOT, claimId, uint32(c.position), uint16(c.unit), c.unitRoot));
         require(_signer(unitRootId, signatures[1]) == claim.claimant, BadSignature());
@@ -328,10 +390,69 @@ contract Court {
         // An opening that does not hold is nobody's fault here: anybody can bring one. The path of a tile below its part's
         // root, code 8, is such an opening too.
         require(code == VALUE || code == CUT || code == TRAP, ProvesNothing(code));
-        convicted[claimId] = true;
-        emit Convicted(claimId, claim.claimant, msg.sender, code);
-        registry.lock(claim.claimant);
-        registry.slash(claim.claimant, msg.sender, slashAmount, claimId);
+        _convictAtOnce(claim, claimId, code);
+    }
+
+    /// Convicts a claim at once: the token behind a position is not the one that the tail there chose.
+    /// @param proof `Around.tokenIsChosen`'s.
+    function convictToken(Claim calldata claim, bytes calldata signature, uint32 position, bytes calldata proof)
+        external
+    {
+        bytes32 claimId = _checked(claim, signature);
+        require(!bounds.tokenIsChosen(claim.modelId, claim.stateRoot, position, proof), ProvesNothing(0));
+        _convictAtOnce(claim, claimId, OTHER_TOKENS);
+    }
+
+    /// Convicts a claim at once: its header commits to other tokens than those that it hashes. They are all shown.
+    /// The other arguments are `Around.tokensAreHashed`'s.
+    function convictTokens(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes32 nonce,
+        uint256 nPrompt,
+        bytes calldata ids
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(!bounds.tokensAreHashed(claim.stateRoot, header, nonce, nPrompt, ids), ProvesNothing(0));
+        _convictAtOnce(claim, claimId, OTHER_TOKENS);
+    }
+
+    /// Convicts a claim at once: its receipt states something else about the run than the header. The other arguments are
+    /// `Around.receiptStates`'.
+    function convictReceipt(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes calldata core,
+        uint256 member,
+        uint256 begin
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(
+            !bounds.receiptStates(claim.stateRoot, header, claim.receipt, core, member, begin), ProvesNothing(0)
+        );
+        _convictAtOnce(claim, claimId, OTHER_RECEIPT);
+    }
+
+    /// Convicts a claim at once: its run was computed with other parameters than its receipt hashes. The other arguments are
+    /// `Around.paramsAreAsked`'s.
+    function convictParams(
+        Claim calldata claim,
+        bytes calldata signature,
+        bytes calldata header,
+        bytes calldata core,
+        uint256 begin,
+        Params calldata params,
+        bool drawn,
+        uint64 seed
+    ) external {
+        bytes32 claimId = _checked(claim, signature);
+        require(
+            !bounds.paramsAreAsked(claim.stateRoot, header, claim.receipt, core, begin, params, drawn, seed),
+            ProvesNothing(0)
+        );
+        _convictAtOnce(claim, claimId, OTHER_RECEIPT);
     }
 
     /// Ends a game whose mover is out of time. Anybody may.
@@ -339,7 +460,7 @@ contract Court {
         Game storage game = _games[id];
         require(game.stage != Stage.None && game.stage != Stage.Over, WrongStage(game.stage));
         require(block.timestamp > deadline(id), NotLate());
-        if (game.stage == Stage.Choose) _refute(id, game);
+        if (_challengers(game.stage)) _refute(id, game);
         else _convict(id, game, SILENT);
     }
 
@@ -376,7 +497,7 @@ contract Court {
     /// The last second at which the mover is in time.
     function deadline(bytes32 id) public view returns (uint256) {
         Game storage game = _games[id];
-        uint256 left = game.stage == Stage.Choose ? game.challengerLeft : game.claimantLeft;
+        uint256 left = _challengers(game.stage) ? game.challengerLeft : game.claimantLeft;
         return uint256(game.last) + grace + left;
     }
 
@@ -416,14 +537,25 @@ contract Court {
     function _game(bytes32 id, Stage stage) private view returns (Game storage game) {
         game = _games[id];
         require(game.stage == stage, WrongStage(game.stage));
-        require(msg.sender == (stage == Stage.Choose ? game.challenger : game.claimant), NotYourTurn());
+        require(msg.sender == (_challengers(stage) ? game.challenger : game.claimant), NotYourTurn());
+    }
+
+    /// @dev Whether the challenger moves.
+    function _challengers(Stage stage) private pure returns (bool) {
+        return stage == Stage.Choose || stage == Stage.Pick;
+    }
+
+    function _name(bytes32 id, Game storage game, uint32 element) private {
+        game.element = element;
+        game.stage = Stage.Prove;
+        emit TileChosen(id, game.from, element);
     }
 
     /// @dev The mover's clock: what a move takes beyond the grace is its own time.
     function _tick(Game storage game) private {
         uint256 used = block.timestamp - game.last;
         used = used > grace ? used - grace : 0;
-        if (game.stage == Stage.Choose) {
+        if (_challengers(game.stage)) {
             require(used <= game.challengerLeft, TooLate());
             if (used != 0) game.challengerLeft -= uint40(used);
         } else {
@@ -450,6 +582,14 @@ contract Court {
         _end(id, game);
         if (first) registry.slash(game.claimant, game.challenger, slashAmount, id);
         else registry.unlock(game.claimant);
+    }
+
+    function _convictAtOnce(Claim calldata claim, bytes32 claimId, uint256 code) private {
+        require(!convicted[claimId], AlreadyConvicted());
+        convicted[claimId] = true;
+        emit Convicted(claimId, claim.claimant, msg.sender, code);
+        registry.lock(claim.claimant);
+        registry.slash(claim.claimant, msg.sender, slashAmount, claimId);
     }
 
     function _end(bytes32 id, Game storage game) private {
@@ -498,6 +638,14 @@ contract Court {
             (bytes32 root,) = Sha.range(leaves, n, 0, n, 0);
             require(root == roots[i], NotTheNode());
         }
+    }
+
+    function _leaf(bytes32 tag, uint256 tagSize, bytes calldata data) private view returns (bytes32) {
+        uint256 offset;
+        assembly ("memory-safe") {
+            offset := data.offset
+        }
+        return Sha.leaf(tag, tagSize, offset, data.length);
     }
 
     function _unitRoot(Context memory c, uint256 tiles, bytes32 root) private pure returns (bytes32) {

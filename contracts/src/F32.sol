@@ -125,7 +125,20 @@ library F32 {
     /// @return The nearest number to an integer of less than 2^200.
     function fromInt(int256 i) internal pure returns (uint256) {
         unchecked {
-            return i < 0 ? _packed(SIGN, 150, uint256(-i)) : _packed(0, 150, uint256(i));
+            uint256 s;
+            if (i < 0) (s, i) = (SIGN, -i);
+            uint256 x = uint256(i);
+            if (x >= 1 << 24 || x == 0) return _packed(s, 150, x);
+            // Exact: the highest bit comes to where the hidden one is, and adds to the field.
+            uint256 high;
+            assembly ("memory-safe") {
+                high := shl(4, lt(0xffff, x))
+                high := or(high, shl(3, lt(0xff, shr(high, x))))
+                high := or(high, shl(2, lt(0xf, shr(high, x))))
+                high := or(high, shl(1, lt(3, shr(high, x))))
+                high := or(high, lt(1, shr(high, x)))
+            }
+            return s | (((high + 126) << 23) + (x << (23 - high)));
         }
     }
 

@@ -82,11 +82,16 @@ library Layout {
     uint256 private constant DEMANDED = 2;
     /// @dev One group, one value a tile, one byte a value: an element.
     uint256 private constant ONE_BYTE = 0x1000000000000000100000001000000000000000000000100;
+    /// @dev One group, one value, four bytes.
+    uint256 private constant TRAP = 0x1000000010000000100000004000000000000000000000400;
 
+    /// @dev A list while it is made. `end` and `flags` are where in memory its next operation and its next operation of flags
+    /// go, `tiles` and `flagTiles` how many tiles those before have.
     struct List {
-        uint256[] ops;
-        uint256 count;
+        uint256 end;
         uint256 tiles;
+        uint256 flags;
+        uint256 flagTiles;
     }
 
     // Nine bytes an operation: groups, values of a group, values of a tile, bytes of a value, bytes of a value of the last
@@ -246,12 +251,16 @@ library Layout {
     function find(uint256[] memory ops, uint256 index) internal pure returns (uint256 op) {
         unchecked {
             if (index >= count(ops)) revert NoSuchTile();
-            op = ops.length;
+            uint256 end = ops.length;
             assembly ("memory-safe") {
                 // The last one that begins at or before the tile; one without tiles is followed by one that begins there.
-                let here := add(ops, shl(5, op))
-                for {} lt(index, shr(224, mload(here))) { here := sub(here, 32) } {}
-                op := sub(shr(5, sub(here, ops)), 1)
+                let here := add(ops, 32)
+                for {} gt(sub(end, op), 1) {} {
+                    let middle := shr(1, add(op, end))
+                    switch lt(index, shr(224, mload(add(here, shl(5, middle)))))
+                    case 0 { op := middle }
+                    default { end := middle }
+                }
             }
         }
     }
@@ -273,47 +282,43 @@ library Layout {
     /// @notice The operations of the context's unit, in order; those of head norms have no tile where there are none.
     function unitOps(Context memory c) internal pure returns (uint256[] memory ops) {
         unchecked {
-            List memory l;
-            ops = new uint256[](80);
-            l.ops = ops;
             uint256[51] memory sizes = _sizes(c);
-            if (c.unit == 0) {
-                _append(l, sizes, EMBEDDING);
-            } else if (c.unit <= c.nLayers) {
-                _append(l, sizes, LAYER);
-            } else if (c.position + 1 >= c.nPrompt) {
-                _append(l, sizes, TAIL);
-                _append(l, sizes, c.temperature == 0 ? GREEDY : SAMPLED);
-            }
-            uint256 n = l.count;
-            uint256 all = l.tiles;
-            uint256 end;
+            if (c.unit == 0) return _list(sizes, EMBEDDING, "");
+            if (c.unit <= c.nLayers) return _list(sizes, LAYER, "");
+            if (c.position + 1 < c.nPrompt) return _list(sizes, "", "");
+            return _list(sizes, TAIL, c.temperature == 0 ? GREEDY : SAMPLED);
+        }
+    }
+
+    /// @dev The operations of two tables, a flag for every run of tiles of a checked one, the trap.
+    function _list(uint256[51] memory sizes, bytes memory some, bytes memory more)
+        private
+        pure
+        returns (uint256[] memory ops)
+    {
+        unchecked {
+            List memory l;
+            uint256 start;
             assembly ("memory-safe") {
-                // A flag for every run of tiles of a checked operation.
-                let word_ := add(ops, 32)
-                let limit := add(word_, shl(5, n))
-                let out := limit
-                for {} lt(word_, limit) { word_ := add(word_, 32) } {
-                    let word := mload(word_)
-                    let groups_ := and(shr(192, word), 0xffffffff)
-                    if iszero(and(gt(and(shr(24, word), 0xff), 0), gt(groups_, 0))) { continue }
-                    let values_ := and(shr(160, word), 0xffffffff)
-                    let tile_ := and(shr(128, word), 0xffffffff)
-                    let flags := mul(groups_, div(add(values_, sub(tile_, 1)), tile_))
-                    if lt(values_, tile_) { tile_ := values_ }
-                    let every := div(16384, mul(tile_, and(shr(96, word), 0xffffffff)))
-                    if gt(every, 128) { every := 128 }
-                    if iszero(every) { every := 1 }
-                    flags := div(add(flags, sub(every, 1)), every)
-                    mstore(out, or(shl(224, all), or(shl(160, flags), ONE_BYTE)))
-                    out := add(out, 32)
-                    all := add(all, flags)
+                // Not cleared; no list has more than 80.
+                ops := mload(64)
+                mstore(64, add(ops, 2592))
+                start := add(add(ops, 32), shl(5, div(add(mload(some), mload(more)), 9)))
+            }
+            l.flags = start;
+            assembly ("memory-safe") {
+                mstore(l, add(ops, 32))
+            }
+            _append(l, sizes, some);
+            _append(l, sizes, more);
+            (uint256 all, uint256 end, uint256 flagTiles) = (l.tiles, l.flags, l.flagTiles);
+            assembly ("memory-safe") {
+                for {} lt(start, end) { start := add(start, 32) } {
+                    mstore(start, add(mload(start), shl(224, all)))
                 }
-                end := shr(5, sub(out, add(ops, 32)))
-            }
-            _put(ops, end++, all << 224 | 1 << 192 | 1 << 160 | 1 << 128 | 4 << 96 | 4 << 8);
-            assembly ("memory-safe") {
-                mstore(ops, end)
+                // The trap: one group, value and tile of four bytes.
+                mstore(end, or(shl(224, add(all, flagTiles)), TRAP))
+                mstore(ops, shr(5, sub(end, ops)))
             }
         }
     }
@@ -326,40 +331,42 @@ library Layout {
         }
     }
 
-    /// @dev A layer's list is made in every call: no checks of indices, which are all below 80.
+    /// @dev A list is made in every call.
     function _append(List memory l, uint256[51] memory sizes, bytes memory table) private pure {
         assembly ("memory-safe") {
             let row := add(table, 32)
             let end := add(row, mload(table))
-            let count_ := mload(add(l, 32))
-            let out := add(add(mload(l), 32), shl(5, count_))
-            let all := mload(add(l, 64))
-            mstore(add(l, 32), add(count_, div(mload(table), 9)))
+            let out := mload(l)
+            let all := mload(add(l, 32))
+            let flags := mload(add(l, 64))
+            let before := mload(add(l, 96))
             for {} lt(row, end) { row := add(row, 9) } {
                 let r := mload(row)
                 let groups_ := mload(add(sizes, shl(5, byte(0, r))))
                 let values_ := mload(add(sizes, shl(5, byte(1, r))))
                 let tile_ := mload(add(sizes, shl(5, byte(2, r))))
+                let size := mload(add(sizes, shl(5, byte(3, r))))
                 let word := or(shl(224, all), or(shl(192, groups_), or(shl(160, values_), shl(128, tile_))))
-                word := or(word, shl(96, mload(add(sizes, shl(5, byte(3, r))))))
-                word := or(word, shl(64, mload(add(sizes, shl(5, byte(4, r))))))
+                word := or(word, or(shl(96, size), shl(64, mload(add(sizes, shl(5, byte(4, r)))))))
                 mstore(out, or(word, and(shr(184, r), 0xffffffff)))
                 out := add(out, 32)
-                all := add(all, mul(groups_, div(add(values_, sub(tile_, 1)), tile_)))
+                let tiles_ := mul(groups_, div(add(values_, sub(tile_, 1)), tile_))
+                all := add(all, tiles_)
+                if and(gt(byte(5, r), 0), gt(groups_, 0)) {
+                    if lt(values_, tile_) { tile_ := values_ }
+                    let every := div(16384, mul(tile_, size))
+                    if gt(every, 128) { every := 128 }
+                    if iszero(every) { every := 1 }
+                    every := div(add(tiles_, sub(every, 1)), every)
+                    mstore(flags, or(shl(224, before), or(shl(160, every), ONE_BYTE)))
+                    flags := add(flags, 32)
+                    before := add(before, every)
+                }
             }
-            mstore(add(l, 64), all)
-        }
-    }
-
-    function _word(uint256[] memory ops, uint256 i) private pure returns (uint256 word) {
-        assembly ("memory-safe") {
-            word := mload(add(add(ops, 32), shl(5, i)))
-        }
-    }
-
-    function _put(uint256[] memory ops, uint256 i, uint256 word) private pure {
-        assembly ("memory-safe") {
-            mstore(add(add(ops, 32), shl(5, i)), word)
+            mstore(l, out)
+            mstore(add(l, 32), all)
+            mstore(add(l, 64), flags)
+            mstore(add(l, 96), before)
         }
     }
 
@@ -385,10 +392,9 @@ library Layout {
             t[18] = (t[2] + 255) / 256; // chunks
             t[19] = (t[3] + 255) / 256;
             t[20] = (t[5] + 255) / 256;
-            for (uint256 i = 0; i < 4; ++i) {
-                t[21 + i] = (t[2 + i] + 3) / 4; // groups of four rows, and the bytes of a chunk of the last ones
-                t[25 + i] = t[2 + i] % 4 * 4;
-            }
+            // Groups of four rows, and the bytes of a chunk of the last ones.
+            (t[21], t[22], t[23], t[24]) = ((t[2] + 3) / 4, (t[3] + 3) / 4, (t[4] + 3) / 4, (t[5] + 3) / 4);
+            (t[25], t[26], t[27], t[28]) = (t[2] % 4 * 4, t[3] % 4 * 4, t[4] % 4 * 4, t[5] % 4 * 4);
             t[29] = (t[9] + 255) / 256;
             t[30] = (t[9] + 15) / 16;
             t[31] = 4 * c.headWidth;
@@ -415,7 +421,7 @@ library Layout {
             uint256 width = 1;
             for (uint256 high = 256; depth > 1 && width < high;) {
                 uint256 middle = (width + high) / 2;
-                if (middle ** depth >= n) high = middle;
+                if ((depth == 2 ? middle * middle : middle * middle * middle) >= n) high = middle;
                 else width = middle + 1;
             }
             t[8] = n;

@@ -39,21 +39,27 @@ library Sha {
         view
         returns (bytes32 root, uint256 used)
     {
-        unchecked {
-            root = leaf_;
-            while (size > 1) {
-                bool right = index & 1 != 0;
-                if (right || index + 1 < size) {
-                    bytes32 sibling;
-                    assembly ("memory-safe") {
-                        sibling := calldataload(add(offset, shl(5, used)))
-                    }
-                    root = right ? node(sibling, root) : node(root, sibling);
-                    ++used;
+        assembly ("memory-safe") {
+            root := leaf_
+            let here := mload(64)
+            mstore8(here, 1)
+            let left := add(here, 1)
+            let right := add(here, 33)
+            let at := offset
+            for {} gt(size, 1) {} {
+                let odd := and(index, 1)
+                if or(odd, lt(add(index, 1), size)) {
+                    odd := shl(5, odd)
+                    mstore(add(left, odd), root)
+                    mstore(sub(right, odd), calldataload(at))
+                    at := add(at, 32)
+                    if iszero(staticcall(gas(), 2, here, 65, 0, 32)) { revert(0, 0) }
+                    root := mload(0)
                 }
-                index >>= 1;
-                size = (size + 1) >> 1;
+                index := shr(1, index)
+                size := shr(1, add(size, 1))
             }
+            used := shr(5, sub(at, offset))
         }
     }
 

@@ -12,6 +12,7 @@ import {Sha} from "./Sha.sol";
 abstract contract StepBase is IStep {
     bytes32 private constant TILE_TAG = "AOS/trace-tile/v1\x00";
     bytes32 private constant CHUNK_TAG = "AOS/weights-chunk/v1\x00";
+    bytes32 private constant TENSOR_TAG = "AOS/weights-tensor/v1\x00";
     uint256 private constant MAX_PROOF = 40 * 1024;
 
     uint256 internal constant LENGTH = 1;
@@ -127,29 +128,47 @@ abstract contract StepBase is IStep {
 
     // --- the trace's tiles
 
+    /// @dev Room for so many tiles and the end behind them. Not cleared: nothing is read that was not written.
     function _capacity(Proof memory p, uint256 tiles) private pure {
-        p.tiles = new uint256[](tiles + 2);
-        p.hashes = new bytes32[](tiles + 2);
+        uint256[] memory entries;
+        bytes32[] memory hashes;
+        assembly ("memory-safe") {
+            tiles := add(tiles, 2)
+            entries := mload(64)
+            hashes := add(entries, shl(5, add(tiles, 1)))
+            mstore(entries, tiles)
+            mstore(hashes, tiles)
+            mstore(64, add(hashes, shl(5, add(tiles, 1))))
+        }
+        (p.tiles, p.hashes) = (entries, hashes);
     }
 
     /// @dev The calldata offset of a tile of an op; read where it is asked for first.
-    function _tile(Proof memory p, uint256 op, uint256 tile) internal view returns (uint256 offset) {
+    function _tile(Proof memory p, uint256 op, uint256 tile) internal view returns (uint256) {
         unchecked {
             uint256 word = p.ops[op];
-            uint256 number = Layout.first(word) + tile + 1;
+            (uint256 group, uint256 first, uint256 last) = Layout.place(word, tile);
+            return _opened(p, Layout.first(word) + tile + 1, (last - first) * Layout.valueSize(word, group));
+        }
+    }
+
+    /// @dev The same of a tile by its number, from 1, and size.
+    function _opened(Proof memory p, uint256 number, uint256 size) private view returns (uint256 offset) {
+        unchecked {
+            uint256 opened = p.opened;
+            uint256[] memory tiles = p.tiles;
             if (number <= p.highest) {
-                for (uint256 i = p.opened; i > 1; --i) {
-                    uint256 entry = p.tiles[i - 1];
+                for (uint256 i = opened; i > 1; --i) {
+                    uint256 entry = tiles[i - 1];
                     if (entry >> 128 == number) return entry & type(uint128).max;
                 }
-            } else if (p.opened != 0) {
+            } else if (opened != 0) {
                 p.highest = number;
             }
-            (uint256 group, uint256 first, uint256 last) = Layout.place(word, tile);
-            uint256 size = (last - first) * Layout.valueSize(word, group);
             offset = _take(p, size);
-            p.hashes[p.opened] = Sha.leaf(TILE_TAG, 18, offset, size);
-            p.tiles[p.opened++] = number << 128 | offset;
+            tiles[opened] = number << 128 | offset;
+            p.hashes[opened] = Sha.leaf(TILE_TAG, 18, offset, size);
+            p.opened = opened + 1;
         }
     }
 
@@ -163,22 +182,28 @@ abstract contract StepBase is IStep {
             uint256 word = p.ops[op];
             uint256 size = Layout.valueSize(word, group);
             data = _buffer((to - from) * size);
-            uint256 base = group * Layout.tilesAGroup(word);
+            uint256 values = Layout.values(word);
             uint256 tile = Layout.tile(word);
+            uint256 number = from / tile;
+            uint256 start = number * tile;
+            number += Layout.first(word) + 1 + group * Layout.tilesAGroup(word);
             uint256 out;
             assembly ("memory-safe") {
                 out := add(data, 32)
             }
             while (from < to) {
-                uint256 stop = (from / tile + 1) * tile;
-                if (stop > to) stop = to;
-                uint256 offset = _tile(p, op, base + from / tile) + (from % tile) * size;
-                uint256 n = (stop - from) * size;
+                uint256 end = start + tile;
+                if (end > values) end = values;
+                uint256 offset = _opened(p, number, (end - start) * size) + (from - start) * size;
+                if (end > to) end = to;
+                uint256 n = (end - from) * size;
                 assembly ("memory-safe") {
                     calldatacopy(out, offset, n)
                 }
                 out += n;
-                from = stop;
+                from = end;
+                start += tile;
+                ++number;
             }
         }
     }
@@ -329,20 +354,7 @@ abstract contract StepBase is IStep {
             offset = _take(p, size);
             bytes32 root = _path(p, Sha.leaf(CHUNK_TAG, 21, offset, size), chunk, (columns + 255) / 256);
             if (rows != 0) root = _path(p, root, row, rows);
-            bytes memory name = _name(tensor, p.c.unit);
-            root = Sha.leafOf(
-                abi.encodePacked(
-                    "AOS/weights-tensor/v1",
-                    bytes1(0),
-                    uint64(name.length),
-                    name,
-                    uint32(kind),
-                    rows == 0
-                        ? abi.encodePacked(uint32(1), uint64(columns))
-                        : abi.encodePacked(uint32(2), uint64(columns), uint64(rows)),
-                    root
-                )
-            );
+            root = _tensorLeaf(tensor, p.c.unit, kind, columns, rows, root);
             if (_path(p, root, number, tensors) != p.c.weightsRoot) revert Fault(WEIGHTS);
         }
     }
@@ -354,50 +366,56 @@ abstract contract StepBase is IStep {
         return Blocks.widened(kind, offset, index % 256);
     }
 
-    function _name(Tensor tensor, uint256 unit) private pure returns (bytes memory) {
-        unchecked {
-            if (tensor == Tensor.TokenEmbd) return "token_embd.weight";
-            if (tensor == Tensor.OutputNorm) return "output_norm.weight";
-            if (tensor == Tensor.Output) return "output.weight";
-            bytes32 name = "attn_norm";
-            if (tensor == Tensor.AttnQ || tensor == Tensor.AttnQBias) name = "attn_q";
-            else if (tensor == Tensor.AttnK || tensor == Tensor.AttnKBias) name = "attn_k";
-            else if (tensor == Tensor.AttnV || tensor == Tensor.AttnVBias) name = "attn_v";
-            else if (tensor == Tensor.AttnQNorm) name = "attn_q_norm";
-            else if (tensor == Tensor.AttnKNorm) name = "attn_k_norm";
-            else if (tensor == Tensor.AttnOutput) name = "attn_output";
-            else if (tensor == Tensor.FfnNorm) name = "ffn_norm";
-            else if (tensor == Tensor.FfnGate) name = "ffn_gate";
-            else if (tensor == Tensor.FfnUp) name = "ffn_up";
-            else if (tensor == Tensor.FfnDown) name = "ffn_down";
-            bool bias = tensor >= Tensor.AttnQBias && tensor <= Tensor.AttnVBias;
-            // "blk." ‖ layer ‖ "." ‖ name ‖ ".weight" or ".bias": its end first.
-            bytes memory text = new bytes(64);
-            uint256 end = 64;
-            bytes32 last = bias ? bytes32(".bias") : bytes32(".weight");
-            end = _prepend(text, end, last);
-            end = _prepend(text, end, name);
-            text[--end] = ".";
-            uint256 layer = unit - 1;
-            do {
-                text[--end] = bytes1(uint8(48 + layer % 10));
-                layer /= 10;
-            } while (layer != 0);
-            end = _prepend(text, end, "blk.");
-            assembly ("memory-safe") {
-                text := add(text, end)
-                mstore(text, sub(64, end))
-            }
-            return text;
+    /// @dev The leaf of a tensor in the tree of weights.
+    function _tensorLeaf(Tensor tensor, uint256 unit, uint256 kind, uint256 columns, uint256 rows, bytes32 root)
+        private
+        view
+        returns (bytes32 leaf)
+    {
+        (bytes32 name, uint256 size) = _name(tensor, unit);
+        assembly ("memory-safe") {
+            // Each word's end is written over by what comes behind it.
+            let here := mload(64)
+            mstore(here, shr(8, TENSOR_TAG))
+            mstore(add(here, 23), shl(192, size))
+            mstore(add(here, 31), name)
+            let at := add(add(here, 31), size)
+            mstore(at, or(shl(224, kind), or(shl(192, add(1, gt(rows, 0))), or(shl(128, columns), shl(64, rows)))))
+            at := add(at, shl(3, add(2, gt(rows, 0))))
+            mstore(at, root)
+            if iszero(staticcall(gas(), 2, here, sub(add(at, 32), here), 0, 32)) { revert(0, 0) }
+            leaf := mload(0)
         }
     }
 
-    function _prepend(bytes memory text, uint256 end, bytes32 word) private pure returns (uint256) {
+    /// @dev A tensor's name, from the top of a word, and its bytes: 28 at most, as a unit has five digits.
+    function _name(Tensor tensor, uint256 unit) private pure returns (bytes32 name, uint256 size) {
         unchecked {
-            uint256 n = 32;
-            while (word[n - 1] == 0) --n;
-            while (n != 0) text[--end] = word[--n];
-            return end;
+            if (tensor == Tensor.TokenEmbd) return ("token_embd.weight", 17);
+            if (tensor == Tensor.OutputNorm) return ("output_norm.weight", 18);
+            if (tensor == Tensor.Output) return ("output.weight", 13);
+            (name, size) = (".attn_norm.weight", 17);
+            if (tensor == Tensor.AttnQ) (name, size) = (".attn_q.weight", 14);
+            else if (tensor == Tensor.AttnK) (name, size) = (".attn_k.weight", 14);
+            else if (tensor == Tensor.AttnV) (name, size) = (".attn_v.weight", 14);
+            else if (tensor == Tensor.AttnQBias) (name, size) = (".attn_q.bias", 12);
+            else if (tensor == Tensor.AttnKBias) (name, size) = (".attn_k.bias", 12);
+            else if (tensor == Tensor.AttnVBias) (name, size) = (".attn_v.bias", 12);
+            else if (tensor == Tensor.AttnQNorm) (name, size) = (".attn_q_norm.weight", 19);
+            else if (tensor == Tensor.AttnKNorm) (name, size) = (".attn_k_norm.weight", 19);
+            else if (tensor == Tensor.AttnOutput) (name, size) = (".attn_output.weight", 19);
+            else if (tensor == Tensor.FfnNorm) (name, size) = (".ffn_norm.weight", 16);
+            else if (tensor == Tensor.FfnGate) (name, size) = (".ffn_gate.weight", 16);
+            else if (tensor == Tensor.FfnUp) (name, size) = (".ffn_up.weight", 14);
+            else if (tensor == Tensor.FfnDown) (name, size) = (".ffn_down.weight", 16);
+            // What stands before it, its end first.
+            --unit;
+            do {
+                name = bytes32((48 + unit % 10) << 248) | (name >> 8);
+                ++size;
+                unit /= 10;
+            } while (unit != 0);
+            return (bytes32("blk.") | (name >> 32), size + 4);
         }
     }
 
@@ -430,65 +448,94 @@ abstract contract StepBase is IStep {
     }
 
     /// @dev The root over the trace's tree from the opened tiles and the proof's hashes.
-    function _fold(Proof memory p, uint256 n) private view returns (bytes32) {
-        unchecked {
-            // By number; most are opened in order, the first is the last.
-            for (uint256 i = 1; i < p.opened; ++i) {
-                uint256 entry = p.tiles[i];
-                bytes32 hash = p.hashes[i];
-                uint256 j = i;
-                for (; j > 0 && p.tiles[j - 1] > entry; --j) {
-                    p.tiles[j] = p.tiles[j - 1];
-                    p.hashes[j] = p.hashes[j - 1];
+    function _fold(Proof memory p, uint256 n) private view returns (bytes32 root) {
+        _sort(p);
+        uint256[9] memory tree = Layout.tree(n);
+        uint256[] memory tiles = p.tiles;
+        bytes32[] memory hashes = p.hashes;
+        uint256 cursor = p.cursor;
+        assembly ("memory-safe") {
+            // Where the next tile's entry is, how much further its hash, where the proof's next hash is; then a node.
+            let state := mload(64)
+            mstore(state, add(tiles, 32))
+            mstore(add(state, 32), sub(hashes, tiles))
+            mstore(add(state, 64), cursor)
+            mstore(add(state, 96), 1)
+
+            /// The hash of siblings `from` … `to` - 1 of a level.
+            function node(s, levels, level, from, to) -> hash {
+                for {} 1 {} {
+                    let span := mload(add(levels, shl(5, add(4, level))))
+                    // No opened tile: numbers count from 1.
+                    if gt(shr(128, mload(mload(s))), mul(to, span)) {
+                        let here := mload(add(s, 64))
+                        mstore(add(s, 64), add(here, 32))
+                        hash := calldataload(here)
+                        leave
+                    }
+                    let left := sub(sub(to, from), 1)
+                    if left {
+                        left := or(left, shr(1, left))
+                        left := or(left, shr(2, left))
+                        left := add(from, shr(1, add(or(left, shr(4, left)), 1)))
+                        hash := node(s, levels, level, from, left)
+                        let right := node(s, levels, level, left, to)
+                        mstore(add(s, 128), hash)
+                        mstore(add(s, 160), right)
+                        if iszero(staticcall(gas(), 2, add(s, 127), 65, 0, 32)) { revert(0, 0) }
+                        hash := mload(0)
+                        leave
+                    }
+                    if eq(span, 1) {
+                        let entry := mload(s)
+                        mstore(s, add(entry, 32))
+                        hash := mload(add(entry, mload(add(s, 32))))
+                        leave
+                    }
+                    let width := mload(add(levels, shl(5, level)))
+                    from := mul(from, width)
+                    to := add(from, width)
+                    level := add(level, 1)
+                    span := mload(add(levels, shl(5, add(4, level))))
+                    span := div(add(mload(add(levels, 256)), sub(span, 1)), span)
+                    if gt(to, span) { to := span }
                 }
-                p.tiles[j] = entry;
-                p.hashes[j] = hash;
             }
-            p.tiles[p.opened] = type(uint256).max;
-            uint256[] memory tiles = p.tiles;
-            bytes32[] memory hashes = p.hashes;
-            uint256 entry_;
-            uint256 hash_;
-            assembly ("memory-safe") {
-                entry_ := add(tiles, 32)
-                hash_ := add(hashes, 32)
-            }
-            (p.first, p.last) = (entry_, hash_);
-            return _node(p, Layout.tree(n), 0, 0, 1);
+            root := node(state, tree, 0, 0, 1)
+            cursor := mload(add(state, 64))
         }
+        if (cursor > p.end) revert Fault(LENGTH);
+        p.cursor = cursor;
     }
 
-    /// @dev `tree`: Layout.tree. p.first and p.last are where the next opened tile's entry and hash stand in memory.
-    function _node(Proof memory p, uint256[9] memory tree, uint256 level, uint256 from, uint256 to)
-        private
-        view
-        returns (bytes32 hash)
-    {
-        unchecked {
-            while (true) {
-                uint256 next = p.first;
-                uint256 span;
-                assembly ("memory-safe") {
-                    next := shr(128, mload(next))
-                    span := mload(add(tree, shl(5, add(4, level))))
+    /// @dev The opened tiles by number. All operands are before the tile itself, which was opened first; most are in order.
+    function _sort(Proof memory p) private pure {
+        uint256[] memory tiles = p.tiles;
+        bytes32[] memory hashes = p.hashes;
+        uint256 opened = p.opened;
+        assembly ("memory-safe") {
+            let gap := sub(hashes, tiles)
+            let first := add(tiles, 32)
+            let own := mload(first)
+            let hash := mload(add(first, gap))
+            let end := add(tiles, shl(5, opened))
+            for { let at := first } lt(at, end) { at := add(at, 32) } {
+                let entry := mload(add(at, 32))
+                let its := mload(add(add(at, 32), gap))
+                let here := at
+                for {} gt(here, first) {} {
+                    let before := sub(here, 32)
+                    if lt(mload(before), entry) { break }
+                    mstore(here, mload(before))
+                    mstore(add(here, gap), mload(add(before, gap)))
+                    here := before
                 }
-                if (next > to * span) return _hash(p);
-                if (to - from > 1) {
-                    uint256 middle = from + Layout.split(to - from);
-                    hash = _node(p, tree, level, from, middle);
-                    return Sha.node(hash, _node(p, tree, level, middle, to));
-                }
-                if (span == 1) {
-                    next = p.last;
-                    p.first += 32;
-                    p.last = next + 32;
-                    assembly ("memory-safe") {
-                        hash := mload(next)
-                    }
-                    return hash;
-                }
-                (level, from, to) = Layout.below(tree, level, from);
+                mstore(here, entry)
+                mstore(add(here, gap), its)
             }
+            mstore(end, own)
+            mstore(add(end, gap), hash)
+            mstore(add(end, 32), not(0))
         }
     }
 

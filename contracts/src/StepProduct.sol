@@ -86,15 +86,16 @@ contract StepProduct is StepBase {
             bytes memory blocks = _raw(p, quantised, 0, from / 32, to / 32);
             to = (to - from) / 32;
             for (uint256 k = 0; k < to; ++k) {
-                if (!F32.isFinite(_at(blocks, 9 * k))) p.poisoned = true;
-            }
-            if (p.poisoned) return blocks;
-            for (uint256 k = 0; k < to; ++k) {
+                uint256 scale = _at(blocks, 9 * k);
+                if (!F32.isFinite(scale)) {
+                    p.poisoned = true;
+                    return blocks;
+                }
                 uint256 q;
                 assembly ("memory-safe") {
                     q := mload(add(add(blocks, 36), mul(36, k)))
                 }
-                sum = F32.add(sum, Blocks.term(kind, row, k, _at(blocks, 9 * k), q));
+                sum = F32.add(sum, Blocks.term(kind, row, k, scale, q));
             }
             return _le(sum);
         }

@@ -22,6 +22,7 @@ FILES = [
     "0007_tee_device.sql",
     "0008_audits.sql",
     "0009_log.sql",
+    "0010_chain_claim.sql",
 ]
 
 

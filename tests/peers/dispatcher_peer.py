@@ -153,6 +153,7 @@ class DispatcherPeer:
         self.since_epoch = 0
         self.listed = True
         self.snapshot_epoch = 0
+        self.chain: dict[str, Any] | None = None
         self._changed = asyncio.Condition()
         self._answers: dict[str, asyncio.Future[Any]] = {}
         self._server: Server | None = None
@@ -175,6 +176,7 @@ class DispatcherPeer:
             "epoch_ms": self.epoch_ms,
             "beacon": {"anchor": b64u_encode(anchor), "length": BEACON_LENGTH},
             "max_range": MAX_RANGE,
+            **({} if self.chain is None else {"chain": self.chain}),
         }
 
     def entries(self) -> list[SnapshotEntry]:

@@ -21,6 +21,7 @@ from aos.adapters.simulated_nsm import SimulatedNsm, SimulatedPlatform
 from aos.core import draw, hashes
 from aos.core.clock import MessageFacts, VectorClock
 from aos.core.codec import decode, encode
+from aos.core.dispute.chain_claim import ChainClaim, CourtDomain, sign_claim
 from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical
 from aos.core.signing import address_of
 from aos.core.statements import (
@@ -104,6 +105,7 @@ class OperatorPeer:
         self.silent: set[str] = set()
         self.decline = False
         self.edit: dict[str, Callable[[Any], Any]] = {}
+        self.court: CourtDomain | None = None
         self.refuse_dispatch: str | None = None
         self.received: list[tuple[str, dict[str, Any]]] = []
         self.refusals: list[tuple[str, str]] = []
@@ -234,8 +236,22 @@ class OperatorPeer:
             "text": self.result.text,
             "tokens": list(self.result.tokens),
             "evidence": None if evidence is None else encode(evidence),
+            "chain_claim": self.chain_claim(signed.statement),
         }
         return self.edit["job_result"](revealed) if "job_result" in self.edit else revealed
+
+    def chain_claim(self, core: ReceiptCore, **changes: Any) -> Any:
+        """The claim that goes with a receipt, where this operator knows a court."""
+        if self.court is None or not core.state_root:
+            return None
+        claim = ChainClaim(
+            claimant=self.node_id,
+            receipt=hash_of(core),
+            model_id=core.model_id,
+            state_root=core.state_root,
+            expires=now_ms() // 1_000 + 400_000,
+        )
+        return encode(sign_claim(self.signer, replace(claim, **changes), self.court))
 
     def _call(self, key: Key) -> DrawCall:
         return decode(DrawCall, self._runs[key]["draw_call"]["statement"])

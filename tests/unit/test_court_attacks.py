@@ -119,11 +119,15 @@ def test_a_challenger_learns_which_committed_tile_is_wrong(world: World) -> None
     shown = [
         list(part) for part in Bounds.decode(liar.bounds, lying.known.run, run.last, run.tail)[0].tile_hashes
     ]
+    head = Bounds.decode(liar.bounds, lying.known.run, run.last, run.tail)[0].head
     for bad in (shown[:-1], [shown[0][:-1], *shown[1:]], [shown[0][::-1], *shown[1:]], [*shown, []]):
-        court.refuses("NotTheNode", CLAIMANT, "showParts", game.id, game.context(), bad)
+        court.refuses("NotTheNode", CLAIMANT, "showParts", game.id, game.context(), bad, head)
+    for other in (b"", head[:-1], flipped(head, 64)):
+        court.refuses("NotTheNode", CLAIMANT, "showParts", game.id, game.context(), shown, other)
     context = (*game.context()[:-1], 1)
-    court.refuses("OtherContext", CLAIMANT, "showParts", game.id, context, shown)
-    court.send(CLAIMANT, "showParts", game.id, game.context(), shown)
+    court.refuses("OtherContext", CLAIMANT, "showParts", game.id, context, shown, head)
+    done = court.send(CLAIMANT, "showParts", game.id, game.context(), shown, head)
+    assert court.events(done)[0].args["head"] == head
     court.refuses("AlreadyAsked", CHALLENGER, "askParts", game.id)
     own = [leaf_hash(tile) for tile in trace.tiles[trace.shape.named("logits").first :]]
     assert [tile for tile, each in enumerate(shown[0]) if each != own[tile]] == [wrong]

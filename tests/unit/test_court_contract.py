@@ -182,8 +182,8 @@ def test_a_move_out_of_turn_or_of_another_stage_is_refused(world: World) -> None
     court.refuses("NotTheNode", CHALLENGER, "choose", game.id, 0, 4, EMPTY_ROOT, [EMPTY_ROOT] * 4, 0)
     game.descend(tile, 0, at_once=True)
     context = (*game.context()[:-1], 1)
-    court.refuses("OtherContext", CLAIMANT, "prove", game.id, context, 0, 0, b"")
-    court.refuses("NotYourTurn", OTHER, "prove", game.id, game.context(), 0, 0, b"")
+    court.refuses("OtherContext", CLAIMANT, "prove", game.id, context, tile, 0, 0, 0, b"")
+    court.refuses("NotYourTurn", OTHER, "prove", game.id, game.context(), tile, 0, 0, 0, b"")
 
 
 def test_a_claim_counts_as_its_operator_signed_it(world: World) -> None:
@@ -251,13 +251,13 @@ def test_who_names_an_element_that_the_tile_has_not_loses_its_bond(world: World)
     game.register_model()
     game.open()
     game.answer()
-    game.descend(tile, 2**32 - 1, at_once=True)
+    game.descend(tile, 2**32 - 2, at_once=True)
     shown, proof = game.trace.prove_element(tile, 0)
     step = game.step_of(tile, 0, shown, proof)
     # The claimant cannot use it against another element.
-    args = (game.id, game.context(), step)
+    args = (game.id, game.context(), tile, 2**32 - 2, step)
     world.court.refuses("ProvesNothing(101)", CLAIMANT, "prove", *args, 2**31, proof)
-    done = world.court.send(CLAIMANT, "prove", *args, 2**32 - 1, proof)
+    done = world.court.send(CLAIMANT, "prove", *args, 2**32 - 2, proof)
     assert names(world.court.events(done)) == ["Refuted", "Ended"]
 
 

@@ -12,15 +12,26 @@ from typing import Any
 
 import pytest
 
+from aos.core.codec import decode
+from aos.core.dispute.chain_claim import (
+    CourtDomain,
+    SignedChainClaim,
+    check_claim,
+    claim_digest,
+    claim_hash,
+    parse_claim,
+)
 from aos.core.dispute.fine.referee import Canonical
 from aos.core.dispute.moves import read_move
 from aos.core.dispute.transcript import judge
 from aos.core.encoding import canonical_json
-from aos.errors import InvalidMessage
+from aos.core.statements import ReceiptCore
+from aos.errors import InvalidMessage, VerificationError
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "vectors/aos/dispute"
 MOVES = json.loads((VECTORS / "moves.json").read_text("utf-8"))
+CLAIMS = json.loads((VECTORS / "chain_claims.json").read_text("utf-8"))
 TRANSCRIPTS = json.loads((VECTORS / "transcripts.json").read_text("utf-8"))
 
 
@@ -47,6 +58,25 @@ def test_moves_are_read_or_refused_by_name(case: dict[str, Any]) -> None:
     assert caught.value.code == case["error"]
 
 
+@pytest.mark.parametrize("case", CLAIMS["cases"], ids=lambda case: case["name"])
+def test_claims_at_a_court_are_taken_or_refused_by_name(case: dict[str, Any]) -> None:
+    core, domain = decode(ReceiptCore, CLAIMS["receipt"]), decode(CourtDomain, CLAIMS["domain"])
+
+    def checked() -> SignedChainClaim:
+        signed = parse_claim(json.dumps(case["claim"]).encode())
+        check_claim(signed, core, domain, valid_until=CLAIMS["valid_until"])
+        return signed
+
+    if case["error"] is None:
+        signed = checked()
+        assert claim_hash(signed.claim).hex() == case["hash"]
+        assert claim_digest(signed.claim, domain).hex() == case["digest"]
+        return
+    with pytest.raises((InvalidMessage, VerificationError)) as caught:
+        checked()
+    assert caught.value.code == case["error"]
+
+
 @pytest.mark.parametrize("case", TRANSCRIPTS["cases"], ids=lambda case: case["name"])
 def test_transcripts_are_judged_as_they_say(case: dict[str, Any]) -> None:
     document = json.loads(TRANSCRIPTS["files"][case["file"]])
@@ -60,13 +90,13 @@ def test_transcripts_are_judged_as_they_say(case: dict[str, Any]) -> None:
     assert faults == case["faults"]
 
 
-@pytest.mark.parametrize("name", ["moves", "transcripts"])
+@pytest.mark.parametrize("name", ["moves", "transcripts", "chain_claims"])
 def test_the_script_makes_the_same_bytes(name: str) -> None:
     made = maker().pretty(maker().MADE[name]())
     assert made == (VECTORS / f"{name}.json").read_text("utf-8")
 
 
 def test_most_vectors_are_refused_or_convict() -> None:
-    for vectors in (MOVES, TRANSCRIPTS):
+    for vectors in (MOVES, TRANSCRIPTS, CLAIMS):
         refused = [case for case in vectors["cases"] if case["error"]]
         assert 2 * len(refused) > len(vectors["cases"])

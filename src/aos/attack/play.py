@@ -193,6 +193,7 @@ class Seat:
             "text": self.generation.text,
             "tokens": list(self.generation.tokens),
             "evidence": None,
+            "chain_claim": None,
         } | changes
 
     async def send_reveal(self, body: Mapping[str, Any]) -> str:

@@ -41,8 +41,9 @@ AsJson = Annotated[
 @chain_app.command(
     "deploy",
     cls=Command,
-    short_help="Deploy the registries of operators and models.",
+    short_help="Deploy the registries of operators and models, and the court.",
     epilog="""aos chain deploy -c config-dispatcher.yaml --min-stake 1 --exit-delay-hours 336
+aos chain deploy -c config-dispatcher.yaml --bond 0.05 --slash 1 --grace-minutes 10 --budget-hours 24
 aos chain deploy -c config-dispatcher.yaml --yes --json""",
 )
 def deploy(
@@ -52,40 +53,68 @@ def deploy(
     exit_delay_hours: Annotated[
         int, typer.Option(min=1, max=8760, help="How long a stake stays after an operator asked to leave.")
     ] = 336,
+    bond: Annotated[
+        str,
+        typer.Option(metavar="ETHER", help="What a challenge at the court puts down; lost if it is refuted."),
+    ] = "0.05",
+    slash: Annotated[
+        str, typer.Option(metavar="ETHER", help="What a convicted claim costs; default: the minimal stake.")
+    ] = "",
+    grace_minutes: Annotated[
+        int, typer.Option(min=1, max=10_080, help="How much of each move's time counts for nobody.")
+    ] = 10,
+    budget_hours: Annotated[
+        int, typer.Option(min=1, max=8760, help="What each party has beyond, for all of its moves in a game.")
+    ] = 24,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Deploy OperatorRegistry and ModelRegistry with the dispatcher's key, which will be the first one's owner.
+    """Deploy OperatorRegistry, ModelRegistry and Court with the dispatcher's key, which will own the first.
 
-    Recorded in the dispatcher's database before it is sent: run again after an interruption, it goes on, and it
-    never deploys twice with the same parameters.
+    The court is named to the registry, for ever: it alone can take a stake, and its parameters cannot be changed. Whoever is
+    to move and is silent for a move's grace and the rest of its budget has lost. The exit delay must be longer than claims are
+    valid and a game can last: twice the budget and 17 times the grace.
+
+    Recorded in the dispatcher's database before it is sent: run again after an interruption, it goes on, and it never deploys
+    twice with the same parameters. About 34 million gas in eleven transactions.
     """
-    from aos.dispatcher.chain_setup import deploy_contracts
+    from aos.dispatcher.chain_setup import CourtParameters, deploy_contracts
 
     stake = wei(min_stake)
+    court = CourtParameters(
+        bond=wei(bond),
+        slash=wei(slash) if slash else stake,
+        grace_s=grace_minutes * 60,
+        budget_s=budget_hours * 3600,
+    )
     quiet()
     confirm(
-        f"deploy two contracts with the dispatcher's key (minimal stake {min_stake} ether)?",
+        f"deploy registries and court with the dispatcher's key (minimal stake {min_stake} ether, a lie costs"
+        f" {ether(court.slash)})?",
         yes=yes,
         as_json=as_json,
     )
     done = asyncio.run(
-        deploy_contracts(config, min_stake=stake, exit_delay_s=exit_delay_hours * 3600, say=voice.say)
+        deploy_contracts(
+            config, min_stake=stake, exit_delay_s=exit_delay_hours * 3600, court=court, say=voice.say
+        )
     )
     if as_json:
         voice.data_json("chain.deploy", done)
         return
     for name, value in done.items():
-        voice.data(f"{name:<18} {value}")
+        for each in value if isinstance(value, list) else [value]:
+            voice.data(f"{name:<18} {each}")
     voice.say(
         f'Put it into the dispatcher\'s configuration: chain.operator_registry: "{done["operator_registry"]}"'
+        f' and chain.court: "{done["court"]}"'
     )
 
 
 @chain_app.command(
     "status",
     cls=Command,
-    short_help="The node, the contract, the operators, what is under way.",
+    short_help="The node, the contracts, the operators, what is under way.",
     epilog="aos chain status -c config-dispatcher.yaml --json",
 )
 def status(*, config: DispatcherConfig, as_json: AsJson = False) -> None:
@@ -98,9 +127,12 @@ def status(*, config: DispatcherConfig, as_json: AsJson = False) -> None:
         voice.data_json("chain.status", found)
         return
     operators = found.pop("operators")
+    court = found.pop("court") or {"address": "none: claims are not disputable on this chain"}
     transactions = found.pop("transactions")
     for name, value in found.items():
-        voice.data(f"{name:<18} {value}")
+        voice.data(f"{name:<18} {_word(value)}")
+    for name, value in court.items():
+        voice.data(f"{'court' if name == 'address' else '  ' + name:<18} {value}")
     for op in operators:
         state = f"leaving, {op['exit_at']}" if op["exit_at"] else f"[{op['start']}, {op['end']})"
         voice.data(f"operator           {op['node_id']}  {state}  {op['stake_ether']} ether")

@@ -5,6 +5,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,21 +15,23 @@ from aos.cli import voice
 from aos.cli.help import Command, Group, NamedByHash
 from aos.cli.own_key import OwnKey, own_key
 from aos.client import Client
-from aos.client.settings import load_client_settings
+from aos.client.settings import load_client_settings, state_dir
 from aos.core.answer import Answer, Receipt
 from aos.core.codec import decode
 from aos.core.dispute.coarse import Aim, aim, served_tree
 from aos.core.dispute.moves import Open, turn_of
+from aos.core.dispute.state_opening import StateTree
 from aos.core.dispute.transcript import Transcript, read_transcript
 from aos.core.encoding import b64u_decode, b64u_encode, parse_canonical
 from aos.core.hashes import MAX_REQUEST_BYTES
 from aos.core.signing import address_of
 from aos.core.statements import Request, hash_of, sign
-from aos.errors import InvalidMessage, RuleViolation, Unavailable
+from aos.errors import ConfigError, InvalidMessage, RuleViolation, Unavailable
 
 CHALLENGE_EXAMPLES = """aos challenge answer.aos --model models/aos-demo.Q8_0.gguf
 aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --key keys/signer.json
-aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --save game.json --json"""
+aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --save game.json --json
+aos challenge answer.aos --model models/aos-demo.Q8_0.gguf --on-chain --rpc http://127.0.0.1:8545 --key keys/signer.json"""
 POLL_S = 0.5
 _MAX_DOCUMENT = 48 << 20
 
@@ -51,6 +54,41 @@ def challenge(
         int | None, typer.Option(min=1, max=256, help="Default: the cores that this process may use.")
     ] = None,
     key: OwnKey = None,
+    on_chain: Annotated[
+        bool,
+        typer.Option(
+            "--on-chain", help="Dispute it at the court of the claim's chain, for the operator's stake."
+        ),
+    ] = False,
+    rpc_url: Annotated[
+        str,
+        typer.Option(
+            "--rpc",
+            metavar="URL",
+            envvar="AOS_CHAIN_RPC_URL",
+            show_envvar=False,
+            help="The chain's node; default $AOS_CHAIN_RPC_URL.",
+        ),
+    ] = "",
+    court: Annotated[
+        str,
+        typer.Option(
+            metavar="0x…", help="Play at no other court than this; default: the one that the claim names."
+        ),
+    ] = "",
+    database: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="AOS_CHALLENGER_DB_URL",
+            show_envvar=False,
+            help="PostgreSQL that remembers transactions; default $AOS_CHALLENGER_DB_URL, then one below .aos/challenger.",
+        ),
+    ] = "",
+    max_fee_gwei: Annotated[
+        int, typer.Option(min=1, max=100_000, help="What a unit of gas may cost at most.")
+    ] = 200,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before money is put down.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,6 +99,13 @@ def challenge(
 
     Exit codes are those of `aos referee`: 0 the claim is what this model computes (nothing to challenge), or the challenge was
     refuted; 10 the claim is proven wrong; 11 undecided: the claimant does not move, or the window closes.
+
+    With `--on-chain` the game is played at the contract to which the operator signed its claim, with the account of `--key`: it
+    pays gas and a bond, which is back unless the challenge is refuted, and has half of what the operator loses. Every
+    transaction is recorded before it is sent: stopped at any moment and run again, the command goes on where it was. It asks
+    before it opens a game (`--json` needs `--yes`), and prints the gas of every transaction. It ends when all of it is final.
+    What a game around the model would be (another prompt, stop or text) has no court; without `--on-chain` it has a referee.
+    Exit codes are the same; 11: the challenge was too late, or another one has convicted the claim.
     """
     from aos.cli.verify import read_file
     from aos.core.answer import read_answer
@@ -70,9 +115,29 @@ def challenge(
     core = receipt.core
     if not core.state_root:
         raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
+    if on_chain and (key is None or not rpc_url):
+        raise ConfigError(
+            "cli.on_chain",
+            "a challenge on a chain needs an account and a node",
+            field="--key" if key is None else "--rpc",
+            hint="--key FILE (made by `aos keys new`), and the node's URL in AOS_CHAIN_RPC_URL",
+        )
     signer = own_key(key)
     with load_client_settings(url=url, keyed=key is not None).client() as client:
-        player = Player(client, answer, receipt, model, threads, wait, signer)
+        keep = state_dir() / "challenger" if on_chain else None
+        player = Player(client, answer, receipt, model, threads, wait, signer, keep)
+        if on_chain:
+            from aos.cli.challenge_chain import OnChain, challenge_on_chain
+
+            asked = OnChain(
+                rpc_url=rpc_url,
+                court=court,
+                database=database,
+                max_fee_gwei=max_fee_gwei,
+                yes=yes,
+                as_json=as_json,
+            )
+            raise SystemExit(challenge_on_chain(player, asked))
         found = player.aim()
         if found is None:
             if as_json:
@@ -122,32 +187,38 @@ class Player:
         threads: int | None,
         wait_s: int,
         key: bytes,
+        keep: Path | None = None,
     ) -> None:
+        """``keep``: a directory for what the dispatcher served of the claim, which is asked for once: a game that costs money
+        can then be gone on with whether it still answers or not."""
         from aos.engine.native import NativeEngine
         from aos.engine.party import Party
         from aos.ports import SamplingParams
 
         core = receipt.core
-        self._client, self._core, self._wait_s = client, core, wait_s
-        self._key = key
+        self.answer, self.core, self.key = answer, core, key
+        self._client, self._wait_s, self._keep = client, wait_s, keep
         self._subject = hash_of(core)
         self._claim = b64u_encode(self._subject)
         many = threads or len(os.sched_getaffinity(0))
         engine = NativeEngine(model, progress=voice.Progress("loading the model"), threads=many)
         if engine.model_id != core.model_id:
             raise RuleViolation("replay.other_model", f"{model} is not the model of this receipt")
-        described = self._get(f"/claims/{self._claim}", self._subject)
-        self._tokens = [int(token) for token in described["tokens"]]
+        described = self._object(
+            self._kept("claim", lambda: self._ask(f"/claims/{self._claim}", self._subject))
+        )
+        self.claimed_tokens = [int(token) for token in described["tokens"]]
+        """The output, as the receipt hashes it."""
         self._rules = described["rules"]
         request = decode(
             Request, parse_canonical(answer.request.encode(), max_bytes=MAX_REQUEST_BYTES), where="request"
         )
-        params = request.job.params
+        self.params = params = request.job.params
         voice.say(f"computing {core.n_out} tokens again with {model} …")
-        self._party = Party(engine, model, threads=many)
-        self._known = self._party.run(
+        self.party = Party(engine, model, threads=many)
+        self.known = self.party.run(
             request.job.prompt,
-            self._tokens,
+            self.claimed_tokens,
             SamplingParams(
                 temperature=params.temperature,
                 top_p=params.top_p,
@@ -163,33 +234,42 @@ class Player:
 
     def aim(self) -> Aim | None:
         """Where the claim differs from this model's run; None where it does not."""
-        if self._known.tree.root == self._core.state_root:
+        if self.known.tree.root == self.core.state_root:
             return None
-        served = self._served()
-        graph = self._known.run.manifest.graph
-        assert graph is not None  # noqa: S101  the engine is canonical
-        tree = served_tree(
-            self._core.state_root,
-            b64u_decode(served["header"]),
-            [b64u_decode(unit) for unit in served["units"]],
-            n_layers=graph.n_layers,
-        )
+        tree, prompt_tokens = self.claimed()
         found = aim(
             tree,
-            self._known.tree,
-            claimed_tokens=[*served["prompt_tokens"], *self._tokens],
-            own_tokens=list(self._known.tokens),
+            self.known.tree,
+            claimed_tokens=[*prompt_tokens, *self.claimed_tokens],
+            own_tokens=list(self.known.tokens),
         )
         if found is None:
             raise RuleViolation("dispute.no_difference", "the claim differs nowhere that can be challenged")
         return found
 
+    def claimed(self) -> tuple[StateTree, list[int]]:
+        """The claim's leaves, and the tokens of its prompt, as the claimant serves them."""
+        served = self._object(self._kept("leaves", self._served))
+        graph = self.known.run.manifest.graph
+        assert graph is not None  # noqa: S101  the engine is canonical
+        tree = served_tree(
+            self.core.state_root,
+            b64u_decode(served["header"]),
+            [b64u_decode(unit) for unit in served["units"]],
+            n_layers=graph.n_layers,
+        )
+        return tree, [int(token) for token in served["prompt_tokens"]]
+
+    def chain_claim(self) -> bytes:
+        """The claim that the operator signed for a court, as JSON. Raises RuleViolation ``chain_claim.none``."""
+        return self._kept("chain", lambda: self._ask(f"/claims/{self._claim}/chain", self._subject))
+
     def play(self, found: Aim) -> bytes:
         """The transcript, once nothing more is to be expected."""
-        core = self._core
+        core = self.core
         opening = Open(
             network=core.network,
-            challenger=address_of(self._key),
+            challenger=address_of(self.key),
             claimant=core.operator,
             claim=hash_of(core),
             job_ref=core.job_ref,
@@ -197,13 +277,13 @@ class Player:
             kind=found.kind,
             position=found.position,
             unit=found.unit,
-            state_root=self._known.tree.root,
+            state_root=self.known.tree.root,
             leaf=found.leaf,
             bond=int(self._rules["bond"]) << 4,
         )
         where = f" {found.unit} at position {found.position}" if found.kind == "unit" else ""
         voice.say(f"challenging {core.operator}: {found.kind}{where}")
-        game = self._object(self._client.disputes(value=sign(self._key, opening).to_json()))
+        game = self._object(self._client.disputes(value=sign(self.key, opening).to_json()))
         until, seen = time.monotonic() + self._wait_s, 1
         while game["state"] == "open" and time.monotonic() < until:
             if game["moves"] != seen:
@@ -219,16 +299,30 @@ class Player:
     def _move(self, game: str) -> dict[str, Any]:
         transcript = self._transcript(game)
         held: Transcript = read_transcript(transcript)
-        move = self._party.move(self._known, "challenger", transcript)
+        move = self.party.move(self.known, "challenger", transcript)
         if turn_of(move) != len(held.moves):
             raise RuleViolation("dispute.turn", "the dispatcher's transcript is of another turn")
-        return self._object(self._client.disputes(f"/{game}/moves", value=sign(self._key, move).to_json()))
+        return self._object(self._client.disputes(f"/{game}/moves", value=sign(self.key, move).to_json()))
 
-    def _served(self) -> dict[str, Any]:
+    def _kept(self, name: str, fetch: Callable[[], bytes]) -> bytes:
+        if self._keep is None:
+            return fetch()
+        path = self._keep / f"{self._subject.hex()}.{name}.json"
+        if path.is_file():
+            return path.read_bytes()
+        data = fetch()
+        self._keep.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = path.with_suffix(".new")
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        partial.replace(path)
+        return data
+
+    def _served(self) -> bytes:
         until = time.monotonic() + self._wait_s
         while True:
             try:
-                return self._get(f"/claims/{self._claim}/leaves", self._subject)
+                return self._ask(f"/claims/{self._claim}/leaves", self._subject)
             except RuleViolation as error:
                 if error.code != "dispute.not_served":
                     raise
@@ -239,12 +333,15 @@ class Player:
                     ) from error
             time.sleep(POLL_S)
 
+    def _ask(self, path: str, subject: bytes) -> bytes:
+        return self._client.disputes(path, key=self.key, subject=subject)
+
     def _get(self, path: str, subject: bytes) -> dict[str, Any]:
-        return self._object(self._client.disputes(path, key=self._key, subject=subject))
+        return self._object(self._ask(path, subject))
 
     def _transcript(self, game: str) -> bytes:
         return self._client.disputes(
-            f"/{game}/transcript", key=self._key, subject=b64u_decode(game, length=32)
+            f"/{game}/transcript", key=self.key, subject=b64u_decode(game, length=32)
         )
 
     @staticmethod

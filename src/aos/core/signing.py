@@ -56,7 +56,12 @@ def to_checksum(address: str) -> str:
 def sign_eip191(private_key: bytes, message: bytes) -> bytes:
     """65 bytes r ‖ s ‖ v, v 27 or 28, s in the lower half, nonce as in RFC 6979. Raises ConfigError
     ``key.invalid``."""
-    signature = _private(private_key).sign_recoverable(eip191_digest(message), hasher=None)
+    return sign_digest(private_key, eip191_digest(message))
+
+
+def sign_digest(private_key: bytes, digest: bytes) -> bytes:
+    """As ``sign_eip191``, over the 32 bytes of a digest that somebody made for signing."""
+    signature = _private(private_key).sign_recoverable(digest, hasher=None)
     return signature[:64] + bytes([27 + signature[64]])
 
 
@@ -71,7 +76,7 @@ def recover_eip191(message: bytes, signature: bytes) -> str:
 
 
 def recover_digest(digest: bytes, signature: bytes) -> str:
-    """As ``recover_eip191``, over the 32-byte ``eip191_digest`` of the message."""
+    """As ``recover_eip191``, over the 32 bytes that were signed: of a message its ``eip191_digest``."""
     if not signature:
         raise InvalidMessage("signature.empty", "the signature is empty", field="signature")
     if len(signature) != SIGNATURE_BYTES:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aos.core.codec import decode
+from aos.core.dispute.chain_claim import CourtDomain
 from aos.core.keys import is_published, parse_key
 from aos.core.log.note import COSIGNATURE, NoteKey, read_vkey
 from aos.core.signing import address_of
@@ -86,15 +87,31 @@ class LogSettings(BaseModel):
 
 
 class Chain(BaseModel):
-    """The chain whose OperatorRegistry says who has which range (docs/chain.md)."""
+    """The chain whose OperatorRegistry says who has which range, and whose court operators answer to (docs/chain.md).
+
+    The log's checkpoint is anchored there every ``anchor_s`` seconds, where it has grown; with 0 never.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     rpc_url: str = Field(repr=False)
     chain_id: int = Field(ge=1, lt=1 << 53)
     operator_registry: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
+    court: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
+    claim_hours: int = Field(168, ge=1, le=8_760)
     max_fee_gwei: int = Field(200, ge=1, le=1_000_000)
     beacon: bool = False
+    anchor_s: int = Field(3_600, ge=0, le=86_400 * 30)
+
+    @property
+    def domain(self) -> CourtDomain | None:
+        """The court that every opML result must come with a claim at; None where there is none."""
+        return CourtDomain(chain_id=self.chain_id, court=self.court.lower()) if self.court else None
+
+    @property
+    def claim_s(self) -> int:
+        """How long after its result a claim can be challenged at least, in seconds."""
+        return self.claim_hours * 3_600
 
 
 class _Settings(BaseModel):

@@ -165,6 +165,19 @@ class Claims:
             "rules": encode(rules_of(self._config)),
         }
 
+    async def chain_claim(self, claim: bytes) -> bytes:
+        """A claim's claim at the court on a chain, as its operator signed it (canonical JSON). It tells no token: anybody may read
+        it. Raises NotFound ``dispute.unknown_claim``, ``chain_claim.none``.
+        """
+        async with unavailable():
+            await self._claim(self._pool, claim)
+            signed = await self._pool.fetchval(
+                "SELECT signed FROM chain_claim WHERE receipt_id = $1", b64u_encode(claim)
+            )
+        if signed is None:
+            raise NotFound("chain_claim.none", "this result came with no claim at a court", field="claim")
+        return str(signed).encode()
+
     async def _want(self, db: Any, row: Record) -> int:
         """When the claim can no longer be challenged (ms)."""
         if row["closes_at"] is not None:

@@ -16,6 +16,7 @@ from aos.adapters.causal_clock import CausalClock
 from aos.adapters.postgres import Pool, unavailable
 from aos.core import draw, hashes
 from aos.core.codec import Bytes32, MaxLength, Pattern, Range, UInt32, decode, encode
+from aos.core.dispute.chain_claim import claim_hash
 from aos.core.encoding import b64u_encode, canonical_json
 from aos.core.statements import (
     Chunk,
@@ -137,7 +138,7 @@ class Messages:
         """The run and attempt that a message is about. Raises RuleViolation ``run.unknown``."""
         async with unavailable():
             row = await self._pool.fetchrow(
-                """SELECT a.*, r.position, j.job_ref, j.job_type, j.blind, j.request, j.nonce
+                """SELECT a.*, r.position, r.deadline, j.job_ref, j.job_type, j.blind, j.request, j.nonce
                    FROM job j JOIN attempt a USING (job_id) JOIN run r USING (run_id)
                    WHERE j.job_ref = $1 AND a.attempt = $2""",
                 job_ref,
@@ -389,6 +390,8 @@ class Messages:
         own = request.job.params.seed
         draw_seed = read_signed(DrawCall, json.loads(first)).statement.draw_seed
         commit_set: Signed[CommitSet] = read_signed(CommitSet, json.loads(run["commit_set"]))
+        chain = self._config.chain
+        committed_s = (run["deadline"] - self._config.deadlines.reveal_ms) // 1_000
         return SeatFacts(
             network=self._config.network,
             dispatcher=self._config.keys.address,
@@ -410,6 +413,8 @@ class Messages:
             stream_head=head if seat["role"] == "executor" and head is not None else b"",
             tee_references=self._config.tee_references,
             tee_boots=await self._attestation.before(node_id, seat["committed_at"]),
+            court=None if chain is None else chain.domain,
+            claim_until=0 if chain is None else committed_s + chain.claim_s,
             now_ms=now_ms(),
         )
 
@@ -464,6 +469,13 @@ class Messages:
                 write_tokens(reveal.tokens),
                 None if evidence is None else _json(encode(evidence)),
             )
+            if stored and (claim := reveal.chain_claim) is not None:
+                await db.execute(
+                    "INSERT INTO chain_claim (receipt_id, claim, signed) VALUES ($1, $2, $3)",
+                    receipt,
+                    claim_hash(claim.claim),
+                    _json(encode(claim)),
+                )
             await db.execute(
                 """UPDATE seat SET standing = 'revealed'
                    WHERE job_id = $1 AND attempt = $2 AND node_id = $3 AND standing = 'committed'""",

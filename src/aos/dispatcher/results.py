@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from aos.core import hashes
 from aos.core.codec import Bytes32, MaxLength, SignatureBytes, UInt32, decode, encode
+from aos.core.dispute.chain_claim import CourtDomain, SignedChainClaim, check_claim
 from aos.core.draw import claim_alpha_of
 from aos.core.encoding import b64u_encode
 from aos.core.signing import verify_statement
@@ -31,6 +32,7 @@ class Reveal:
     text: Annotated[str, MaxLength(1 << 21)]
     tokens: Annotated[tuple[UInt32, ...], MaxLength(65_536)]
     evidence: Any
+    chain_claim: SignedChainClaim | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,10 @@ class SeatFacts:
     tee_references: Mapping[str, References]
     tee_boots: frozenset[bytes]
     """Boot statements of this operator (hashes) that D had accepted before its commit."""
+    court: CourtDomain | None
+    """Where an opML result must come with a claim at a court on a chain: which; it must be good until ``claim_until`` (Unix
+    seconds)."""
+    claim_until: int
     now_ms: int
 
 
@@ -123,7 +129,8 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
     """Check a reveal against everything that D knows; returns TEE evidence where there is some.
 
     1. signed by the seat's operator; 2. every member that D can recompute; 3. text and tokens are the hashed ones; 4. it opens its
-    commitment; 5. a TEE answer's evidence is bound to it. Raises VerificationError ``reveal.*``, ``signature.*``, ``tee.*``.
+    commitment; 5. the claim at the court is there and this receipt's; 6. a TEE answer's evidence is bound to it.
+    Raises VerificationError ``reveal.*``, ``signature.*``, ``chain_claim.*``, ``tee.*``.
     """
     core, job = reveal.receipt, facts.request.job
     # 1
@@ -197,6 +204,8 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
     if expected != facts.commit.statement.commitment:
         raise VerificationError("reveal.commitment", "the reveal does not open its commitment")
     # 5
+    _check_chain_claim(reveal, facts)
+    # 6
     if core.tee == "":
         return None
     references = facts.tee_references.get(core.tee)
@@ -219,6 +228,26 @@ def check_reveal(reveal: Reveal, facts: SeatFacts) -> TeeEvidence | None:
     ):
         raise VerificationError("reveal.tee", "the evidence is of another answer, network, kind or draw key")
     return evidence
+
+
+def _check_chain_claim(reveal: Reveal, facts: SeatFacts) -> None:
+    claim = reveal.chain_claim
+    if facts.court is None or not reveal.receipt.state_root:
+        if claim is not None:
+            raise VerificationError(
+                "chain_claim.unwanted",
+                "no claim at a court is asked for with this result",
+                field="job_result.chain_claim",
+            )
+        return
+    if claim is None:
+        raise VerificationError(
+            "chain_claim.missing",
+            f"this network's opML results come with a claim at the court {facts.court.court}",
+            field="job_result.chain_claim",
+            hint="the operator sets chain.court (docs/chain.md)",
+        )
+    check_claim(claim, reveal.receipt, facts.court, valid_until=facts.claim_until)
 
 
 def read_reveal(body: object) -> Reveal:

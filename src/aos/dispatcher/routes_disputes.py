@@ -124,6 +124,17 @@ async def claim_of(
 
 
 @router.get(
+    "/claims/{claim}/chain",
+    summary="A claim's claim at the court on a chain",
+    responses={200: _OBJECT, **refusals(404, 503)},
+)
+async def chain_claim(request: Request, claim: str) -> Response:
+    """What the operator signed for the court (docs/spec/16-chain-disputes.md, "Claims"), for everybody."""
+    data = await _court(request).chain_claim(name_of(claim, "claim"))
+    return Response(data, media_type="application/json")
+
+
+@router.get(
     "/claims/{claim}/leaves",
     summary="A claim's header and leaf hashes",
     responses={200: _OBJECT, **refusals(400, 403, 404, 409, 503)},

@@ -7,24 +7,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aos.core.codec import decode
 from aos.core.dispute import players
 from aos.core.dispute.audit import AuditRequest
 from aos.core.dispute.case import UnitTrace as AnyTrace
 from aos.core.dispute.fine.around import prove_header, prove_tokens, prove_trap
 from aos.core.dispute.fine.bounds import Unit
+from aos.core.dispute.fine.chain_around import TOKENS_UNIT
+from aos.core.dispute.fine.chain_game import MAX_GAME_BYTES, ChainGame, move_json
+from aos.core.dispute.fine.chain_players import claimant_move
 from aos.core.dispute.fine.referee import Canonical
 from aos.core.dispute.game import Game
 from aos.core.dispute.moves import Move
 from aos.core.dispute.state_opening import Place
 from aos.core.dispute.state_tree import TOKEN
 from aos.core.dispute.transcript import read_transcript, replay
-from aos.core.encoding import b64u_encode
+from aos.core.encoding import b64u_encode, parse_json_strict
 from aos.core.statements import Prompt
 from aos.engine.around import check_with_tokenizer, write_tables
 from aos.engine.gguf import read_gguf
 from aos.engine.native import NativeEngine
 from aos.engine.reference import ReferenceEngine
-from aos.engine.trace import AbsentUnit, KnownRun, ModelWeights, UnitTrace, known_run
+from aos.engine.trace import AbsentUnit, Claimed, KnownRun, ModelWeights, UnitTrace, known_run
 from aos.errors import InvalidMessage, RuleViolation
 from aos.ports import SamplingParams
 
@@ -100,6 +104,19 @@ class Party:
         )
         return players.choose(game, trace)
 
+    def court_move(self, known: KnownRun, data: bytes) -> dict[str, Any]:
+        """The claimant's next move in a game on a chain, ``data`` being the JSON of a ``ChainGame``: ``{"kind", "move",
+        "manifest"}``. Raises RuleViolation ``dispute.stage``; InvalidMessage ``field.*``, and what the trace raises.
+        """
+        game = decode(ChainGame, parse_json_strict(data, max_bytes=MAX_GAME_BYTES), where="game")
+        if game.unit == TOKENS_UNIT:
+            move = claimant_move(game, known.run, self.prove_tokens(known, game.position), None)
+        else:
+            trace = self.trace(known, game.position, game.unit)
+            there = trace if isinstance(trace, UnitTrace) else None
+            move = claimant_move(game, known.run, trace.bounds, there)
+        return {**move_json(move), "manifest": self._engine.manifest.json().decode()}
+
     def trace(self, known: KnownRun, position: int, unit: int) -> AnyTrace:
         """What a claimant shows of a unit of its run."""
         try:
@@ -109,8 +126,12 @@ class Party:
                 raise
             return AbsentUnit(known)
 
-    def _own(self, known: KnownRun, position: int, unit: int, against: Unit | None) -> UnitTrace:
-        key = (known.tree.root, position, unit, None if against is None else (against.leaf, against.cuts))
+    def against(self, known: KnownRun, position: int, unit: int, claim: Claimed) -> UnitTrace:
+        """What a challenger compares a unit of a claim with. Raises InvalidMessage ``trace.unit`` where its own run has none."""
+        return self._own(known, position, unit, claim)
+
+    def _own(self, known: KnownRun, position: int, unit: int, against: Claimed | None) -> UnitTrace:
+        key = (known.tree.root, position, unit, None if against is None else (against.trap_op, against.cuts))
         if key not in self._traces:
             trace = UnitTrace(known, self._loaded(), self._engine, position, unit, against=against)
             _keep(self._traces, key, trace)
@@ -128,19 +149,15 @@ class Party:
             return prove_trap(known.tree, known.trap)
         if game.open.kind != "tokens":
             return prove_header(known.tree)
-        position, trap = game.open.position, known.trap
-        tail = None
-        graph = self._engine.manifest.graph
-        assert graph is not None  # noqa: S101  the engine is canonical
-        try:
-            trace = self._own(known, position, graph.n_layers + 1, None)
-        except InvalidMessage as error:
-            if error.code != "trace.unit":
-                raise
-        else:
-            if not trace.context.trapped:
-                place = Place(position=position, unit=graph.n_layers + 1, part=TOKEN, tile=0)
-                tail = trace.open_state(place)
+        return self.prove_tokens(known, game.open.position)
+
+    def prove_tokens(self, known: KnownRun, position: int) -> bytes:
+        """A claimant's proof that the token behind a position is the one that the tail there chose, or that none chose one."""
+        trap, header, tail = known.trap, known.tree.header, None
+        if header.n_prompt <= position + 1 < header.n_prompt + header.n_out:
+            unit = len(known.tree.units[position]) - 1
+            place = Place(position=position, unit=unit, part=TOKEN, tile=0)
+            tail = self._own(known, position, unit, None).open_state(place)
         return prove_tokens(known.tree, known.tokens, position, None if trap is None else trap[0], tail)
 
 

@@ -21,13 +21,12 @@ from aos.core.dispute.fine.bounds import (
     LAST_OP,
     Bounds,
     Run,
-    Unit,
     exists,
     state_shape,
     unit_context,
     unit_shape,
 )
-from aos.core.dispute.fine.element import make_element_proof
+from aos.core.dispute.fine.element import make_element_proof, wrong_element
 from aos.core.dispute.fine.grid import UnitShape
 from aos.core.dispute.fine.operands import Poisoned, UnitContext, WeightBlock
 from aos.core.dispute.fine.tile import OpenedWeights, make_proof, recomputed
@@ -52,6 +51,18 @@ class Capture(Protocol):
 
     def cache(self, layer: int, first: int, end: int) -> tuple[F16, F16]:
         """K and V of a layer at positions ``first`` … ``end`` - 1: [positions, kv_width] each."""
+
+
+class Claimed(Protocol):
+    """What a challenger's trace takes over from the claim. ``aos.core.dispute.fine.bounds.Unit`` where it was opened whole."""
+
+    @property
+    def trap_op(self) -> int | None:
+        """The op that the unit's trap leaf names, 0 where it has values; None without the unit."""
+
+    @property
+    def cuts(self) -> tuple[int, int] | None:
+        """Those of the sampler's record, where one is committed."""
 
 
 class CapturingEngine(Protocol):
@@ -188,11 +199,11 @@ class UnitTrace:
         position: int,
         unit: int,
         *,
-        against: Unit | None = None,
+        against: Claimed | None = None,
         capture: Capture | None = None,
         fast: bool = True,
     ) -> None:
-        """``against``: the claimant's opened unit, where this is its challenger's trace: whether it trapped, and the cuts
+        """``against``: the claimant's unit, where this is its challenger's trace: whether it trapped, and the cuts
         of its sampler record, are inputs of a trace. ``capture``: what the engine kept of the run already, of
         this unit and the one before. ``fast`` False computes tile by tile. Raises InvalidMessage
         ``trace.unit`` where the run has no such unit.
@@ -203,8 +214,8 @@ class UnitTrace:
         if not exists(state, position, unit):
             raise InvalidMessage("trace.unit", "the run has no such unit", field="unit")
         trap_op = op if state.is_trap(position, unit) else 0
-        if against is not None and against.context is not None:
-            trap_op = against.context.trap_op
+        if against is not None and against.trap_op is not None:
+            trap_op = against.trap_op
         self.context: UnitContext = unit_context(known.run, header, state, position, unit, trap_op)
         self.shape: UnitShape = unit_shape(self.context)
         self.known, self._weights = known, weights
@@ -230,6 +241,11 @@ class UnitTrace:
                 operands.tiles.append(data[at : at + size])
                 at += size
         return operands.tiles
+
+    @property
+    def tree(self) -> TraceTree:
+        """The tree over all tiles."""
+        return self._tree
 
     @property
     def tile_hashes(self) -> Sequence[bytes]:
@@ -281,6 +297,10 @@ class UnitTrace:
     def prove_element(self, index: int, element: int) -> tuple[int, bytes]:
         """The element to show and its proof, for a contract. Raises InvalidMessage ``trace.tile``, ``trace.element``."""
         return make_element_proof(self.context, self.shape, self.tiles, self._tree, self, index, element)
+
+    def wrong_element(self, index: int, claimed: bytes) -> int:
+        """As ``aos.core.dispute.fine.element.wrong_element``, of this trace."""
+        return wrong_element(self.context, self.shape, self.tiles, self, index, claimed)
 
     # --- what proofs are opened from
 

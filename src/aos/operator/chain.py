@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aos.adapters.chain.contracts import contract
 from aos.adapters.chain.journal import Entry, Journal
-from aos.adapters.chain.node import ChainNode
+from aos.adapters.chain.node import Block, ChainNode
 from aos.adapters.chain.registry import SQL, OperatorContract
 from aos.adapters.postgres import Pool, connect_pool, create_database, migrate
 from aos.core.statements import SnapshotEntry
@@ -19,6 +19,7 @@ from aos.operator.identity import Identity, load_identity
 from aos.ports import OnChainOperator
 
 REGISTRY = contract("OperatorRegistry")
+COURT = contract("Court")
 LOOK_EVERY_S = 15.0
 FOLLOW_S = 120.0
 
@@ -52,9 +53,9 @@ class OperatorAccount:
         self, pool: Pool, node: ChainNode, operators: OperatorContract, journal: Journal, identity: Identity
     ) -> None:
         self._pool = pool
-        self._node = node
+        self.node = node
         self._operators = operators
-        self._journal = journal
+        self.journal = journal
         self._identity = identity
         self._looked: tuple[float, OnChainOperator] | None = None
         self._before: tuple[float, tuple[int, int]] | None = None
@@ -83,12 +84,21 @@ class OperatorAccount:
         return cls(pool, node, operators, journal, identity)
 
     async def close(self) -> None:
-        await self._node.close()
+        await self.node.close()
         self._pool.terminate()
 
+    @property
+    def registry(self) -> str:
+        """The OperatorRegistry's address."""
+        return self._operators.address
+
+    async def final(self) -> Block:
+        """The newest final block. Raises VerificationError, InvalidMessage, Unavailable ``chain.*``."""
+        return await self._operators.final()
+
     async def keep(self) -> None:
-        """Follow what a command has sent to its end, until cancelled."""
-        await self._journal.keep(REGISTRY)
+        """Follow what a command, or a game at the court, wants sent to its end, until cancelled."""
+        await self.journal.keep(REGISTRY, COURT)
 
     # --- what draws ask
 
@@ -129,13 +139,11 @@ class OperatorAccount:
         """Raises VerificationError, InvalidMessage, Unavailable ``chain.*``."""
         node_id = self._identity.node_id
         newest = await self._operators.newest(node_id)
-        head = await self._node.block("latest")
-        (owed,) = await self._node.calls(
-            self._operators.address, [REGISTRY.call("owed", node_id)], block=head
-        )
+        head = await self.node.block("latest")
+        (owed,) = await self.node.calls(self._operators.address, [REGISTRY.call("owed", node_id)], block=head)
         return Standing(
             node_id=node_id,
-            chain_id=self._node.chain_id,
+            chain_id=self.node.chain_id,
             registry=self._operators.address,
             stake=newest.stake,
             min_stake=self._operators.min_stake,
@@ -144,9 +152,9 @@ class OperatorAccount:
             exit_at=newest.exit_at,
             games=newest.games,
             owed=REGISTRY.answer("owed", owed),
-            balance=await self._node.balance(node_id),
+            balance=await self.node.balance(node_id),
             final=newest == await self._operators.operator(node_id),
-            open=tuple(entry.purpose for entry in await self._journal.open()),
+            open=tuple(entry.purpose for entry in await self.journal.open()),
         )
 
     async def stake_to(self, target: int) -> Standing:
@@ -187,7 +195,7 @@ class OperatorAccount:
             )
         if now.stake and not now.exit_at:
             await self._do("ask to leave", REGISTRY.call("requestExit"))
-        elif now.stake and now.exit_at <= (await self._node.block("latest")).time and not now.games:
+        elif now.stake and now.exit_at <= (await self.node.block("latest")).time and not now.games:
             await self._do("leave", REGISTRY.call("exit"))
         if (await self.standing()).owed:
             await self._do("withdraw", REGISTRY.call("withdraw", self._identity.node_id))
@@ -195,21 +203,21 @@ class OperatorAccount:
 
     async def _do(self, what: str, data: bytes, *, value: int = 0) -> None:
         # One of a kind: the account's count of transactions is in its name, and whatever is open was followed before.
-        count = await self._node.nonce(self._identity.node_id, "latest")
+        count = await self.node.nonce(self._identity.node_id, "latest")
         purpose = f"{what} ({count})"
-        await self._journal.want(purpose, to=self._operators.address, data=data, value=value)
+        await self.journal.want(purpose, to=self._operators.address, data=data, value=value)
         await self._follow(purpose)
 
     async def _follow_all(self) -> None:
-        for entry in await self._journal.open():
+        for entry in await self.journal.open():
             await self._follow(entry.purpose)
 
     async def _follow(self, purpose: str) -> None:
         """Until it is mined. Whoever comes later follows it until it is final: the running operator, or the next command."""
         deadline = time.monotonic() + FOLLOW_S
         while True:
-            await self._journal.step(REGISTRY)
-            entry = await self._journal.entry(purpose)
+            await self.journal.step(REGISTRY)
+            entry = await self.journal.entry(purpose)
             assert entry is not None  # noqa: S101  it was recorded
             if entry.state == "failed":
                 raise RuleViolation("chain.failed", f"{purpose}: {entry.error}")
@@ -224,7 +232,7 @@ class OperatorAccount:
             await asyncio.sleep(0.5)
 
     async def _mined(self, entry: Entry) -> bool:
-        return entry.hash is not None and await self._node.receipt(entry.hash) is not None
+        return entry.hash is not None and await self.node.receipt(entry.hash) is not None
 
 
 @asynccontextmanager

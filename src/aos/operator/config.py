@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import yaml
 
+from aos.core.dispute.chain_claim import CourtDomain
 from aos.errors import ConfigError
 from aos.operator.settings import KEYS, Key
 
@@ -67,12 +68,17 @@ class Explained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainConfig:
-    """The chain that this operator reads its range from, and stakes on (docs/chain.md)."""
+    """The chain that this operator reads its range from, stakes on, and answers challenges at (docs/chain.md).
+
+    ``court`` None: no claim is ever signed. ``claim_hours``: how long a claim of this operator can be challenged.
+    """
 
     rpc_url: str
     chain_id: int
     operator_registry: str
     max_range: int
+    court: CourtDomain | None
+    claim_hours: int
     max_fee_gwei: int
 
     def __repr__(self) -> str:
@@ -253,7 +259,12 @@ def _settings(path: Path | None, environ: Mapping[str, str]) -> tuple[dict[str, 
                 key=name,
                 reason="unused: without chain.chain_id no chain is read; ranges are those of the dispatcher's signed registry",
             )
-            for name in ("chain.chain_rpc_url", "chain.vrf_range_contract", "chain.vrf_sort_precision")
+            for name in (
+                "chain.chain_rpc_url",
+                "chain.vrf_range_contract",
+                "chain.vrf_sort_precision",
+                "chain.court",
+            )
             if settings[name].given
         ]
     for name in ("node.signer_key", "node.vrf_key"):
@@ -473,6 +484,10 @@ def _chain(values: _Values) -> ChainConfig | None:
         chain_id=chain_id,
         operator_registry=values.address("chain.vrf_range_contract"),
         max_range=10 ** values.integer("chain.vrf_sort_precision"),
+        court=CourtDomain(chain_id=chain_id, court=values.address("chain.court"))
+        if values.text("chain.court")
+        else None,
+        claim_hours=values.integer("chain.claim_hours"),
         max_fee_gwei=values.integer("chain.max_fee_gwei"),
     )
 

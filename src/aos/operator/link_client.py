@@ -29,6 +29,7 @@ from aos.operator.network import (
     ChainReader,
     Network,
     Registry,
+    check_court,
     check_pinned,
     get_document,
     public_client,
@@ -297,6 +298,8 @@ class LinkClient:
             pinned=self._pinned[0],
             pinned_key=self._pinned[1],
         )
+        if self._config.node_type == "opml":
+            check_court(network, self._config.chain)
         if network != self._network or self._pinned[0] is None:
             await self._store.pin_network(network.name, network.vrf_key, ok["network"])
             self._pinned = (network.name, network.vrf_key)

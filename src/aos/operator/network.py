@@ -13,19 +13,27 @@ import httpx
 
 from aos.core import beacon, draw
 from aos.core.codec import decode, encode
+from aos.core.dispute.chain_claim import CourtDomain
 from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
 from aos.core.statements import DrawCall, Snapshot, SnapshotEntry, read_signed, verify_signed
 from aos.errors import InvalidMessage, Unavailable, VerificationError
+from aos.operator.config import ChainConfig
 from aos.operator.rows import StoredSnapshot
 from aos.operator.store import Store
 
+CLAIM_SLACK_S = 3_600
+"""Between signing a claim and its check: clocks that differ, a link that was down."""
 MAX_REGISTRY_BYTES = 8 << 20
 DOCUMENT_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A network file as far as an operator needs it. Times in ms; keys and hashes 32 bytes."""
+    """A network file as far as an operator needs it. Times in ms; keys and hashes 32 bytes.
+
+    ``court``: where every opML result must come with a claim at a court on a chain, which one; that claim must be good
+    ``claim_s`` seconds after the result.
+    """
 
     name: str
     dispatcher: str
@@ -35,6 +43,8 @@ class Network:
     anchor: bytes
     length: int
     beacon_source: str
+    court: CourtDomain | None = None
+    claim_s: int = 0
 
     def epoch_at(self, time_ms: int) -> int:
         return beacon.epoch_of(time_ms, self.genesis, self.epoch_ms)
@@ -57,10 +67,45 @@ def read_network(value: object) -> Network:
             anchor=b64u_decode(_word(chain["anchor"]), length=32),
             length=_count(chain["length"], low=1),
             beacon_source=_word(members.get("beacon_source", "dispatcher")),
+            **_court(members.get("chain")),
         )
     except (KeyError, TypeError, IndexError, InvalidMessage) as error:
         raise InvalidMessage("network.file", f"the network file is incomplete: {error}") from error
     return network
+
+
+def _court(chain: Any) -> dict[str, Any]:
+    if chain is None or "court" not in chain:
+        return {}
+    named = {"chain_id": chain["chain_id"], "court": chain["court"]}
+    return {
+        "court": decode(CourtDomain, named, where="chain"),
+        "claim_s": _count(chain["claim_s"], low=1),
+    }
+
+
+def check_court(network: Network, config: ChainConfig | None) -> None:
+    """The court that the network names must be the configured one: a dispatcher alone cannot make an operator liable anywhere.
+
+    Raises VerificationError ``chain.court``, ``chain.claim_hours``.
+    """
+    if network.court is None:
+        return
+    if config is None or config.court != network.court:
+        named = f"{network.court.court} on chain {network.court.chain_id}"
+        raise VerificationError(
+            "chain.court",
+            f"this network's results come with claims at the court {named}, and this operator is not configured for it",
+            field="chain.court",
+            hint="set chain.court and the rest of chain: once you have looked at that contract (docs/chain.md)",
+        )
+    if config.claim_hours * 3_600 < network.claim_s + CLAIM_SLACK_S:
+        least = -(-(network.claim_s + CLAIM_SLACK_S) // 3_600)
+        raise VerificationError(
+            "chain.claim_hours",
+            f"this network's claims must be good for {least} hours, this operator's are for {config.claim_hours}",
+            field="chain.claim_hours",
+        )
 
 
 def _word(value: object) -> str:
@@ -114,10 +159,9 @@ class BeaconCheck:
                 "this network's beacon is a chain's, and this operator reads none",
                 hint="set chain.chain_id, chain.chain_rpc_url and chain.vrf_range_contract",
             )
-        elif call.beacon != await self._chain.block_hash(
-            beacon.block_time(call.epoch, network.genesis, network.epoch_ms)
-        ):
-            raise VerificationError("beacon.mismatch", "the beacon is not the epoch's block", field="beacon")
+        else:
+            since = beacon.block_time(call.epoch, network.genesis, network.epoch_ms)
+            beacon.verify_block_beacon(call.beacon, await self._chain.block_hash(since))
         self._known = (call.epoch, call.beacon)
 
 

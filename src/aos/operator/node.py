@@ -24,6 +24,7 @@ from aos.errors import AOSError, ConfigError, Unavailable
 from aos.operator.attesting import Attesting
 from aos.operator.audits import Audits
 from aos.operator.chain import OperatorAccount
+from aos.operator.chain_games import CourtGames
 from aos.operator.config import OperatorConfig
 from aos.operator.court import CourtClient
 from aos.operator.disputes import Disputes
@@ -64,6 +65,7 @@ class OperatorNode:
         self._reconciler: Reconciler
         self._attesting: Attesting
         self._runners: list[Runner]
+        self._games: CourtGames | None = None
 
     def stop(self) -> None:
         """End ``run``; what is under way is continued by the next process."""
@@ -135,7 +137,13 @@ class OperatorNode:
     ) -> None:
         account = await OperatorAccount.open(self._config, self._identity)
         board = Board()
-        outbox = Outbox(store, self._identity)
+        settings = self._config.chain
+        outbox = Outbox(
+            store,
+            self._identity,
+            claim_hours=0 if settings is None else settings.claim_hours,
+            now_ms=now_ms,
+        )
         self._store = store
         self._draining = state.draining
         tee = self._config.node_type == "tee"
@@ -199,6 +207,8 @@ class OperatorNode:
             )
             for client in clients
         ]
+        if account is not None and settings is not None and settings.court is not None:
+            self._games = CourtGames(store, self._identity, account, settings.court, worker=self._worker_with)
         listener = _listen(self._config)
         server = _Server(
             uvicorn.Config(
@@ -219,6 +229,7 @@ class OperatorNode:
             server.serve(sockets=[listener]),
             self._stop.wait(),
             *([] if account is None else [account.keep()]),
+            *([] if self._games is None else [self._games.run()]),
         ]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
@@ -323,6 +334,9 @@ class OperatorNode:
             problems.append(f"not eligible: {why_not}")
         if self._draining:
             problems.append("draining: takes part in no draws; `aos operator resume` ends it")
+        court = None if self._games is None else await self._games.describe()
+        if court is not None:
+            problems += court.pop("problems")
         draws, jobs = await recent_draws(self._store), await self._store.count_jobs()
         connected = self._link.status.connected
         return {
@@ -341,6 +355,7 @@ class OperatorNode:
             "jobs": jobs,
             "unfinished": await self._store.count_unfinished(),
             "workers": [describe_worker(runner) for runner in self._runners],
+            "court": court,
             "problems": problems,
         }
 

@@ -12,9 +12,11 @@ from typing import Any
 import structlog
 
 from aos.adapters.link import Link
+from aos.core.codec import encode
 from aos.core.encoding import b64u_encode
 from aos.core.statements import CommitAck, verify_signed
 from aos.errors import InvalidMessage, RuleViolation, VerificationError
+from aos.operator.chain_claims import claim_for
 from aos.operator.identity import Identity
 from aos.operator.network import Network
 from aos.operator.rows import Assignment, Draw
@@ -30,11 +32,16 @@ Key = tuple[str, bytes, int]
 
 
 class Outbox:
-    """Sends what is due over one link. ``wake`` says that something new may be due."""
+    """Sends what is due over one link. ``wake`` says that something new may be due. Claims at a court are good for
+    ``claim_hours``."""
 
-    def __init__(self, store: Store, identity: Identity) -> None:
+    def __init__(
+        self, store: Store, identity: Identity, *, claim_hours: int, now_ms: Callable[[], int]
+    ) -> None:
         self._store = store
         self._identity = identity
+        self._claim_hours = claim_hours
+        self._now_ms = now_ms
         self._signal = asyncio.Event()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
 
@@ -70,7 +77,7 @@ class Outbox:
         for held in await self._store.in_state("executed"):
             self._start(("job", *held.key), partial(self._commit, link, network, held))
         for held in await self._store.in_state("revealing"):
-            self._start(("job", *held.key), partial(self._reveal, link, held))
+            self._start(("job", *held.key), partial(self._reveal, link, network, held))
         for held in await self._store.unsent_failures():
             self._start(("job", *held.key), partial(self._failure, link, held))
 
@@ -145,9 +152,13 @@ class Outbox:
             raise VerificationError("commit_ack.foreign", "the acknowledgement is of another commit")
         await self._store.committed(held.job_ref, held.attempt, ack.to_json())
 
-    async def _reveal(self, link: Link, held: Assignment) -> None:
+    async def _reveal(self, link: Link, network: Network, held: Assignment) -> None:
         assert held.result is not None  # noqa: S101  the schema keeps it until the receipt is acknowledged
         assert held.commit_salt is not None  # noqa: S101  stored with the result
+        now_s = self._now_ms() // 1_000
+        claim = await claim_for(
+            self._store, self._identity, network, held, now_s=now_s, hours=self._claim_hours
+        )
         body = {
             "receipt": held.receipt,
             "signature": held.receipt_signature,
@@ -155,6 +166,7 @@ class Outbox:
             "text": held.result["text"],
             "tokens": held.result["tokens"],
             "evidence": held.result["evidence"],
+            "chain_claim": None if claim is None else encode(claim),
         }
         answer = await self._request(link, "job_result", body, held.job_ref, held.attempt)
         if answer is _LATER:

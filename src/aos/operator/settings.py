@@ -79,6 +79,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="chain.chain_id", kind="integer", default="0", high=2**53 - 1),
     Key(name="chain.vrf_range_contract"),
     Key(name="chain.vrf_sort_precision", kind="integer", default="6", low=2, high=12),
+    Key(name="chain.court"),
+    Key(name="chain.claim_hours", kind="integer", default="169", low=1, high=8_784),
     Key(name="chain.max_fee_gwei", kind="integer", default="200", low=1, high=1_000_000),
     Key(name="api.read_maximum", kind="integer", default="20", low=1, high=1000),
 )

@@ -32,6 +32,13 @@ MIGRATIONS = "aos.operator.sql"
 MAX_KEEP_MS = 90 * 86_400_000
 
 _COLUMNS = ", ".join(Assignment.__dataclass_fields__)
+_CHALLENGEABLE = """
+    SELECT FROM chain_claim c WHERE (c.job_ref, c.attempt) = (assignment.job_ref, assignment.attempt) AND (
+        c.expires > extract(epoch FROM now())
+        OR EXISTS (SELECT FROM court_game g WHERE g.claim = c.claim AND g.over = '')
+        OR c.expires > extract(epoch FROM now() - interval '30 days') AND NOT EXISTS
+            (SELECT FROM court_read r WHERE (r.chain_id, r.court) = (c.chain_id, c.court) AND r.time_s > c.expires))"""
+"""Whether a claim at a court may be challenged, or was, as far as its events have been read."""
 _UNFINISHED = "('stored', 'executed', 'committed', 'revealing')"
 
 
@@ -517,9 +524,9 @@ class Store:
             await connection.execute("UPDATE node_state SET keep_ms = $1 WHERE keep_ms <> $1", keep_ms)
 
     async def erase_content(self, older_than_hours: int) -> int:
-        """Erase prompts, texts and tokens of what ended that long ago, but nothing that can still be disputed or audited; the
-        signed statements stay. What was signed in disputes goes that long after it was signed, and after the run that it is about:
-        without the run nothing else can be signed. Rows erased."""
+        """Erase prompts, texts and tokens of what ended that long ago, but nothing that can still be disputed, audited or answered
+        at a court; the signed statements stay. What was signed in disputes goes that long after it was signed, and after the run
+        that it is about: without the run nothing else can be signed. Rows erased."""
         async with self.transaction() as connection:
             keep = await connection.fetchval(
                 "SELECT greatest(make_interval(hours => $1), coalesce(max(keep_ms), 0) * interval '1 millisecond')"
@@ -527,9 +534,9 @@ class Store:
                 older_than_hours,
             )
             rows = await connection.fetch(
-                "UPDATE assignment SET request = NULL, stream = NULL, result = NULL, erased = true"
+                "UPDATE assignment SET request = NULL, stream = NULL, result = NULL, erased = true"  # noqa: S608
                 " WHERE NOT erased AND (state IN ('done', 'cancelled') OR (state = 'failed' AND failure_sent))"
-                " AND changed_at <= now() - $1::interval RETURNING job_ref, attempt",
+                f" AND changed_at <= now() - $1::interval AND NOT EXISTS ({_CHALLENGEABLE}) RETURNING job_ref, attempt",
                 keep,
             )
             await connection.executemany(

@@ -179,9 +179,11 @@ class WorkerClient:
         if answer.status_code != 200:
             raise self._refusal(answer, bytes(data))
         try:
-            result: dict[str, Any] = json.loads(data)["result"]
+            result = json.loads(data)["result"]
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidMessage("worker.protocol", f"{self.url} gives no trace") from error
+        if not isinstance(result, dict):
+            raise InvalidMessage("worker.protocol", f"{self.url} gives no trace")
         return result
 
     async def audit(self, question: dict[str, Any], *, most: int) -> AsyncGenerator[bytes]:

@@ -45,9 +45,10 @@ class TracedRun:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceQuestion:
     """A body of ``POST /api/v1/trace``. ``leaves``: no ``transcript``. ``move``: the next move of ``party`` in the game that
-    ``transcript`` (a transcript's exact text) is, about this run (claimant) or with it (challenger)."""
+    ``transcript`` (a transcript's exact text) is, about this run (claimant) or with it (challenger). ``court``: the claimant's
+    in a game on a chain; ``transcript`` is the text of a ``ChainGame``."""
 
-    task: Literal["leaves", "move"]
+    task: Literal["leaves", "move", "court"]
     run: TracedRun
     party: Literal["claimant", "challenger"] | None
     transcript: Annotated[str, MaxLength(MAX_TRACE_BODY)] | None
@@ -70,7 +71,8 @@ def read_audit_question(body: bytes) -> AuditQuestion:
 def read_trace_question(body: bytes) -> TraceQuestion:
     """Raises InvalidMessage ``encoding.*``, ``field.*``; RuleViolation ``trace.question``."""
     question = decode(TraceQuestion, parse_json_strict(body, max_bytes=MAX_TRACE_BODY))
-    if (question.task == "move") != (question.party is not None and question.transcript is not None):
+    moves = question.party is not None and question.transcript is not None
+    if (question.task != "leaves") != moves or (question.task == "court" and question.party != "claimant"):
         raise RuleViolation("trace.question", "a move needs party and transcript, leaves neither")
     return question
 
@@ -126,6 +128,8 @@ class Tracer:
         if question.task == "leaves":
             return party.leaves(known)
         assert question.transcript is not None  # noqa: S101  read_trace_question has looked
+        if question.task == "court":
+            return party.court_move(known, question.transcript.encode())
         return {"move": encode(party.move(known, question.party, question.transcript.encode()))}
 
     def _known(self, party: Party, run: TracedRun) -> KnownRun:

@@ -129,6 +129,10 @@ class Contract:
             return Event(contract=self.name, name=item["name"], args=args)
         return None
 
+    def topic(self, event: str) -> bytes:
+        """What an event's log entries begin with."""
+        return bytes(event_abi_to_log_topic(self._item("event", event)))
+
     def selector(self, function: str) -> bytes:
         return bytes(function_abi_to_4byte_selector(self._item("function", function)))
 

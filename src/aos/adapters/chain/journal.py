@@ -9,8 +9,9 @@ purpose fails, and who wanted it looks at the chain and decides.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ class Entry:
     block: int | None
     created: str | None
     error: str
+    wanted_at: datetime
+    """By the database's clock."""
 
 
 class Journal:
@@ -93,7 +96,8 @@ class Journal:
                 raise RuleViolation("chain.purpose", f"{purpose!r} was recorded for another transaction")
             if row["state"] == "failed":
                 row = await db.fetchrow(
-                    """UPDATE chain_transaction SET state = 'wanted', nonce = NULL, hash = NULL, block = NULL, error = ''
+                    """UPDATE chain_transaction
+                       SET state = 'wanted', nonce = NULL, hash = NULL, block = NULL, error = '', created_at = now()
                        WHERE id = $1 RETURNING *""",
                     row["id"],
                 )
@@ -110,12 +114,36 @@ class Journal:
             )
         return None if row is None else _entry(row)
 
+    async def newest(self, prefix: str) -> Entry | None:
+        """The purpose that was wanted last of those that begin so."""
+        async with unavailable():
+            row = await self._pool.fetchrow(
+                """SELECT * FROM chain_transaction WHERE chain_id = $1 AND sender = $2 AND starts_with(purpose, $3)
+                   ORDER BY created_at DESC, id DESC LIMIT 1""",
+                self._node.chain_id,
+                self.sender,
+                prefix,
+            )
+        return None if row is None else _entry(row)
+
+    async def entries(self, prefix: str) -> list[Entry]:
+        """Every purpose that begins so, in the order in which they were wanted."""
+        async with unavailable():
+            rows = await self._pool.fetch(
+                """SELECT * FROM chain_transaction WHERE chain_id = $1 AND sender = $2 AND starts_with(purpose, $3)
+                   ORDER BY id""",
+                self._node.chain_id,
+                self.sender,
+                prefix,
+            )
+        return [_entry(row) for row in rows]
+
     async def open(self) -> list[Entry]:
         """What is not over, oldest first."""
         return [_entry(row) for row in await self._open()]
 
-    async def step(self, contract: Contract | None = None) -> bool:
-        """Once over everything that is open; False where nothing is. ``contract`` gives its errors' names.
+    async def step(self, *contracts: Contract) -> bool:
+        """Once over everything that is open; False where nothing is. ``contracts`` give their errors' names.
 
         Raises Unavailable ``chain.*``, VerificationError ``chain.id``, InvalidMessage ``chain.answer``; what was recorded stays.
         """
@@ -129,14 +157,14 @@ class Journal:
                 for row in await self._open("sent"):
                     await self._follow(row, final, final_count)
                 for row in await self._open("wanted"):
-                    await self._begin(row, contract)
+                    await self._begin(row, contracts)
         return bool(await self._open())
 
-    async def keep(self, contract: Contract | None = None, *, every_s: float = 5.0) -> None:
+    async def keep(self, *contracts: Contract, every_s: float = 5.0) -> None:
         """Step until cancelled. Trouble is logged, and tried again."""
         while True:
             try:
-                await self.step(contract)
+                await self.step(*contracts)
             except AOSError as error:
                 log.warning("chain.not_sent", code=error.code, message=error.message)
             self._woken.clear()
@@ -168,14 +196,15 @@ class Journal:
                 if ours:
                     await db.execute("SELECT pg_advisory_unlock($1, $2)", _LOCK, key)
 
-    async def _begin(self, row: Record, contract: Contract | None) -> None:
+    async def _begin(self, row: Record, contracts: Sequence[Contract]) -> None:
         """Give a transaction its nonce, sign it, write it down, send it."""
         to, data, value = row["target"], row["data"], int(row["value"])
         try:
             gas = await self._node.estimate(sender=self.sender, to=to, data=data, value=value)
             gas += gas // 4
         except Reverted as refusal:
-            reason = contract.error(refusal.data) if contract is not None else None
+            named = (contract.error(refusal.data) for contract in contracts)
+            reason = next((name for name in named if name), None)
             await self._end(row, "failed", error=f"the contract refuses: {reason or refusal.data.hex()}")
             return
         except RuleViolation as refusal:
@@ -358,6 +387,7 @@ def _entry(row: Record) -> Entry:
         block=row["block"],
         created=row["created"],
         error=row["error"],
+        wanted_at=row["created_at"],
     )
 
 

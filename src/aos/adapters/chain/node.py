@@ -50,6 +50,16 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """What a contract told in a block, for ``Contract.event``. ``transaction`` is a hash (32 bytes)."""
+
+    block: int
+    transaction: bytes
+    topics: tuple[bytes, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fees:
     """Wei per unit of gas: at most in all, and for the block's maker."""
 
@@ -118,6 +128,43 @@ class ChainNode:
     async def code(self, address: str, *, block: Block) -> bytes:
         where = {"blockHash": "0x" + block.hash.hex(), "requireCanonical": True}
         return self._bytes(await self._ask("eth_getCode", address, where))
+
+    async def logs(
+        self, address: str, topics: Sequence[bytes | None], *, first: int, last: int
+    ) -> list[LogEntry]:
+        """What contract ``address`` told under these topics (None: any) in blocks ``first`` to ``last``, oldest first.
+
+        A node can leave some out unseen: what must be complete is compared with the contract's state.
+        """
+        wanted = {
+            "address": address,
+            "topics": [None if topic is None else "0x" + topic.hex() for topic in topics],
+            "fromBlock": hex(first),
+            "toBlock": hex(last),
+        }
+        found = await self._ask("eth_getLogs", wanted)
+        if not isinstance(found, list):
+            raise self._nonsense()
+        entries, places = [], []
+        for value in found:
+            if not isinstance(value, dict) or not isinstance(listed := value.get("topics"), list):
+                raise self._nonsense()
+            entry = LogEntry(
+                block=self._quantity(value.get("blockNumber")),
+                transaction=self._bytes(value.get("transactionHash"), 32),
+                topics=tuple(self._bytes(topic, 32) for topic in listed[:4]),
+                data=self._bytes(value.get("data")),
+            )
+            asked = all(topic in (None, there) for topic, there in zip(topics, entry.topics, strict=False))
+            if not first <= entry.block <= last or len(entry.topics) < len(topics) or not asked:
+                raise self._nonsense()
+            if str(value.get("address")).lower() != address.lower() or value.get("removed"):
+                raise self._nonsense()
+            entries.append(entry)
+            places.append((entry.block, self._quantity(value.get("logIndex"))))
+        if places != sorted(set(places)):
+            raise self._nonsense()
+        return entries
 
     async def nonce(self, address: str, which: Tag | int) -> int:
         """How many transactions of this account there are up to that block."""

@@ -123,6 +123,10 @@ class TraceTree:
         below = self.shape.children(level, index)
         return self._levels[level + 1][below.start : below.stop]
 
+    def range(self, level: int, first: int, end: int) -> bytes:
+        """The hash over siblings ``first`` … ``end`` - 1 of a level."""
+        return tree_root(self._levels[level][first:end])
+
     def path(self, tiles: Sequence[int]) -> list[bytes]:
         """What ``opened_root`` needs beside the hashes of ``tiles``."""
         path: list[bytes] = []

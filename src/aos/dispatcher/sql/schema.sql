@@ -268,6 +268,14 @@ CREATE TABLE dispute_claim (
            AND (served_at IS NULL) = (prompt_tokens IS NULL))
 );
 
+-- Claims at a court on a chain (docs/spec/16-chain-disputes.md), of receipts that came with one: checked before they were stored.
+-- `claim` is the name that the court gives it, `signed` the canonical JSON of aos.chain_claim.
+CREATE TABLE chain_claim (
+    receipt_id text  PRIMARY KEY REFERENCES receipt,
+    claim      bytea NOT NULL UNIQUE CHECK (length(claim) = 32),
+    signed     text  NOT NULL
+);
+
 CREATE TABLE dispute_game (
     game       bytea   PRIMARY KEY,
     seq        bigint  GENERATED ALWAYS AS IDENTITY UNIQUE,

@@ -4,6 +4,7 @@ Bounds open the run's header, the unit's leaf, the hashes of all tiles of its pa
 All lengths follow from header, graph and parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -169,6 +170,11 @@ class Unit:
     outputs: tuple[tuple[int, bytes], ...]
     cuts: tuple[int, int] | None
 
+    @property
+    def trap_op(self) -> int | None:
+        """The op that the unit's trap leaf names, 0 where it has values; None without the unit."""
+        return None if self.context is None else self.context.trap_op
+
 
 def open_unit(run: Run, position: int, unit: int, bounds: bytes) -> Unit:
     """Check a claimant's bounds of the unit at a position.
@@ -192,14 +198,24 @@ def open_unit(run: Run, position: int, unit: int, bounds: bytes) -> Unit:
         cuts = int.from_bytes(opened.head[8:12], "little"), int.from_bytes(opened.head[12:16], "little")
     context = unit_context(run, header, state, position, unit, opened.op)
     shape = unit_shape(context)
+    outputs = committed_outputs(shape, opened.tile_hashes, opened.op)
+    return Unit(context=context, shape=shape, leaf=leaf, outputs=outputs, cuts=cuts)
+
+
+def committed_outputs(
+    shape: UnitShape, tile_hashes: Sequence[Sequence[bytes]], trap_op: int
+) -> tuple[tuple[int, bytes], ...]:
+    """Each trace tile that a state root commits of a unit, by the hashes of its parts' tiles and its trap's op (or whose value
+    every run must have), with the leaf hash of the bytes it must be.
+    """
     outputs: list[tuple[int, bytes]] = []
     for op in shape.ops:
-        if op.part is not None and not opened.op:
-            outputs += [(op.first + tile, each) for tile, each in enumerate(opened.tile_hashes[op.part])]
-        elif op.demanded is not None and not opened.op:
+        if op.part is not None and not trap_op:
+            outputs += [(op.first + tile, each) for tile, each in enumerate(tile_hashes[op.part])]
+        elif op.demanded is not None and not trap_op:
             outputs.append((op.first, leaf_hash(op.demanded)))
-    outputs.append((shape.n_tiles - 1, leaf_hash(opened.op.to_bytes(4, "little"))))
-    return Unit(context=context, shape=shape, leaf=leaf, outputs=tuple(outputs), cuts=cuts)
+    outputs.append((shape.n_tiles - 1, leaf_hash(trap_op.to_bytes(4, "little"))))
+    return tuple(outputs)
 
 
 def check_header(run: Run, header: StateHeader) -> None:

@@ -72,6 +72,35 @@ def make_element_proof(
     return shown, b"".join(out)
 
 
+def wrong_element(
+    context: UnitContext,
+    shape: UnitShape,
+    tiles: Sequence[bytes],
+    source: OperandSource,
+    index: int,
+    claimed: bytes,
+) -> int:
+    """The element to name of a tile that is claimed to be other bytes than in a party's own trace, where all operands are the
+    same. Where one's own tile is all ones, that is one whose operands are not finite: others may be right.
+    """
+    own, op = tiles[index], shape.op_of(index)
+    if len(claimed) != len(own):
+        return 0
+    count = element_count(shape, index)
+    if own == b"\xff" * len(own):
+        for element in range(count):
+            operands = TraceOperands(context, shape, tiles, source)
+            operands.tile(index)
+            try:
+                _recomputed(operands, op, index - op.first, element)
+            except Poisoned:
+                return element
+    size = len(own) // count
+    return next(
+        (e for e in range(count) if own[e * size : (e + 1) * size] != claimed[e * size : (e + 1) * size]), 0
+    )
+
+
 def part_roots(unit: Unit) -> tuple[bytes, ...]:
     """The roots of the parts that ``state_root`` commits for the unit; none where it trapped or chooses nothing."""
     if unit.shape is None or unit.context is None or unit.context.trapped:

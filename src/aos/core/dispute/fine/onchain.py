@@ -2,16 +2,21 @@
 trace's tree, halving after halving.
 """
 
+from collections.abc import Sequence
+
 from aos.core.dispute.fine.bounds import Bounds, Run, Unit
 from aos.core.dispute.fine.element import part_roots
 from aos.core.dispute.trace_tree import TreeShape
 from aos.core.hashes import u32
 from aos.core.manifest import GRAPH_KINDS
-from aos.core.merkle import HASH_BYTES, tree_root
+from aos.core.merkle import HASH_BYTES, node_hash, tree_root
 from aos.errors import InvalidMessage
 
 KINDS = {name: number for number, name in enumerate(GRAPH_KINDS)}
 PARTS = 3
+CONTEXT_BYTES = 33 * 32
+HALVINGS = 4
+"""A reveal shows the nodes so many halvings below a node."""
 
 FAULTS = (
     "",
@@ -26,8 +31,10 @@ FAULTS = (
     "tile.cut",
     "tile.trap",
     "tile.value",
+    "around.tokens",
+    "dispute.header",
 )
-"""Codes of ``check_element`` by the contract's number; 0: it holds."""
+"""Codes of ``check_element`` by the contract's number, 0: it holds; the last two are those of ``chain_around``."""
 
 
 def context_words(unit: Unit, unit_root: bytes) -> bytes:
@@ -117,6 +124,46 @@ def frontier(shape: TreeShape, node: tuple[int, int, int], depth: int) -> list[t
         *frontier(shape, (level, first, middle), depth - 1),
         *frontier(shape, (level, middle, end), depth - 1),
     ]
+
+
+def below_root(shape: TreeShape, node: tuple[int, int, int], depth: int, hashes: Sequence[bytes]) -> bytes:
+    """The hash of a node that the hashes of its ``frontier`` lead to. Raises InvalidMessage ``trace.node``: another number."""
+    level, first, end = _single(shape, *node)
+    if depth == 0 or end - first == 1:
+        if len(hashes) != 1:
+            raise InvalidMessage("trace.node", "the node has another number of nodes below", field="children")
+        return hashes[0]
+    middle = first + (1 << ((end - first - 1).bit_length() - 1))
+    left = (level, first, middle)
+    count = len(frontier(shape, left, depth - 1))
+    return node_hash(
+        below_root(shape, left, depth - 1, hashes[:count]),
+        below_root(shape, (level, middle, end), depth - 1, hashes[count:]),
+    )
+
+
+def way_down(
+    shape: TreeShape, node: tuple[int, int, int], depth: int, hashes: Sequence[bytes], target: int
+) -> tuple[int, list[bytes]]:
+    """The way from a node to number ``target`` of its ``frontier``: a bit a halving, the first one highest, 1 the right half;
+    and the hashes of the other halves, the lowest first.
+    """
+    path = 0
+    siblings: list[bytes] = []
+    while True:
+        level, first, end = _single(shape, *node)
+        if depth == 0 or end - first == 1:
+            return path, siblings[::-1]
+        depth -= 1
+        middle = first + (1 << ((end - first - 1).bit_length() - 1))
+        left, right = (level, first, middle), (level, middle, end)
+        count = len(frontier(shape, left, depth))
+        if target < count:
+            siblings.append(below_root(shape, right, depth, hashes[count:]))
+            path, node, hashes = path << 1, left, hashes[:count]
+        else:
+            siblings.append(below_root(shape, left, depth, hashes[:count]))
+            path, node, hashes, target = path << 1 | 1, right, hashes[count:], target - count
 
 
 def _single(shape: TreeShape, level: int, first: int, end: int) -> tuple[int, int, int]:

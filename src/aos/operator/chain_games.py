@@ -1,0 +1,303 @@
+"""An operator in games on a chain (docs/spec/16-chain-disputes.md): it sees every challenge of its claims at the court, and answers
+each move with its own run, on its own.
+
+The game is read from the newest block, because clocks run there: what a reorganisation undoes is answered again, and no move can
+harm its maker in another history (a proof names what it proves). What is over counts once it is final. Moves are made by the
+worker that has the model and go through the account's journal: a process that is killed goes on with the same transactions.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import structlog
+
+from aos.adapters.chain.court import (
+    COURT,
+    CourtContract,
+    CourtFacts,
+    Opened,
+    move_data,
+    register_model_data,
+)
+from aos.adapters.chain.node import Block
+from aos.adapters.postgres import Record
+from aos.core.codec import decode, encode
+from aos.core.dispute.chain_claim import CourtDomain
+from aos.core.dispute.fine.chain_game import Answer, AnswerTokens, ChainGame, Prove, Stage, read_claimant_move
+from aos.core.encoding import b64u_encode, canonical_json, parse_json_strict
+from aos.core.manifest import Manifest
+from aos.errors import AOSError, RuleViolation, VerificationError
+from aos.operator.chain import OperatorAccount
+from aos.operator.disputes import own_run, run_of
+from aos.operator.identity import Identity
+from aos.operator.store import Store
+from aos.operator.worker_client import WorkerClient
+
+log = structlog.get_logger("aos.operator")
+
+LOOK_EVERY_S = 12.0
+PLAYING_EVERY_S = 2.0
+AGAIN_S = 15.0
+BLOCKS_AT_ONCE = 2_000
+CLOCKS_DIFFER_S = 3_600
+MAX_MANIFEST_BYTES = 1 << 16
+WITHDRAW = "withdraw from the court"
+
+
+class CourtGames:
+    """One operator's games at one court. ``worker`` gives the worker that has a model (32-byte id), None while there is none."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        account: OperatorAccount,
+        domain: CourtDomain,
+        *,
+        worker: Callable[[bytes], WorkerClient | None],
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._account = account
+        self._domain = domain
+        self._worker = worker
+        self._court = CourtContract(account.node, domain.court)
+        self._again: dict[bytes, float] = {}
+        self._unknown: set[bytes] = set()
+        self.problem = ""
+
+    async def run(self) -> None:
+        """Look at every block, and more often while a game runs, until cancelled."""
+        while True:
+            pause_s = LOOK_EVERY_S
+            try:
+                if await self._look():
+                    pause_s = PLAYING_EVERY_S
+                self.problem = ""
+            except AOSError as error:
+                if error.code not in self.problem:
+                    log.warning("court.waits", code=error.code, message=error.message)
+                self.problem = f"{error.message} [{error.code}]"
+                pause_s = PLAYING_EVERY_S
+            await asyncio.sleep(pause_s)
+
+    async def describe(self) -> dict[str, Any]:
+        """What a person sees of it: games that run, how the others ended, and what is in the way."""
+        async with self._store.transaction() as db:
+            ends = await db.fetch("SELECT over, count(*) AS count FROM court_game GROUP BY over")
+            problems = await db.fetch(
+                "SELECT game, problem FROM court_game WHERE over = '' AND problem <> '' LIMIT 20"
+            )
+        games = {row["over"] or "running": row["count"] for row in ends}
+        found = [f"court: {self.problem}"] if self.problem else []
+        found += [f"game {bytes(row['game']).hex()} at the court: {row['problem']}" for row in problems]
+        return {"court": self._domain.court, "games": games, "problems": found}
+
+    async def _look(self) -> bool:
+        """Do what waits; whether a game runs."""
+        node = self._account.node
+        await node.check_chain()
+        head = await node.block("latest")
+        final, trouble = await self._final()
+        facts = await self._court.facts(head)
+        if facts.registry != self._account.registry:
+            raise VerificationError(
+                "chain.foreign",
+                f"the court at {self._court.address} is another registry's: {facts.registry}",
+                field="chain.court",
+            )
+        await self._read(head, final)
+        async with self._store.transaction() as db:
+            rows = await db.fetch(
+                "SELECT g.*, c.job_ref, c.attempt FROM court_game g JOIN chain_claim c USING (claim)"
+                " WHERE g.over = '' AND (c.chain_id, c.court) = ($1, $2) ORDER BY g.block",
+                *self._place,
+            )
+        for row in rows:
+            if time.monotonic() >= self._again.get(bytes(row["game"]), 0.0):
+                await self._try(row, self._play(row, head, final, facts))
+        if final is not None:
+            await self._collect(final)
+        if trouble is not None:
+            raise trouble
+        return bool(rows)
+
+    @property
+    def _place(self) -> tuple[int, str]:
+        return self._domain.chain_id, self._domain.court
+
+    async def _final(self) -> tuple[Block | None, AOSError | None]:
+        """The newest final block. Where there is no news of one, games go on all the same: their clocks do."""
+        try:
+            return await self._account.final(), None
+        except AOSError as error:
+            return None, error
+
+    # --- which games there are
+
+    async def _read(self, head: Block, final: Block | None) -> None:
+        """Note the games that were opened since the last look. What is final is read once, what is not each time."""
+        async with self._store.transaction() as db:
+            at = await db.fetchval(
+                "SELECT block FROM court_read WHERE (chain_id, court) = ($1, $2)", *self._place
+            )
+        if at is None:
+            at = await self._begin(final or head) - 1
+        while final is not None and at < final.number:
+            last = min(at + BLOCKS_AT_ONCE, final.number)
+            await self._note(await self._court.opened(first=at + 1, last=last))
+            block = final if last == final.number else await self._account.node.block(last)
+            async with self._store.transaction() as db:
+                await db.execute(
+                    "INSERT INTO court_read (chain_id, court, block, time_s) VALUES ($1, $2, $3, $4)"
+                    " ON CONFLICT (chain_id, court) DO UPDATE SET block = excluded.block, time_s = excluded.time_s",
+                    *self._place,
+                    block.number,
+                    block.time,
+                )
+            at = last
+        if head.number > at:
+            await self._note(await self._court.opened(first=at + 1, last=head.number))
+
+    async def _begin(self, newest: Block) -> int:
+        """The first block in which a game about a claim of this operator may have been opened."""
+        async with self._store.transaction() as db:
+            signed_at = await db.fetchval(
+                "SELECT min(signed_at) FROM chain_claim WHERE (chain_id, court) = ($1, $2)", *self._place
+            )
+        low, high = 0, newest.number
+        while signed_at is not None and low < high:
+            middle = (low + high) // 2
+            if (await self._account.node.block(middle)).time >= signed_at - CLOCKS_DIFFER_S:
+                high = middle
+            else:
+                low = middle + 1
+        return high
+
+    async def _note(self, opened: Iterable[Opened]) -> None:
+        for each in opened:
+            if each.claimant != self._identity.node_id:
+                continue
+            async with self._store.transaction() as db:
+                known = await db.fetchval(
+                    "INSERT INTO court_game (game, claim, block) SELECT $1, claim, $3 FROM chain_claim WHERE claim = $2"
+                    " ON CONFLICT (game) DO UPDATE SET block = excluded.block,"
+                    " over = CASE court_game.over WHEN 'gone' THEN '' ELSE court_game.over END"
+                    " RETURNING xmax = 0",
+                    each.game,
+                    each.claim,
+                    each.block,
+                )
+            name = each.game.hex()
+            if known:
+                log.warning(
+                    "court.challenged", game=name, position=each.position, unit=each.unit, block=each.block
+                )
+            elif known is None and each.game not in self._unknown:
+                self._unknown.add(each.game)
+                log.error("court.unknown_claim", game=name, claim=each.claim.hex())
+
+    # --- one game
+
+    async def _try(self, row: Record, work: Coroutine[Any, Any, str]) -> None:
+        """A game that is in trouble keeps no other one waiting, and is tried again a little later."""
+        game = bytes(row["game"])
+        try:
+            problem = await work
+        except AOSError as error:
+            problem = f"{error.message} [{error.code}]"
+        if problem:
+            self._again[game] = time.monotonic() + AGAIN_S
+        if problem != row["problem"]:
+            if problem:
+                log.error("court.no_move", game=game.hex(), problem=problem)
+            async with self._store.transaction() as db:
+                await db.execute("UPDATE court_game SET problem = $2 WHERE game = $1", game, problem)
+
+    async def _play(self, row: Record, head: Block, final: Block | None, facts: CourtFacts) -> str:
+        """Do what the game waits for; what is in the way, empty where nothing is."""
+        name = bytes(row["game"])
+        game = await self._court.game(name, head)
+        if game is None:
+            if final is not None and row["block"] <= final.number:  # its block is no longer on the chain
+                await self._over(name, "gone")
+            return ""
+        if (game.claimant, game.claim) != (self._identity.node_id, row["claim"]):
+            raise VerificationError("chain.answer", "the node shows a game that is not about this claim")
+        if game.stage == Stage.OVER:
+            return await self._ended(name, final)
+        if game.convicted:  # another game did that: this one only holds the stake
+            return await self._want(f"settle game {name.hex()}", COURT.call("settle", name))
+        if game.mover == "challenger":
+            if head.time <= game.deadline:
+                return ""
+            return await self._want(f"time out game {name.hex()}", COURT.call("timeout", name))
+        if head.time > game.deadline:
+            raise RuleViolation("court.late", "the time to move in this game is over")
+        return await self._move(row, game, head, facts)
+
+    async def _ended(self, name: bytes, final: Block | None) -> str:
+        game = None if final is None else await self._court.game(name, final)
+        if game is not None and final is not None and game.stage == Stage.OVER:
+            outcome = await self._court.outcome(game, final)
+            await self._over(name, outcome.kind)
+            say = log.error if outcome.kind == "convicted" else log.warning
+            say("court.over", game=name.hex(), outcome=outcome.kind, code=outcome.code)
+        return ""
+
+    async def _over(self, game: bytes, how: str) -> None:
+        async with self._store.transaction() as db:
+            await db.execute("UPDATE court_game SET over = $2 WHERE game = $1", game, how)
+
+    async def _move(self, row: Record, game: ChainGame, head: Block, facts: CourtFacts) -> str:
+        asked = canonical_json(encode(game))
+        digest = hashlib.sha256(asked).digest()
+        if row["asked"] == digest:
+            entry = await self._account.journal.entry(row["purpose"])
+            if entry is not None and entry.state != "failed":
+                return ""  # on its way, or in a block that this node has not seen yet
+        held, worker = await own_run(
+            self._store,
+            self._worker,
+            {"job_ref": b64u_encode(row["job_ref"]), "attempt": row["attempt"]},
+        )
+        run = run_of(held)
+        made = await worker.trace(
+            {"task": "court", "run": run, "party": "claimant", "transcript": asked.decode()}
+        )
+        move = read_claimant_move(made.get("kind"), made.get("move"))
+        if isinstance(move, Answer | AnswerTokens) and not await self._court.model_known(move.model_id, head):
+            text = str(made.get("manifest")).encode()
+            manifest = decode(Manifest, parse_json_strict(text, max_bytes=MAX_MANIFEST_BYTES))
+            name = f"register model {move.model_id.hex()}"
+            return await self._want(name, register_model_data(manifest), to=facts.models)
+        step = await self._court.step_of(move, head) if isinstance(move, Prove) else 0
+        data = move_data(game.id, move, step=step)
+        # Made anew, it is the same move and so the same purpose; another one is another.
+        purpose = f"{made['kind']} in game {game.id.hex()} ({hashlib.sha256(data).hexdigest()[:16]})"
+        problem = await self._want(purpose, data)
+        async with self._store.transaction() as db:
+            await db.execute(
+                "UPDATE court_game SET asked = $2, purpose = $3 WHERE game = $1", game.id, digest, purpose
+            )
+        return problem
+
+    async def _want(self, purpose: str, data: bytes, *, to: str | None = None) -> str:
+        """Have it sent, once; again where it could not be: then, why."""
+        known = await self._account.journal.entry(purpose)
+        await self._account.journal.want(purpose, to=to or self._court.address, data=data)
+        if known is None:
+            log.warning("court.moved", purpose=purpose)
+        return known.error if known is not None and known.state == "failed" else ""
+
+    async def _collect(self, final: Block) -> None:
+        """Take the bonds that are owed to this operator."""
+        if not await self._court.owed(self._identity.node_id, final):
+            return
+        if any(entry.purpose.startswith(WITHDRAW) for entry in await self._account.journal.open()):
+            return
+        data = COURT.call("withdraw", self._identity.node_id)
+        await self._want(f"{WITHDRAW} ({final.number})", data)

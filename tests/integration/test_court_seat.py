@@ -1,0 +1,247 @@
+"""Games at a court on a real node, through journals: killed at any move, dropped, reorganised; an honest party still wins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from chain_node import GENUINE, Between, connect, rich_key, settle
+from court_games import BOND, GRACE, SLASH, World, build
+from evm import ACCOUNTS, Node
+from liar_games import JOBS, aimed
+from liars import Claim, honest, lie_at
+
+from aos.adapters.chain.court import CourtContract, game_id, register_model_data
+from aos.adapters.chain.court_seat import Seat, challenge, collect
+from aos.adapters.chain.journal import Journal
+from aos.adapters.chain.node import ChainNode
+from aos.adapters.chain.registry import SQL
+from aos.adapters.embedded.anvil import CHAIN_ID, KEYS, EmbeddedAnvil
+from aos.adapters.postgres import Pool, connect_pool, migrate
+from aos.core.dispute.chain_claim import ChainClaim, CourtDomain, SignedChainClaim, claim_hash, sign_claim
+from aos.core.dispute.coarse import Aim
+from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Stage
+from aos.core.dispute.fine.chain_players import challenger_move, claimant_move, claimed
+from aos.engine.trace import UnitTrace
+from aos.errors import RuleViolation
+
+CLAIMANT = ACCOUNTS[1]
+POLL_S = 0.02
+
+
+@pytest.fixture
+async def pool(pg_url: str) -> AsyncIterator[Pool]:
+    pool = await connect_pool(pg_url)
+    await migrate(pool, SQL)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def world(node: Node) -> World:
+    return build(node)
+
+
+def lie() -> tuple[Claim, Claim, Aim]:
+    """A liar's claim, the honest run, and where they differ."""
+    run = honest(JOBS[0])
+    position = run.header.n_positions - 1
+    tile = run.at(position, 1).shape.named("gate.chunks").first
+    claim = lie_at(run.job, position, 1, tile, alteration="signs")
+    assert claim is not None
+    aim = aimed(claim, run)
+    assert aim is not None
+    return claim, run, aim
+
+
+class Table:
+    """A claim at the court, whoever sits down to play about it."""
+
+    def __init__(self, pool: Pool, url: str, world: World, claim: Claim, receipt: int = 7) -> None:
+        self.pool, self.url, self.world, self.claim = pool, url, world, claim
+        self.nodes: list[ChainNode] = []
+        known = claim.known.run
+        self.between = Between()
+        statement = ChainClaim(
+            claimant=CLAIMANT,
+            receipt=receipt.to_bytes(32, "big"),
+            model_id=known.manifest.model_id,
+            state_root=known.state_root,
+            expires=2**40,
+        )
+        self.signed: SignedChainClaim = sign_claim(
+            KEYS[1], statement, CourtDomain(chain_id=CHAIN_ID, court=world.court.address)
+        )
+        self.id = claim_hash(statement)
+        world.evm.transact(ACCOUNTS[0], world.models.address, register_model_data(known.manifest))
+
+    def seat(self, key: bytes, between: Between | None = None) -> Seat:
+        node = connect(self.url, between)
+        self.nodes.append(node)
+        return Seat(node, CourtContract(node, self.world.court.address), Journal(self.pool, node, key))
+
+    async def __aenter__(self) -> Table:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for node in self.nodes:
+            await node.close()
+
+    async def challenged(self) -> None:
+        """Until a game runs."""
+        while self.world.court.read("running", self.id) == 0:  # noqa: ASYNC110  it is the chain's to say
+            await asyncio.sleep(POLL_S)
+
+    async def defend(self, seat: Seat, game: bytes) -> None:
+        """The claimant's part, until the game is over."""
+        while True:
+            await seat.step()
+            block = await seat.node.block("latest")
+            found = await seat.court.game(game, block)
+            if found is not None and found.stage == Stage.OVER:
+                return
+            if found is not None and found.mover == "claimant" and not await seat.unmined(game):
+                trace = self.claim.trace(found.position, found.unit)
+                shown = trace if isinstance(trace, UnitTrace) else None
+                await seat.move(found, claimant_move(found, self.claim.known.run, trace.bounds, shown), block)
+            await asyncio.sleep(POLL_S)
+
+    def challenger(self, own: Claim) -> Any:
+        async def play(game: ChainGame) -> ChallengerMove:
+            said = claimed(game, self.claim.known.tree.units[game.position][game.unit])
+            trace = own.trace(game.position, game.unit, said)  # type: ignore[arg-type]
+            assert isinstance(trace, UnitTrace)
+            return challenger_move(game, said, trace)
+
+        return play
+
+
+async def until_final(work: asyncio.Task[Any], node: Node) -> Any:
+    """Let blocks come until the work is done."""
+    while not work.done():
+        settle(node)
+        await asyncio.sleep(0.05)
+    return work.result()
+
+
+async def test_a_challenger_that_is_killed_at_every_transaction_still_wins(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, world: World
+) -> None:
+    claim, own, aim = lie()
+    async with Table(pool, anvil.url, world, claim) as table:
+        key, address = rich_key(node)
+        game = game_id(table.id, address)
+        defence = asyncio.create_task(table.defend(table.seat(KEYS[1]), game))
+        sent: set[str] = set()
+
+        def dies(method: str, params: list[Any]) -> Any:
+            """The first time each transaction is sent, the process is gone."""
+            if method == "eth_sendRawTransaction" and params[0] not in sent:
+                sent.add(params[0])
+                raise asyncio.CancelledError
+            return GENUINE
+
+        table.between.hook = dies
+        deaths = 0
+        while True:
+            seat = table.seat(key, table.between)
+            try:
+                outcome = await challenge(
+                    seat, table.signed, aim.position, aim.unit, table.challenger(own), poll_s=POLL_S
+                )
+                break
+            except asyncio.CancelledError:
+                deaths += 1
+        assert (outcome.kind, outcome.code) == ("convicted", "tile.value")
+        await defence
+        assert deaths == len(sent) >= 4
+        assert world.court.read("owed", address) == BOND
+        assert world.registry.read("owed", address) == SLASH // 2
+        table.between.hook = lambda _, __: GENUINE
+        seat = table.seat(key)
+        before = node.balance(address)
+        gained = await until_final(asyncio.create_task(collect(seat, game, poll_s=POLL_S)), node)
+        assert gained == BOND + SLASH // 2
+        assert node.balance(address) > before + gained - 10**16
+        spent = await seat.spent(game)
+        assert [what for what, _ in spent][:2] == ["open", "choose"]
+        assert [what for what, _ in spent][-2:] == ["withdraw", "reward"]
+        assert all(20_000 < gas < 1_000_000 for _, gas in spent)
+        # Called again, it takes nothing up again.
+        again = await challenge(
+            seat, table.signed, aim.position, aim.unit, table.challenger(own), poll_s=POLL_S
+        )
+        assert again == outcome
+        assert await seat.spent(game) == spent
+
+
+async def test_another_challenger_of_a_convicted_claim_is_told_so_and_a_game_beside_is_settled(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, world: World
+) -> None:
+    claim, own, aim = lie()
+    async with Table(pool, anvil.url, world, claim, receipt=8) as table:
+        (first, winner), (second, beside), (third, _) = rich_key(node), rich_key(node), rich_key(node)
+
+        async def challenged(key: bytes, play: Any = None) -> Any:
+            return await challenge(
+                table.seat(key),
+                table.signed,
+                aim.position,
+                aim.unit,
+                play or table.challenger(own),
+                poll_s=POLL_S,
+            )
+
+        waiting = asyncio.Event()
+
+        async def slow(game: ChainGame) -> ChallengerMove:
+            await waiting.wait()
+            return await table.challenger(own)(game)  # type: ignore[no-any-return]
+
+        slowly = asyncio.create_task(challenged(second, slow))
+        await table.challenged()
+        games = [game_id(table.id, who) for who in (winner, beside)]
+        defences = [asyncio.create_task(table.defend(table.seat(KEYS[1]), game)) for game in games]
+        assert (await challenged(first)).kind == "convicted"
+        waiting.set()
+        assert (await slowly).kind == "settled"
+        assert world.court.read("owed", beside) == BOND
+        await asyncio.gather(*defences)
+        with pytest.raises(RuleViolation) as refusal:
+            await challenged(third)
+        assert refusal.value.code == "court.convicted"
+
+
+async def test_a_silent_claimant_is_timed_out_and_a_late_challenger_is_told(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, world: World
+) -> None:
+    claim, own, aim = lie()
+    async with Table(pool, anvil.url, world, claim, receipt=9) as table:
+        key, address = rich_key(node)
+        budget = world.court.read("budget")
+        playing = asyncio.create_task(
+            challenge(
+                table.seat(key), table.signed, aim.position, aim.unit, table.challenger(own), poll_s=POLL_S
+            )
+        )
+        await table.challenged()
+        node.wait(GRACE + budget + 1)
+        outcome = await playing
+        assert (outcome.kind, outcome.code) == ("convicted", "silent")
+
+        async with Table(pool, anvil.url, world, claim, receipt=10) as late:
+            key, address = rich_key(node)
+            game = game_id(late.id, address)
+            seat = late.seat(key)
+
+            async def never(game: ChainGame) -> ChallengerMove:
+                node.wait(GRACE + budget + 1)
+                return await late.challenger(own)(game)  # type: ignore[no-any-return]
+
+            defence = asyncio.create_task(late.defend(late.seat(KEYS[1]), game))
+            with pytest.raises(RuleViolation) as refusal:
+                await challenge(seat, late.signed, aim.position, aim.unit, never, poll_s=POLL_S)
+            assert refusal.value.code == "court.late"
+            defence.cancel()
