@@ -32,6 +32,7 @@ from peers.court_case import (
 )
 from peers.operator_under_test import OPERATOR, OperatorProcess, Scene, eventually, running, scene
 
+from aos.adapters.chain.court import register_model_data
 from aos.adapters.embedded.anvil import EmbeddedAnvil
 from aos.core.codec import decode
 from aos.core.dispute.coarse import aim, served_tree
@@ -178,10 +179,14 @@ async def test_challenges_that_come_while_the_node_is_away_are_answered_when_it_
 
 
 async def test_a_game_that_a_reorganisation_undid_is_forgotten_and_played_when_it_comes_again(
-    place_at: Open, steady_anvil: Node, worker: str
+    place_at: Open, steady_anvil: Node, worker: str, engine: NativeEngine
 ) -> None:
     async with place_at(steady_anvil, worker) as place:
         job = await place.job("What is AI?")
+        # Registered by somebody else: with a block more, what is undone would have been final.
+        steady_anvil.transact(
+            CHALLENGERS[1], place.chain.models.address, register_model_data(engine.manifest)
+        )
         before = steady_anvil.ask("evm_snapshot")
         challenge = place.challenge(job, 0, 1, 2, sham("three"))
         await challenge.open()
