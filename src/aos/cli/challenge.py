@@ -47,7 +47,8 @@ def challenge(
         str, typer.Option(metavar="0x…", help="Whose claim in the file; default: the one whose text it is.")
     ] = "",
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the transcript to this file; a game on a chain has none.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Save the transcript to this file; a game on a chain has none."),
     ] = None,
     wait: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds to wait for each move.")] = 120,
     threads: Annotated[
