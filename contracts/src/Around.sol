@@ -6,8 +6,7 @@ import {Context} from "./IStep.sol";
 import {Params, RunHeader} from "./RunHeader.sol";
 import {Sha} from "./Sha.sol";
 
-/// @title What can be wrong around the model (docs/spec/16-chain-disputes.md, "Tokens"): a run's tokens, and what of its
-/// header its receipt states
+/// @title What can be wrong around the model (docs/spec/16-chain-disputes.md, "Tokens, receipt and parameters")
 /// @notice Each function answers whether what the opening shows is right, and reverts where the opening itself does not
 /// hold.
 abstract contract Around is RunHeader {

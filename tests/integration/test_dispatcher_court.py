@@ -26,6 +26,7 @@ from aos.core.encoding import b64u_decode
 from aos.core.statements import ReceiptCore
 from aos.dispatcher.config import Chain
 from aos.dispatcher.disputes import Disputes
+from aos.dispatcher.disputes_claims import Reader
 from aos.dispatcher.refusals import NotFound
 from aos.engine.around import check_with_tokenizer, read_tables
 
@@ -60,18 +61,21 @@ def opml(count: int) -> list[OperatorPeer]:
     return operators
 
 
-async def served(case: EngineCase, receipt: str) -> bytes:
-    disputes = Disputes(
+def disputes_of(case: EngineCase, *, later_ms: int = 0) -> Disputes:
+    return Disputes(
         case.dispatcher.pool,
         case.config,
         case.hub,
         arithmetic=Canonical(check_with_tokenizer),
         check_tables=read_tables,
-        now_ms=now_ms,
+        now_ms=lambda: now_ms() + later_ms,
         changed=lambda: None,
         told=lambda _: None,
     )
-    return await disputes.chain_claim(b64u_decode(receipt, length=32))
+
+
+async def served(case: EngineCase, receipt: str) -> bytes:
+    return await disputes_of(case).chain_claim(b64u_decode(receipt, length=32))
 
 
 async def test_claims_are_checked_stored_and_served_to_everybody(open_case: Open) -> None:
@@ -180,6 +184,21 @@ async def test_the_same_reveal_again_changes_nothing(open_case: Open) -> None:
         )
         assert set(answer) == {"receipt"}
     assert await case.dispatcher.pool.fetch("SELECT * FROM chain_claim ORDER BY claim") == before
+
+
+async def test_leaves_can_be_asked_for_as_long_as_the_court_hears_challenges(open_case: Open) -> None:
+    operators = opml(2)
+    case = await open_case(*operators)
+    job = (await case.submit()).job_id
+    assert await case.ended(job) == "agreed"
+    (first, second) = await case.dispatcher.pool.fetch("SELECT receipt_id, node_id FROM receipt")
+    project = Reader(token=case.founded.token)
+    for receipt, later_ms, wanted in ((first, 399_000_000, True), (second, 401_000_000, False)):
+        disputes = disputes_of(case, later_ms=later_ms)
+        name = b64u_decode(receipt["receipt_id"], length=32)
+        assert (await disputes.describe_claim(name, project))["closes_at"] < now_ms() + later_ms
+        waiting = await disputes.waiting(Reader(address=receipt["node_id"]))
+        assert [each["claim"] for each in waiting["serve"]] == [receipt["receipt_id"]] * wanted
 
 
 async def test_a_tee_result_has_no_claim(open_case: Open) -> None:

@@ -144,6 +144,10 @@ class Challenge:
     def __post_init__(self) -> None:
         self.id = game_id(claim_hash(self.claim.claim), self.account)
         self.node = ChainNode(self.chain.node.url, chain_id=CHAIN_ID)
+        self.forget()
+
+    def forget(self) -> None:
+        """What was read of the game before."""
         self.court = CourtContract(self.node, self.chain.court.address)
 
     async def game(self) -> ChainGame:
@@ -164,7 +168,7 @@ class Challenge:
         )
 
     async def to_end(self, *, between: Callable[[], Any] = lambda: None) -> str:
-        """Play to the end; ``between`` is called before the claimant's turn each time. How the game ended."""
+        """Once it is open, play to the end; ``between`` is called before the claimant's turn each time. How it ended."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await self._to_end(between)
@@ -172,7 +176,6 @@ class Challenge:
             await self.node.close()
 
     async def _to_end(self, between: Callable[[], Any]) -> str:
-        await self.open()
         turn: tuple[int, bytes] | None = None
         while (game := await self.game()).stage != Stage.OVER:
             if game.mover == "challenger":
@@ -206,6 +209,63 @@ def sham(seed: str, *, element: int | None = None) -> Player:
         return Choose(path=path, node=game.children[target], siblings=tuple(siblings), element=named)
 
     return play
+
+
+class Wire:
+    """Stands between an operator and its node: ``cut`` makes every connection fail until ``mend``."""
+
+    def __init__(self, url: str) -> None:
+        self._host, self._port = url.removeprefix("http://").split(":")
+        self._open: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._is_cut = False
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self.cut()
+        assert self._server is not None
+        self._server.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        self._is_cut = True
+        for writer in self._open:
+            writer.close()
+
+    def mend(self) -> None:
+        self._is_cut = False
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._open.add(writer)
+        try:
+            if self._is_cut:
+                return
+            there, back = await asyncio.open_connection(self._host, int(self._port))
+            self._open.add(back)
+            try:
+                await asyncio.gather(_pass(reader, back), _pass(there, writer))
+            finally:
+                self._open.discard(back)
+                back.close()
+        finally:
+            self._open.discard(writer)
+            self._tasks.discard(task)
+            writer.close()
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
 
 @contextlib.asynccontextmanager

@@ -22,10 +22,10 @@ from aos.core.dispute.state_opening import StateOpening, StateTree
 from aos.core.dispute.state_tree import StateHeader, tokens_root, unit_leaf
 from aos.core.dispute.trace_tree import tile_hash
 from aos.core.encoding import b64u_decode, canonical_json, parse_canonical
-from aos.core.hashes import prompt_tokens_hash, token_bytes, tokens_hash
+from aos.core.hashes import params_hash, prompt_tokens_hash, token_bytes, tokens_hash
 from aos.core.manifest import Manifest
 from aos.core.merkle import leaf_hash
-from aos.core.statements import hash_of
+from aos.core.statements import Params, hash_of
 
 HALVINGS = 4
 DISPUTE, DISPUTE_4096, ELEMENT_4096, BLOCK_STEP = 3_000_000, 1_900_000, 800_000, 180_000
@@ -185,10 +185,12 @@ def test_the_tokens_of_the_7b_shape(world: World, vector: dict[str, Any]) -> Non
     units = [[rng.randbytes(32) for _ in range(tail + 1)] for _ in range(last + 1)]
     units[last][tail] = unit_leaf(last, tail, roots)
 
-    def claim(number: int, **members: Any) -> tuple[StateTree, bytes, tuple[Any, ...]]:
+    def claim(
+        number: int, asked: bytes = bytes(32), **members: Any
+    ) -> tuple[StateTree, bytes, tuple[Any, ...]]:
         """A tree, its tail opened with what its header says are the tokens, and the claim and its signature."""
         tree = StateTree(replace(header, **members), units)
-        core = replace(Network().run().receipt.core, n_out=number, state_root=tree.root)
+        core = replace(Network().run().receipt.core, n_out=number, params_hash=asked, state_root=tree.root)
         signed = (CLAIMANT, hash_of(core), manifest.model_id, tree.root, 2**40)
         said = [*tokens[:-1], tokens[-1] ^ 1] if "tokens_root" in members else tokens
         opened = StateOpening(
@@ -234,3 +236,21 @@ def test_the_tokens_of_the_7b_shape(world: World, vector: dict[str, Any]) -> Non
         CHALLENGER, "convictReceipt", signed, signature, prove_header(tree), core, 6, found
     )
     check_gas("Court.convictReceipt", done.gas)
+    params = Params(
+        temperature=800_000,
+        top_p=950_000,
+        top_k=40,
+        min_p=1_000,
+        repeat_penalty=1_100_000,
+        max_tokens=256,
+        stop=("\n\n",),
+        seed=None,
+    )
+    tree, _, (signed, signature, core) = claim(5, asked=params_hash(salt, params))
+    p = params
+    numbers = (salt, p.max_tokens, p.min_p, p.repeat_penalty)
+    shown = (*numbers, canonical_json(list(p.stop)), p.temperature, p.top_k, p.top_p)
+    found = core.index(b',"params_hash":')
+    args = (prove_header(tree), core, found, shown, True, 0)
+    done = world.court.send(CHALLENGER, "convictParams", signed, signature, *args)
+    check_gas("Court.convictParams", done.gas)

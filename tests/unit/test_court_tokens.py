@@ -1,12 +1,15 @@
 """The court about a run's tokens, its counts and its receipt: who lies is convicted, who does not never is, and the Python
-referee says the same (docs/spec/16-chain-disputes.md, "Tokens").
+referee says the same (docs/spec/16-chain-disputes.md, "Tokens, receipt and parameters").
 """
 
+import importlib.util
+import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +35,7 @@ from liars import early_stop, honest, swapped_token
 from simulated_run import Network
 
 from aos.adapters.chain.court import accuse_data, move_data
-from aos.core.codec import encode
+from aos.core.codec import decode, encode
 from aos.core.dispute.chain_claim import ChainClaim, claim_hash
 from aos.core.dispute.fine.around import prove_header, prove_tokens
 from aos.core.dispute.fine.bounds import state_shape
@@ -44,6 +47,7 @@ from aos.core.dispute.fine.chain_around import (
     Accusation,
     accuse,
     accuse_token,
+    aim_at_unit,
     may_end,
     open_token,
     params_are_asked,
@@ -56,8 +60,9 @@ from aos.core.dispute.fine.chain_players import claimant_move
 from aos.core.dispute.fine.onchain import FAULTS
 from aos.core.dispute.state_opening import Place, StateTree
 from aos.core.dispute.state_tree import TOKEN, StateHeader, StateShape, tokens_root
-from aos.core.encoding import canonical_json
+from aos.core.encoding import b64u_decode, canonical_json, parse_canonical
 from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash
+from aos.core.manifest import Manifest
 from aos.core.statements import FinishReason, Params, ReceiptCore, hash_of
 from aos.engine.around import check_stop
 from aos.engine.party import Party
@@ -660,10 +665,33 @@ def test_a_swapped_token_costs_the_stake(world: World, at: int, disclosed: bool)
     assert world.registry.read("operatorInfo", CLAIMANT)[0] == 4 * STAKE - SLASH
 
 
-def test_an_early_end_is_no_end_by_the_limit(world: World) -> None:
-    liar = early_stop(JOB, 3, "length")
-    assert liar is not None
-    assert not may_end(liar.header, JOB.params.max_tokens, 10**6)
+def test_an_early_end_by_the_limit_costs_the_stake(world: World) -> None:
+    """Its claimant can open no unit, so it is silent where it is challenged."""
+    own = honest(JOB)
+    limits = {"max_tokens": JOB.params.max_tokens, "n_ctx": own.known.run.graph.n_ctx}
+    for finish in ("length", "stop"):
+        liar = early_stop(JOB, 3, finish)
+        assert liar is not None
+        found = aimed(liar, own)
+        assert found is not None
+        assert found.kind == "stop"
+        unit = aim_at_unit(found, liar.known.tree, own.known.tree, **limits)
+        if finish == "stop":
+            assert unit is None  # whether a token ends a run is a tokenizer's matter
+            continue
+        assert unit is not None
+        run = replace(tiny_run(*RUNS["sampled"]), known=liar.known)
+        claim = Told(world, run, template()).register()
+        claim.open(unit.position, unit.unit)
+        trace = liar.at(unit.position, unit.unit)
+        game = Match(world=world, run=run, trace=trace, position=unit.position, unit=unit.unit)
+        args = (*claim.place, game.params, game.bounds, trace.tree.root, [])
+        with pytest.raises(Reverted) as refusal:
+            world.court.send(CLAIMANT, "answer", *args)
+        assert world.bounds.contract.error(refusal.value.data) == "BadHeader"
+        world.evm.wait(GRACE + BUDGET + 1)
+        done = world.court.send(OTHER, "timeout", claim.id)
+        assert names(world.court.events(done)) == ["Convicted", "Ended"]
 
 
 def test_the_player_answers_a_game_about_the_tokens(world: World) -> None:
@@ -692,3 +720,63 @@ def test_the_player_answers_a_game_about_the_tokens(world: World) -> None:
     assert isinstance(move, AnswerTokens)
     done = world.evm.transact(CLAIMANT, world.court.address, move_data(claim.id, move))
     assert names(world.court.events(done)) == ["Refuted", "Ended"]
+
+
+# --- vectors
+
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors/aos/dispute/court.json").read_text("utf-8"))
+
+
+@cache
+def judges() -> World:
+    world = build(Revm())
+    Match.register(world, decode(Manifest, parse_canonical(VECTORS["manifest"].encode(), max_bytes=65_536)))
+    return world
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: f"{case['call']}: {case['name']}")
+def test_contract_and_referee_say_what_the_vectors_say(case: dict[str, Any]) -> None:
+    manifest = decode(Manifest, parse_canonical(VECTORS["manifest"].encode(), max_bytes=65_536))
+    assert manifest.graph is not None
+    root, call = b64u_decode(case["state_root"]), case["call"]
+    raw = {
+        name: b64u_decode(case[name])
+        for name in ("proof", "header", "nonce", "ids", "receipt")
+        if name in case
+    }
+    referee: Callable[..., bool]
+    if call == "tokenIsChosen":
+        args: tuple[Any, ...] = (root, case["position"], raw["proof"])
+        referee, told, shown = token_is_chosen, (manifest, manifest.graph, *args), (manifest.model_id, *args)
+    elif call == "tokensAreHashed":
+        args = (root, raw["header"], raw["nonce"], case["n_prompt"], raw["ids"])
+        referee, told, shown = tokens_are_hashed, args, args
+    else:
+        args = (root, raw["header"], raw["receipt"], case["core"].encode())
+        if call == "receiptStates":
+            args = (*args, case["member"], case["begin"])
+            referee, told, shown = receipt_states, args, args
+        else:
+            params = decode(Params, case["params"])
+            args = (*args, case["begin"])
+            referee, told, shown = params_are_asked, (*args, raw["nonce"], params), (*args, *abi(params))
+    bounds = judges().bounds
+    if case["holds"] is None:
+        with pytest.raises((VerificationError, InvalidMessage)) as refusal:
+            referee(*told)
+        assert refusal.value.code == case["error"]
+        with pytest.raises(Reverted):
+            bounds.read(call, *shown)
+        return
+    assert referee(*told) is case["holds"]
+    assert bounds.read(call, *shown) is case["holds"]
+
+
+def test_the_script_makes_the_same_vectors(repository: Path) -> None:
+    path = repository / "scripts/make_court_vectors.py"
+    spec = importlib.util.spec_from_file_location("make_court_vectors", path)
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert maker.made() == (repository / "vectors/aos/dispute/court.json").read_text("utf-8")

@@ -22,7 +22,7 @@ from aos.core import hashes
 from aos.core.dispute.chain_claim import SignedChainClaim, check_claim, claim_hash, parse_claim
 from aos.core.dispute.coarse import Aim
 from aos.core.dispute.fine.bounds import state_shape
-from aos.core.dispute.fine.chain_around import Accusation, accuse, accuse_token
+from aos.core.dispute.fine.chain_around import Accusation, accuse, accuse_token, aim_at_unit
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove
 from aos.core.dispute.fine.chain_players import challenger_move, claimed
 from aos.core.dispute.state_opening import StateTree
@@ -115,13 +115,15 @@ class _Target:
             assert isinstance(tail, UnitTrace)  # noqa: S101  the claim's tail there is this run's
             payload = tail.payload(aim.position, shape.n_layers + 1)
             return cls(tree=tree, accusation=accuse_token(tree, shape, tokens, aim.position, payload))
-        if aim.kind != "unit":
+        limits = {"max_tokens": player.params.max_tokens, "n_ctx": known.run.graph.n_ctx}
+        unit = aim_at_unit(aim, tree, own, **limits)
+        if unit is None:
             raise RuleViolation(
                 "court.no_game",
                 f"the claim differs in what is around the model ({aim.kind}), which no court on a chain judges",
                 hint="without --on-chain it is challenged off the chain",
             )
-        return cls(tree=tree, aim=aim)
+        return cls(tree=tree, aim=unit)
 
     def say(self) -> str:
         if self.aim is not None:

@@ -328,7 +328,9 @@ class Disputes(Claims):
         async with unavailable():
             serve = await self._pool.fetch(
                 """SELECT d.receipt_id, c.attempt, j.job_ref FROM dispute_claim d JOIN receipt c USING (receipt_id)
-                   JOIN job j USING (job_id) WHERE c.node_id = $1 AND d.served_at IS NULL AND d.closes_at > $2""",
+                   JOIN job j USING (job_id) WHERE c.node_id = $1 AND d.served_at IS NULL
+                   AND (d.closes_at > $2 OR EXISTS
+                        (SELECT FROM chain_claim k WHERE k.receipt_id = d.receipt_id AND 1000 * k.expires > $2))""",
                 address,
                 now,
             )

@@ -179,14 +179,17 @@ class Claims:
         return str(signed).encode()
 
     async def _want(self, db: Any, row: Record) -> int:
-        """When the claim can no longer be challenged (ms)."""
+        """When the claim can no longer be challenged here (ms). Its leaves are wanted too while a court would hear a challenge."""
         if row["closes_at"] is not None:
             return int(row["closes_at"])
         revealed = int(row["received_at"].timestamp() * 1000)
         closes_at = revealed + self._config.disputes.claim_window_ms
         if not core_of(row).statement.state_root:
             raise VerificationError("dispute.not_disputable", "this receipt commits to no state root")
-        if self._now_ms() < closes_at:
+        expires = await db.fetchval(
+            "SELECT expires FROM chain_claim WHERE receipt_id = $1", row["receipt_id"]
+        )
+        if self._now_ms() < max(closes_at, 1_000 * (expires or 0)):
             await db.execute(
                 "INSERT INTO dispute_claim (receipt_id, wanted_at, closes_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
                 row["receipt_id"],

@@ -471,9 +471,10 @@ class Messages:
             )
             if stored and (claim := reveal.chain_claim) is not None:
                 await db.execute(
-                    "INSERT INTO chain_claim (receipt_id, claim, signed) VALUES ($1, $2, $3)",
+                    "INSERT INTO chain_claim (receipt_id, claim, expires, signed) VALUES ($1, $2, $3, $4)",
                     receipt,
                     claim_hash(claim.claim),
+                    claim.claim.expires,
                     _json(encode(claim)),
                 )
             await db.execute(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aos.adapters.chain.contracts import contract
+from aos.adapters.chain.court import COURT, CourtContract, CourtFacts
 from aos.adapters.chain.journal import Entry, Journal
 from aos.adapters.chain.node import Block, ChainNode
 from aos.adapters.chain.registry import SQL, OperatorContract
@@ -19,7 +20,6 @@ from aos.operator.identity import Identity, load_identity
 from aos.ports import OnChainOperator
 
 REGISTRY = contract("OperatorRegistry")
-COURT = contract("Court")
 LOOK_EVERY_S = 15.0
 FOLLOW_S = 120.0
 
@@ -50,13 +50,22 @@ class OperatorAccount:
     """One operator's account at its OperatorRegistry."""
 
     def __init__(
-        self, pool: Pool, node: ChainNode, operators: OperatorContract, journal: Journal, identity: Identity
+        self,
+        pool: Pool,
+        node: ChainNode,
+        operators: OperatorContract,
+        journal: Journal,
+        identity: Identity,
+        *,
+        court: CourtContract | None,
     ) -> None:
         self._pool = pool
         self.node = node
         self._operators = operators
         self.journal = journal
         self._identity = identity
+        self.court = court
+        self._court_facts: CourtFacts | None = None
         self._looked: tuple[float, OnChainOperator] | None = None
         self._before: tuple[float, tuple[int, int]] | None = None
 
@@ -81,7 +90,8 @@ class OperatorAccount:
             owner=config.dispatcher_address,
         )
         journal = Journal(pool, node, identity.signer_key, max_fee_gwei=settings.max_fee_gwei)
-        return cls(pool, node, operators, journal, identity)
+        court = None if settings.court is None else CourtContract(node, settings.court.court)
+        return cls(pool, node, operators, journal, identity, court=court)
 
     async def close(self) -> None:
         await self.node.close()
@@ -100,13 +110,32 @@ class OperatorAccount:
         """Follow what a command, or a game at the court, wants sent to its end, until cancelled."""
         await self.journal.keep(REGISTRY, COURT)
 
+    async def court_facts(self) -> CourtFacts | None:
+        """What the configured court is, once it was looked at: it must be this release's, and of this registry. None without one.
+
+        Raises VerificationError ``chain.contract``, ``chain.foreign``, ``chain.id``; InvalidMessage, Unavailable ``chain.*``.
+        """
+        if self.court is not None and self._court_facts is None:
+            await self.node.check_chain()
+            facts = await self.court.facts(await self.node.block("latest"))
+            if facts.registry != self.registry:
+                raise VerificationError(
+                    "chain.foreign",
+                    f"the court at {self.court.address} is the registry's at {facts.registry}, not of this one",
+                    field="chain.court",
+                )
+            self._court_facts = facts
+        return self._court_facts
+
     # --- what draws ask
 
     async def check_range(self, entry: SnapshotEntry, epoch_ms: int) -> None:
         """Whether a snapshot's entry has the range that the contract gives; for two epochs after a change, the one before will do.
+        Nor is a draw answered before the court is known to be one: with its result goes a claim there.
 
-        Raises VerificationError ``chain.range``; VerificationError, InvalidMessage, Unavailable ``chain.*``.
+        Raises VerificationError ``chain.range``; as ``court_facts``.
         """
+        await self.court_facts()
         now = time.monotonic()
         if self._looked is None or now - self._looked[0] >= LOOK_EVERY_S:
             found = await self._operators.operator(self._identity.node_id)

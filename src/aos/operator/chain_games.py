@@ -25,7 +25,6 @@ from aos.adapters.chain.court import (
 from aos.adapters.chain.node import Block
 from aos.adapters.postgres import Record
 from aos.core.codec import decode, encode
-from aos.core.dispute.chain_claim import CourtDomain
 from aos.core.dispute.fine.chain_game import Answer, AnswerTokens, ChainGame, Prove, Stage, read_claimant_move
 from aos.core.encoding import b64u_encode, canonical_json, parse_json_strict
 from aos.core.manifest import Manifest
@@ -48,23 +47,24 @@ WITHDRAW = "withdraw from the court"
 
 
 class CourtGames:
-    """One operator's games at one court. ``worker`` gives the worker that has a model (32-byte id), None while there is none."""
+    """One operator's games at the court of its ``account``. ``worker`` gives the worker that has a model (32-byte id), None
+    while there is none."""
 
     def __init__(
         self,
         store: Store,
         identity: Identity,
         account: OperatorAccount,
-        domain: CourtDomain,
+        court: CourtContract,
         *,
         worker: Callable[[bytes], WorkerClient | None],
     ) -> None:
         self._store = store
         self._identity = identity
         self._account = account
-        self._domain = domain
         self._worker = worker
-        self._court = CourtContract(account.node, domain.court)
+        self._court = court
+        self._place = (account.node.chain_id, court.address)
         self._again: dict[bytes, float] = {}
         self._unknown: set[bytes] = set()
         self.problem = ""
@@ -87,14 +87,19 @@ class CourtGames:
     async def describe(self) -> dict[str, Any]:
         """What a person sees of it: games that run, how the others ended, and what is in the way."""
         async with self._store.transaction() as db:
-            ends = await db.fetch("SELECT over, count(*) AS count FROM court_game GROUP BY over")
+            ends = await db.fetch(
+                "SELECT over, count(*) AS count FROM court_game WHERE (chain_id, court) = ($1, $2) GROUP BY over",
+                *self._place,
+            )
             problems = await db.fetch(
-                "SELECT game, problem FROM court_game WHERE over = '' AND problem <> '' LIMIT 20"
+                "SELECT game, problem FROM court_game WHERE (chain_id, court) = ($1, $2) AND over = '' AND problem <> ''"
+                " LIMIT 20",
+                *self._place,
             )
         games = {row["over"] or "running": row["count"] for row in ends}
         found = [f"court: {self.problem}"] if self.problem else []
         found += [f"game {bytes(row['game']).hex()} at the court: {row['problem']}" for row in problems]
-        return {"court": self._domain.court, "games": games, "problems": found}
+        return {"address": self._court.address, "games": games, "problems": found}
 
     async def _look(self) -> bool:
         """Do what waits; whether a game runs."""
@@ -102,18 +107,13 @@ class CourtGames:
         await node.check_chain()
         head = await node.block("latest")
         final, trouble = await self._final()
-        facts = await self._court.facts(head)
-        if facts.registry != self._account.registry:
-            raise VerificationError(
-                "chain.foreign",
-                f"the court at {self._court.address} is another registry's: {facts.registry}",
-                field="chain.court",
-            )
+        facts = await self._account.court_facts()
+        assert facts is not None  # noqa: S101  there is a court
         await self._read(head, final)
         async with self._store.transaction() as db:
             rows = await db.fetch(
-                "SELECT g.*, c.job_ref, c.attempt FROM court_game g JOIN chain_claim c USING (claim)"
-                " WHERE g.over = '' AND (c.chain_id, c.court) = ($1, $2) ORDER BY g.block",
+                "SELECT g.*, c.job_ref, c.attempt FROM court_game g JOIN chain_claim c USING (chain_id, court, claim)"
+                " WHERE (chain_id, court) = ($1, $2) AND g.over = '' ORDER BY g.block",
                 *self._place,
             )
         for row in rows:
@@ -124,10 +124,6 @@ class CourtGames:
         if trouble is not None:
             raise trouble
         return bool(rows)
-
-    @property
-    def _place(self) -> tuple[int, str]:
-        return self._domain.chain_id, self._domain.court
 
     async def _final(self) -> tuple[Block | None, AOSError | None]:
         """The newest final block. Where there is no news of one, games go on all the same: their clocks do."""
@@ -183,10 +179,12 @@ class CourtGames:
                 continue
             async with self._store.transaction() as db:
                 known = await db.fetchval(
-                    "INSERT INTO court_game (game, claim, block) SELECT $1, claim, $3 FROM chain_claim WHERE claim = $2"
-                    " ON CONFLICT (game) DO UPDATE SET block = excluded.block,"
+                    "INSERT INTO court_game (chain_id, court, game, claim, block)"
+                    " SELECT chain_id, court, $3, claim, $5 FROM chain_claim WHERE (chain_id, court, claim) = ($1, $2, $4)"
+                    " ON CONFLICT (chain_id, court, game) DO UPDATE SET block = excluded.block,"
                     " over = CASE court_game.over WHEN 'gone' THEN '' ELSE court_game.over END"
                     " RETURNING xmax = 0",
+                    *self._place,
                     each.game,
                     each.claim,
                     each.block,
@@ -214,8 +212,17 @@ class CourtGames:
         if problem != row["problem"]:
             if problem:
                 log.error("court.no_move", game=game.hex(), problem=problem)
-            async with self._store.transaction() as db:
-                await db.execute("UPDATE court_game SET problem = $2 WHERE game = $1", game, problem)
+            await self._set(game, problem=problem)
+
+    async def _set(self, game: bytes, **values: object) -> None:
+        changes = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, 4))
+        async with self._store.transaction() as db:
+            await db.execute(
+                f"UPDATE court_game SET {changes} WHERE (chain_id, court, game) = ($1, $2, $3)",  # noqa: S608  our own names
+                *self._place,
+                game,
+                *values.values(),
+            )
 
     async def _play(self, row: Record, head: Block, final: Block | None, facts: CourtFacts) -> str:
         """Do what the game waits for; what is in the way, empty where nothing is."""
@@ -223,7 +230,7 @@ class CourtGames:
         game = await self._court.game(name, head)
         if game is None:
             if final is not None and row["block"] <= final.number:  # its block is no longer on the chain
-                await self._over(name, "gone")
+                await self._set(name, over="gone")
             return ""
         if (game.claimant, game.claim) != (self._identity.node_id, row["claim"]):
             raise VerificationError("chain.answer", "the node shows a game that is not about this claim")
@@ -243,14 +250,10 @@ class CourtGames:
         game = None if final is None else await self._court.game(name, final)
         if game is not None and final is not None and game.stage == Stage.OVER:
             outcome = await self._court.outcome(game, final)
-            await self._over(name, outcome.kind)
+            await self._set(name, over=outcome.kind)
             say = log.error if outcome.kind == "convicted" else log.warning
             say("court.over", game=name.hex(), outcome=outcome.kind, code=outcome.code)
         return ""
-
-    async def _over(self, game: bytes, how: str) -> None:
-        async with self._store.transaction() as db:
-            await db.execute("UPDATE court_game SET over = $2 WHERE game = $1", game, how)
 
     async def _move(self, row: Record, game: ChainGame, head: Block, facts: CourtFacts) -> str:
         asked = canonical_json(encode(game))
@@ -279,10 +282,7 @@ class CourtGames:
         # Made anew, it is the same move and so the same purpose; another one is another.
         purpose = f"{made['kind']} in game {game.id.hex()} ({hashlib.sha256(data).hexdigest()[:16]})"
         problem = await self._want(purpose, data)
-        async with self._store.transaction() as db:
-            await db.execute(
-                "UPDATE court_game SET asked = $2, purpose = $3 WHERE game = $1", game.id, digest, purpose
-            )
+        await self._set(game.id, asked=digest, purpose=purpose)
         return problem
 
     async def _want(self, purpose: str, data: bytes, *, to: str | None = None) -> str:

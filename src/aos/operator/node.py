@@ -207,8 +207,8 @@ class OperatorNode:
             )
             for client in clients
         ]
-        if account is not None and settings is not None and settings.court is not None:
-            self._games = CourtGames(store, self._identity, account, settings.court, worker=self._worker_with)
+        if account is not None and account.court is not None:
+            self._games = CourtGames(store, self._identity, account, account.court, worker=self._worker_with)
         listener = _listen(self._config)
         server = _Server(
             uvicorn.Config(

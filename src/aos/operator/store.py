@@ -35,7 +35,7 @@ _COLUMNS = ", ".join(Assignment.__dataclass_fields__)
 _CHALLENGEABLE = """
     SELECT FROM chain_claim c WHERE (c.job_ref, c.attempt) = (assignment.job_ref, assignment.attempt) AND (
         c.expires > extract(epoch FROM now())
-        OR EXISTS (SELECT FROM court_game g WHERE g.claim = c.claim AND g.over = '')
+        OR EXISTS (SELECT FROM court_game g WHERE (g.chain_id, g.court, g.claim) = (c.chain_id, c.court, c.claim) AND g.over = '')
         OR c.expires > extract(epoch FROM now() - interval '30 days') AND NOT EXISTS
             (SELECT FROM court_read r WHERE (r.chain_id, r.court) = (c.chain_id, c.court) AND r.time_s > c.expires))"""
 """Whether a claim at a court may be challenged, or was, as far as its events have been read."""

@@ -1,5 +1,5 @@
-"""What a court on a chain judges around the model in one transaction: whether a run's tokens are those that its tails chose, and
-whether its header is what its receipt states (docs/spec/16-chain-disputes.md, "Tokens"). The contract is ``Around.sol``.
+"""What a court on a chain judges around the model: whether a run's tokens are those that its tails chose, and whether its header
+is what its receipt states (docs/spec/16-chain-disputes.md, "Tokens, receipt and parameters"). The contract is ``Around.sol``.
 
 A function says whether what is shown is right. It raises where an opening does not hold: then nothing was shown, and nobody
 is at fault.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aos.core.codec import encode
+from aos.core.dispute.coarse import Aim
 from aos.core.dispute.fine.around import prove_header, prove_tokens
 from aos.core.dispute.fine.bounds import Reader
 from aos.core.dispute.state_opening import (
@@ -194,6 +195,17 @@ def accuse_token(
     """That the token behind ``position`` is not the one that the tail there chose; as ``open_token``."""
     proof = open_token(tree, shape, tokens, position, payload)
     return Accusation(function="convictToken", arguments=(position, proof))
+
+
+def aim_at_unit(found: Aim, tree: StateTree, own: StateTree, *, max_tokens: int, n_ctx: int) -> Aim | None:
+    """The unit whose game at a court decides what a challenge off the chain is about; None where none does. A header that counts
+    other tokens than its limits allow opens no unit, so its claimant is silent about the first.
+    """
+    if found.kind == "unit":
+        return found
+    if found.kind == "stop" and not may_end(tree.header, max_tokens, n_ctx):
+        return Aim(kind="unit", position=0, unit=0, leaf=own.units[0][0])
+    return None
 
 
 def open_token(
