@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from chain_node import GENUINE, Between, connect, rich_key, settle
 from court_games import BOND, GRACE, SLASH, World, build
+from dispute_real import NONCE
+from dispute_toy import Key
 from evm import ACCOUNTS, Node
-from liar_games import JOBS, aimed
-from liars import Claim, honest, lie_at
+from liar_games import JOBS, aimed, case_about
+from liars import Claim, early_stop, honest, lie_at, swapped_token
 
 from aos.adapters.chain.court import CourtContract, game_id, register_model_data
-from aos.adapters.chain.court_seat import Seat, challenge, collect
+from aos.adapters.chain.court_seat import Seat, challenge, collect, convict_at_once
 from aos.adapters.chain.journal import Journal
 from aos.adapters.chain.node import ChainNode
 from aos.adapters.chain.registry import SQL
 from aos.adapters.embedded.anvil import CHAIN_ID, KEYS, EmbeddedAnvil
 from aos.adapters.postgres import Pool, connect_pool, migrate
+from aos.cli.challenge_chain import Target
 from aos.core.dispute.chain_claim import ChainClaim, CourtDomain, SignedChainClaim, claim_hash, sign_claim
 from aos.core.dispute.coarse import Aim
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Stage
 from aos.core.dispute.fine.chain_players import challenger_move, claimant_move, claimed
+from aos.core.dispute.state_opening import StateTree
 from aos.engine.trace import UnitTrace
-from aos.errors import RuleViolation
+from aos.errors import RuleViolation, VerificationError
 
 CLAIMANT = ACCOUNTS[1]
 POLL_S = 0.02
@@ -245,3 +251,73 @@ async def test_a_silent_claimant_is_timed_out_and_a_late_challenger_is_told(
                 await challenge(seat, late.signed, aim.position, aim.unit, never, poll_s=POLL_S)
             assert refusal.value.code == "court.late"
             defence.cancel()
+
+
+class Asked:
+    """What `aos challenge` knows of a claim, as ``Target`` asks it: ``own`` is its run."""
+
+    def __init__(self, claim: Claim, own: Claim, **members: Any) -> None:
+        case = case_about(claim, Key("claimant"))
+        assert case.params is not None
+        self.core = replace(case.core, operator=CLAIMANT, **members)
+        self.answer, self.params, self.known = SimpleNamespace(nonce=NONCE), case.params, own.known
+        self.party = SimpleNamespace(trace=lambda _, position, unit: own.trace(position, unit))
+        n_prompt = claim.header.n_prompt
+        tokens = list(claim.disclosed or claim.known.tokens)
+        self._prompt, self.claimed_tokens = tokens[:n_prompt], tokens[n_prompt:]
+        self._tree, self._aim = claim.known.tree, lambda: aimed(claim, own)
+        self.own = own
+
+    def claimed(self) -> tuple[StateTree, list[int]]:
+        return self._tree, self._prompt
+
+    def aim(self) -> Aim | None:
+        return self._aim() if self._tree.root != self.own.root else None
+
+
+def test_what_there_is_to_do_about_a_claim() -> None:
+    run = honest(JOBS[0])
+    assert Target.of(Asked(run, run)) is None  # type: ignore[arg-type]
+    claim, own, aim = lie()
+    found = Target.of(Asked(claim, own))  # type: ignore[arg-type]
+    assert found is not None
+    assert (found.aim, found.accusation) == (aim, None)
+    # The run is the model's, and its receipt says something else.
+    told = Target.of(Asked(run, run, n_out=run.header.n_out - 1))  # type: ignore[arg-type]
+    assert told is not None
+    assert told.accusation is not None
+    assert told.accusation.function == "convictReceipt"
+    with pytest.raises(VerificationError) as refusal:
+        Target.of(Asked(run, run, tokens_hash=bytes(32)))  # type: ignore[arg-type]
+    assert refusal.value.code == "dispute.foreign_data"
+    early = early_stop(run.job, 3, "stop")
+    assert early is not None
+    with pytest.raises(RuleViolation) as refused:
+        Target.of(Asked(early, run))  # type: ignore[arg-type]
+    assert refused.value.code == "court.no_game"
+
+
+async def test_a_claim_of_another_token_than_its_tail_chose_is_convicted_in_one_transaction(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, world: World
+) -> None:
+    run = honest(JOBS[0])
+    at = len(run.known.tokens) - 3
+    claim = swapped_token(run.job, at, next(t for t in (5, 6) if t != run.known.tokens[at]), disclosed=True)
+    assert claim is not None
+    found = Target.of(Asked(claim, run))  # type: ignore[arg-type]
+    assert found is not None
+    assert found.accusation is not None
+    async with Table(pool, anvil.url, world, claim, receipt=11) as table:
+        key, address = rich_key(node)
+        seat = table.seat(key)
+        outcome = await convict_at_once(seat, table.signed, found.accusation, poll_s=POLL_S)
+        assert (outcome.kind, outcome.code) == ("convicted", "around.tokens")
+        assert await convict_at_once(seat, table.signed, found.accusation, poll_s=POLL_S) == outcome
+        game = game_id(table.id, address)
+        gained = await until_final(asyncio.create_task(collect(seat, game, poll_s=POLL_S)), node)
+        assert gained == SLASH // 2
+        assert [what for what, _ in await seat.spent(game)] == ["convictToken", "reward"]
+        other, _ = rich_key(node)
+        with pytest.raises(RuleViolation) as refusal:
+            await convict_at_once(table.seat(other), table.signed, found.accusation, poll_s=POLL_S)
+        assert refusal.value.code == "court.convicted"

@@ -59,7 +59,7 @@ def challenge_on_chain(player: Player, asked: OnChain) -> int:
     ``chain.*``, ``dispute.*``; InvalidMessage, Unavailable ``chain.*``.
     """
     quiet()
-    found = _Target.of(player)
+    found = Target.of(player)
     if found is None:
         if asked.as_json:
             voice.data_json("challenge.chain", {"state": "SAME", "exit_code": 0, "game": None})
@@ -78,7 +78,7 @@ def challenge_on_chain(player: Player, asked: OnChain) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
+class Target:
     """What to do about a claim: convict it by its own data, or play about a unit."""
 
     tree: StateTree
@@ -86,7 +86,7 @@ class _Target:
     accusation: Accusation | None = None
 
     @classmethod
-    def of(cls, player: Player) -> "_Target | None":
+    def of(cls, player: Player) -> "Target | None":
         known, core, nonce = player.known, player.core, player.answer.nonce
         own = known.tree
         tree, prompt = own, list(known.tokens[: own.header.n_prompt])
@@ -131,7 +131,7 @@ class _Target:
         return "convicted at once by its own data" if self.accusation else ""
 
 
-async def _run(player: Player, found: _Target, signed: SignedChainClaim, asked: OnChain) -> int:
+async def _run(player: Player, found: Target, signed: SignedChainClaim, asked: OnChain) -> int:
     async with _seated(player.key, signed, asked) as seat:
         game = game_id(claim_hash(signed.claim), seat.journal.sender)
         await _agree(seat, signed, found, game, asked)
@@ -179,7 +179,7 @@ async def _seated(key: bytes, signed: SignedChainClaim, asked: OnChain) -> Async
             await asyncio.to_thread(server.stop)
 
 
-async def _agree(seat: Seat, signed: SignedChainClaim, found: _Target, game: bytes, asked: OnChain) -> None:
+async def _agree(seat: Seat, signed: SignedChainClaim, found: Target, game: bytes, asked: OnChain) -> None:
     """Before money is put down: whether there is anything to win, and a person's word."""
     block = await seat.newest()
     facts = await seat.court.facts(block)
@@ -215,7 +215,7 @@ async def _stake(seat: Seat, facts: CourtFacts, claimant: str) -> int:
 
 def _told(
     outcome: Outcome,
-    found: _Target,
+    found: Target,
     signed: SignedChainClaim,
     game: bytes,
     paid: int,

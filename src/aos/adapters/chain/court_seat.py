@@ -156,30 +156,24 @@ async def convict_at_once(
     """
     claim = claim_hash(signed.claim)
     game, data = game_id(claim, seat.journal.sender), accuse_data(signed.claim, signed.signature, accusation)
+    code = FAULTS[OTHER_TOKENS if "Token" in accusation.function else OTHER_RECEIPT]
+    purpose = ""
     while True:
         await seat.step()
-        sent = next(
-            (
-                each
-                for each in await seat.journal.entries(_prefix(game))
-                if seat.about(each) == accusation.function
-            ),
-            None,
-        )
+        entries = await seat.journal.entries(_prefix(game))
+        sent = next((each for each in entries if seat.about(each) == accusation.function), None)
         block = await seat.newest()
         convicted = await seat.court.convicted(claim, block)
         if sent is None or sent.state == "failed":
             _check_open(signed, block, convicted=convicted)
-            if sent is not None:
-                raise RuleViolation("chain.failed", f"{sent.purpose}: {sent.error}")
-            await seat.act(game, accusation.function, data)
-        elif convicted:
-            return Outcome(
-                kind="convicted",
-                code=FAULTS[OTHER_TOKENS if "Token" in accusation.function else OTHER_RECEIPT],
-            )
-        else:
-            await asyncio.sleep(poll_s)
+            if sent is not None and sent.purpose == purpose:
+                raise RuleViolation("chain.failed", f"{purpose}: {sent.error}")
+            purpose = (await seat.act(game, accusation.function, data)).purpose
+            continue
+        receipt = None if sent.hash is None else await seat.node.receipt(sent.hash)
+        if convicted and receipt is not None and receipt.succeeded:
+            return Outcome(kind="convicted", code=code)
+        await asyncio.sleep(poll_s)
 
 
 def _check_open(signed: SignedChainClaim, block: Block, *, convicted: bool) -> None:
