@@ -15,7 +15,7 @@ endif
 
 help:
 	@echo "make demo         start a network on this machine, ask it, check the receipts"
-	@echo "make demo-chain   the same with stakes and ranges in a contract, on a real Ethereum node"
+	@echo "make demo-chain   money at stake on a real Ethereum node: one operator lies, and a stranger wins its stake"
 	@echo "make test         everything CI checks: ruff, mypy, pytest (PYTEST_ARGS= for more)"
 	@echo "make lint         ruff and mypy only"
 	@echo "make docs         the documentation as a site in site/; a broken link ends it"

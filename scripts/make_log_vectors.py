@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from log_cases import KEY, Case, checkpoints, convictions, vkeys  # noqa: E402
+from log_cases import KEY, Case, anchor_forks, checkpoints, convictions, vkeys  # noqa: E402
 
 ABOUT = "docs/spec/15-log.md; error is what refuses the data, null where it must be accepted"
 
@@ -24,6 +24,7 @@ def documents() -> dict[str, dict[str, object]]:
         "vkeys": {"about": ABOUT, "cases": listed(vkeys())},
         "checkpoints": {"about": ABOUT, "log": KEY, "cases": listed(checkpoints())},
         "convictions": {"about": ABOUT, "cases": listed(convictions())},
+        "anchor_forks": {"about": ABOUT, "cases": listed(anchor_forks())},
     }
 
 

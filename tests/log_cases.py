@@ -15,6 +15,7 @@ from aos.core import merkle
 from aos.core.checks.logged import receipt_fact
 from aos.core.codec import encode
 from aos.core.encoding import canonical_json
+from aos.core.log.anchor import AnchorFork, write_anchor_fork
 from aos.core.log.checkpoint import with_signatures
 from aos.core.log.conviction import (
     BrokenPromise,
@@ -355,3 +356,70 @@ def convictions() -> Iterator[Case]:
     )
     yield Case("another version", canonical_json(value | {"v": 2}).decode(), "statement.version")
     yield Case("not canonical", write_conviction(one).decode() + " ", "encoding.not_canonical")
+
+
+def anchor_fork(anchored: int, shown: int, **changes: Any) -> AnchorFork:
+    """A log that anchored other leaves than those that it shows."""
+    tree = leaves(shown, from_=100)
+    old, path = merkle.tree_root(tree[:anchored]), tuple[bytes, ...]()
+    if anchored < shown:
+        path = tuple(merkle.consistency_path(tree, anchored))
+    made = AnchorFork(
+        log=KEY,
+        chain_id=31337,
+        registry="0x5fbdb2315678afecb367f032d93f642f64180aa3",
+        block=7,
+        size=anchored,
+        root=merkle.tree_root(leaves(anchored)),
+        checkpoint=LOG.checkpoint(tree),
+        old_root=old,
+        path=path,
+    )
+    return replace(made, **changes)
+
+
+def anchor_forks() -> Iterator[Case]:
+    """Files; those with a code prove nothing, whatever the contract holds."""
+
+    def file(name: str, fork: AnchorFork, code: str = "") -> Case:
+        return Case(name, write_anchor_fork(fork).decode(), code)
+
+    for anchored, shown in ((1, 2), (3, 8), (4, 9), (9, 9), (8, 13)):
+        yield file(f"{anchored} leaves anchored, {shown} others signed", anchor_fork(anchored, shown))
+    honest = {"root": merkle.tree_root(leaves(3, from_=100))}
+    yield file(
+        "a tree that begins with what was anchored", anchor_fork(3, 8, **honest), "conviction.consistent"
+    )
+    same = anchor_fork(9, 9)
+    yield file("the anchored tree itself", replace(same, root=same.old_root), "conviction.consistent")
+    yield file("fewer leaves than were anchored", anchor_fork(3, 8, size=12), "log.behind_anchor")
+    yield file(
+        "another old root than the path's", anchor_fork(3, 8, old_root=secret("x")), "conviction.old_root"
+    )
+    yield file(
+        "another old root than the checkpoint's", replace(same, old_root=secret("x")), "conviction.old_root"
+    )
+    yield file(
+        "another seed where the size is a power of two",
+        anchor_fork(4, 9, old_root=secret("x")),
+        "merkle.root_mismatch",
+    )
+    other = tuple(merkle.consistency_path(leaves(8), 3))
+    yield file("a path of another tree", anchor_fork(3, 8, path=other), "merkle.root_mismatch")
+    yield file(
+        "a path too short", replace(anchor_fork(3, 8), path=anchor_fork(3, 8).path[:-1]), "merkle.path_length"
+    )
+    yield file("a path where none is needed", replace(same, path=(secret("x"),)), "merkle.path_length")
+    stranger = LOG.checkpoint(leaves(8, from_=100), seed=STRANGER)
+    yield file("a root that a stranger signed", anchor_fork(3, 8, checkpoint=stranger), "checkpoint.unsigned")
+    yield file("a key that is no key", anchor_fork(3, 8, log="nobody"), "note.vkey")
+    value = encode(anchor_fork(3, 8))
+    for name, changes, code in (
+        ("a size of nothing", {"size": 0}, "field.range"),
+        ("no chain", {"chain_id": 0}, "field.range"),
+        ("an address in capitals", {"registry": value["registry"].upper()}, "field.range"),
+        ("a member more", {"more": 1}, "field.unknown"),
+        ("another type", {"type": "aos.log_conviction"}, "statement.type"),
+    ):
+        yield Case(name, canonical_json(value | changes).decode(), code)
+    yield Case("not canonical", write_anchor_fork(same).decode() + " ", "encoding.not_canonical")

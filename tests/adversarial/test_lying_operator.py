@@ -20,10 +20,10 @@ from typing import Any
 import httpx
 import pytest
 from peers.browser import Page, browser
-from peers.lying_network import LIAR, LyingNetwork
-from peers.lying_worker import IN_GAME, KINDS
 from peers.running_network import kill, query, rows_of, submit, wait_until
 
+from aos.attack import liars
+from aos.cli.lying_worker import IN_GAME
 from aos.cli.network import found
 from aos.core.answer import read_answer
 from aos.core.dispute.moves import Answer, Open, read_move
@@ -33,14 +33,15 @@ from aos.core.receipt import verify_answer
 from aos.core.signing import address_of
 from aos.core.statements import hash_of, sign
 from aos.core.trust import load_policy, read_trust
-from aos.local.network import RunningNetwork
+from aos.local.network import LocalNetwork, RunningNetwork
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 MODEL = Path(__file__).parents[2] / "models" / "aos-demo.Q8_0.gguf"
+LIAR = "operator-1"
 CHOSEN = os.environ.get("AOS_LIES", "weight,token")
 ALL = CHOSEN == "all"
-LIES = KINDS if ALL else tuple(CHOSEN.split(","))
+LIES = (*liars.KINDS, *IN_GAME) if ALL else tuple(CHOSEN.split(","))
 DISPUTES = {
     "claim_window_ms": 600_000,
     "grace_ms": 20_000 if ALL else 60_000,
@@ -60,8 +61,14 @@ def lie(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def network(lie: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork]:
     state = tmp_path_factory.mktemp("lying") / "state"
-    local = LyingNetwork(
-        state, lie=lie, disputes=DISPUTES, found=found, opml_operators=3, tee_operators=0, model=MODEL
+    local = LocalNetwork(
+        state,
+        lies={LIAR: lie},
+        settings={"disputes": DISPUTES},
+        found=found,
+        opml_operators=3,
+        tee_operators=0,
+        model=MODEL,
     )
     until = threading.Event()
     with local.running() as running:

@@ -132,7 +132,7 @@ def test_the_commands_that_the_product_names_are_there() -> None:
         "operator drain|operator resume|operator register|dispatcher init|dispatcher run|"
         "registry list|registry admit"
     )
-    named += "|log checkpoint|log show|log watch|log convict|log promise|log key|log witness"
+    named += "|log checkpoint|log show|log watch|log convict|log promise|log key|log witness|log anchors"
     named += "|chain deploy|chain status|operator stake|operator exit|demo-chain"
     assert set(named.split("|")) == set(LEAVES)
 

@@ -56,6 +56,7 @@ def test_every_source_is_in_some_artefact(repository: Path) -> None:
     assert used == here
 
 
+@pytest.mark.timeout(900)
 def test_compiling_again_gives_the_same_bytes(repository: Path, tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None or not (repository / "contracts/node_modules/solc").is_dir():

@@ -18,6 +18,13 @@ from logged_run import AT, WITNESSES, cosign, witness_key
 from aos.core import merkle
 from aos.core.encoding import canonical_json, tag
 from aos.core.log import tiles
+from aos.core.log.anchor import (
+    Anchor,
+    anchor_contradiction,
+    check_anchor_fork,
+    read_anchor_fork,
+    write_anchor_fork,
+)
 from aos.core.log.checkpoint import TreeHead, read_head, timed, verify_checkpoint, with_signatures, witnessed
 from aos.core.log.conviction import contradiction, judge, read_conviction
 from aos.core.log.leaf import KINDS, log_entry, log_leaf, read_entry
@@ -106,6 +113,30 @@ def test_convictions(case: dict[str, Any]) -> None:
     if case["error"] is None:
         assert refusal(lambda: judge(read_conviction(data), [])) == "conviction.untrusted_log"
         assert judge(read_conviction(data)).key == LOG.key
+
+
+@pytest.mark.parametrize("case", vectors("anchor_forks"), ids=lambda case: str(case["name"]))
+def test_forks_from_an_anchor(case: dict[str, Any]) -> None:
+    data = case["data"].encode()
+    assert refusal(lambda: check_anchor_fork(read_anchor_fork(data))) == case["error"]
+    if case["error"] is None:
+        fork = read_anchor_fork(data)
+        assert (check_anchor_fork(fork), write_anchor_fork(fork)) == (LOG.key, data)
+
+
+@pytest.mark.parametrize(("anchored", "shown"), [(1, 9), (4, 9), (7, 9), (9, 9)])
+def test_an_anchor_and_a_checkpoint_agree_or_make_a_file(anchored: int, shown: int) -> None:
+    tree = leaves(shown)
+    checkpoint = verify_checkpoint(LOG.checkpoint(tree), LOG.key)
+    path = merkle.consistency_path(tree, anchored) if anchored < shown else []
+    root = merkle.tree_root(tree[:anchored])
+    where = {"chain_id": 1, "registry": "0x" + "11" * 20}
+    honest = Anchor(size=anchored, root=root, block=3)
+    assert anchor_contradiction(LOG.key, honest, checkpoint, root, path, **where) is None  # type: ignore[arg-type]
+    other = Anchor(size=anchored, root=b"\1" * 32, block=3)
+    fork = anchor_contradiction(LOG.key, other, checkpoint, root, path, **where)  # type: ignore[arg-type]
+    assert fork is not None
+    assert (check_anchor_fork(fork), fork.anchor) == (LOG.key, other)
 
 
 def test_the_vectors_are_what_the_script_writes() -> None:

@@ -79,6 +79,10 @@ class Live:
     traced: bool = False
     """Every operator has served a claim's leaves."""
     stop: str = "zebra"
+    chain: "Live | None" = None
+    """The second network, whose beacon is a block; None where there is no node."""
+    chain_url: str = ""
+    """That node's."""
     begun: dict[int, Any] = field(default_factory=dict)
     """By row: what its ``begin`` left for it."""
     _answers: dict[str, Answer] = field(default_factory=dict)

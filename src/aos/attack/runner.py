@@ -5,7 +5,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -29,17 +29,31 @@ SETTINGS = {
 }
 """Short, because some rows wait for them to pass."""
 
+NO_NODE = "no Ethereum node is installed here (make chain-tools)"
+
 OK, FAILED, UNCHECKED = 0, 10, 11
 Told = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChainPlace:
+    """A second network, whose beacon is a block of the node at ``rpc_url``; where there is no such node, rows cannot be played."""
+
+    state: Path
+    rpc_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The network to attack: where its state is, and which of the guests' things there are (none in a network of others)."""
+    """The network to attack: where its state is, and which of the guests' things there are (none in a network of others).
+
+    ``chain`` None: there is no node on this machine.
+    """
 
     state: Path
     model: Path
     guest_model: Path | None = None
+    chain: ChainPlace | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,21 +103,34 @@ async def run(place: Place, wanted: Sequence[Row], *, told: Told) -> Summary:
     """Play ``wanted`` one after the other; ``told`` gets each outcome as it comes. Rows that are not ready are not played."""
     begun = time.monotonic()
     outcomes = []
+    ready, later = parted(wanted, chain=place.chain is not None)
     async with _opened(place) as live:
-        for row in wanted:
+        for row in ready:
             if row.begin is not None and (live.guests or not row.guests):
                 await _begun(row, row.begin, live)
-        for row in wanted:
-            if row.play is None:
-                continue
+        if place.chain is not None:
+            live.chain = read_state(place.chain.state, live.http, place.model)
+            live.chain_url = place.chain.rpc_url
+        for row in ready:
             outcome = await play_row(row, live)
             outcomes.append(outcome)
             told(outcome)
     return Summary(
         outcomes=tuple(outcomes),
-        later=tuple(row for row in wanted if row.play is None),
+        later=later,
         seconds=time.monotonic() - begun,
     )
+
+
+def parted(wanted: Sequence[Row], *, chain: bool) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Rows that can be played, and those that cannot be: without a ``chain`` those that need one are not."""
+    missing = [row for row in wanted if row.play is None or (row.chain and not chain)]
+    ready = tuple(row for row in wanted if row not in missing)
+    later = (
+        replace(row, play=None, needs="chain", reason=NO_NODE) if row.play is not None else row
+        for row in missing
+    )
+    return ready, tuple(later)
 
 
 async def _begun(row: Row, begin: Begin, live: Live) -> None:

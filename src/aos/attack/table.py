@@ -97,6 +97,8 @@ class Row:
     reason: str = ""
     missing: str = ""
     begin: Begin | None = None
+    chain: bool = False
+    """It needs the second network, whose beacon is a block of a real node on this machine."""
 
     @property
     def standing(self) -> str:
@@ -135,6 +137,7 @@ def row(
     must_fail: bool = True,
     missing: str = "",
     begin: Begin | None = None,
+    chain: bool = False,
 ) -> Callable[[Play], Play]:
     """Register a function as a row."""
 
@@ -149,6 +152,7 @@ def row(
                 must_fail=must_fail,
                 missing=missing,
                 begin=begin,
+                chain=chain,
             )
         )
         return play

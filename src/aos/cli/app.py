@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
-from aos.cli import voice
+from aos.cli import (
+    log_anchors,  # noqa: F401  adds its command to `aos log`
+    log_witness,  # noqa: F401  so does it
+    voice,
+)
 from aos.cli.ask import ASK_EXAMPLES, ask, job_app
 from aos.cli.attack import ATTACK_EXAMPLES, attack
 from aos.cli.attest import attest_app

@@ -3,16 +3,18 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aos.cli import voice
+from aos.cli.logs import quiet
 
 if TYPE_CHECKING:
-    from aos.attack.runner import Place, Summary
+    from aos.attack.runner import ChainPlace, Place, Summary
     from aos.attack.table import Outcome, Row
 
 ATTACK_EXAMPLES = """aos attack --list
@@ -52,8 +54,10 @@ def attack(
         return
     if every == bool(numbers):
         raise voice.usage("name rows, or --all", hint="aos attack --list shows the rows")
+    quiet()
     wanted = runner.rows() if every else runner.chosen(numbers or [])
-    with _place(state, model) as place:
+    chain = state is None and any(row.chain for row in wanted)
+    with _place(state, model, chain=chain) as place:
         summary = runner.play_all(place, wanted, told=_teller(as_json))
     if as_json:
         voice.data_json("attack", _as_json(summary))
@@ -68,8 +72,8 @@ def attack(
 
 
 @contextlib.contextmanager
-def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
-    """The network to attack: the running one in ``state``, or one of our own."""
+def _place(state: Path | None, model: Path | None, *, chain: bool) -> "Iterator[Place]":
+    """The network to attack: the running one in ``state``, or one of our own; with ``chain`` a second one where there is a node."""
     from aos.attack.runner import (
         GUEST_MODEL,
         GUESTS,
@@ -111,10 +115,61 @@ def _place(state: Path | None, model: Path | None) -> "Iterator[Place]":
             keeper = threading.Thread(target=network.serve, args=(running, until))
             keeper.start()
             try:
-                yield Place(state=directory / "state", model=file, guest_model=own)
+                with _chain_place(directory / "chain", file, chain=chain) as second:
+                    yield Place(state=directory / "state", model=file, guest_model=own, chain=second)
             finally:
                 until.set()
                 keeper.join()
+
+
+@contextlib.contextmanager
+def _chain_place(directory: Path, model: Path, *, chain: bool) -> "Iterator[ChainPlace | None]":
+    """A network whose beacon is a block of a real node, which has an hour of blocks behind it."""
+    from aos.adapters.chain.contracts import contract
+    from aos.adapters.embedded.anvil import CHAIN_ID, EmbeddedAnvil, find_anvil
+    from aos.attack.runner import ChainPlace
+    from aos.cli.network import found
+    from aos.core.vrf import ecvrf_public_key
+    from aos.local.chain_gas import ETHER, PlayChain
+    from aos.local.layout import Layout
+    from aos.local.network import Account, Chain, Contracts, LocalNetwork
+
+    if not chain or find_anvil() is None:
+        yield None
+        return
+    directory.mkdir()
+    anvil = EmbeddedAnvil(directory, begun_s=int(time.time()) - 3_600)
+    node, registry = PlayChain(anvil.start()), contract("OperatorRegistry")
+    node.mine(300, 12)
+
+    def prepare(config: Path, accounts: Sequence[Account]) -> Contracts:
+        owner = Layout(config.parent.parent).dispatcher_keys().address
+        for address in (owner, *(account.node.keys.address for account in accounts)):
+            node.fund(address, 100)
+        made = node.send(owner, registry.creation(10**6, ETHER, 3_600))
+        for account in accounts:
+            key = ecvrf_public_key(account.node.keys.vrf)
+            node.send(account.node.keys.address, registry.call("deposit", key), to=made, value=ETHER)
+        node.mine_every(1)
+        node.wait_final()
+        return Contracts(operator_registry=made)
+
+    network = LocalNetwork(
+        directory / "state",
+        found=found,
+        model=model,
+        say=voice.say,
+        opml_operators=2,
+        tee_operators=0,
+        chain=Chain(
+            rpc_url=node.url, chain_id=CHAIN_ID, prepare=prepare, settings={"beacon": True, "anchor_s": 0}
+        ),
+    )
+    try:
+        with network.running():
+            yield ChainPlace(state=directory / "state", rpc_url=node.url)
+    finally:
+        anvil.stop()
 
 
 def _teller(as_json: bool) -> Any:

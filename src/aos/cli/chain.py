@@ -130,7 +130,7 @@ def status(*, config: DispatcherConfig, as_json: AsJson = False) -> None:
     court = found.pop("court") or {"address": "none: claims are not disputable on this chain"}
     transactions = found.pop("transactions")
     for name, value in found.items():
-        voice.data(f"{name:<18} {value}")
+        voice.data(f"{name:<18} {_word(value)}")
     for name, value in court.items():
         voice.data(f"{'court' if name == 'address' else '  ' + name:<18} {value}")
     for op in operators:

@@ -2,7 +2,11 @@
 
 import asyncio
 import functools
+import json
+import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +16,18 @@ import typer
 from aos.cli import voice
 from aos.cli.logs import quiet
 from aos.cli.network import ENDINGS, found, interrupt_once
+from aos.errors import RuleViolation
 
 if TYPE_CHECKING:
-    from aos.local.network import Account
+    from aos.local.demo_chain import Challenger, Say
+    from aos.local.network import Account, RunningNetwork
 
 DEMO_CHAIN_EXAMPLES = "aos demo-chain"
 ETHER = 10**18
+GRACE_S, BUDGET_S = 60, 600
+"""Of the play court: nobody waits for them where both sides play."""
+_CONVICTED = 10
+_PASSWORD = "a play account"  # noqa: S105  of a keystore that holds play money
 
 
 def demo_chain(
@@ -27,7 +37,9 @@ def demo_chain(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """A network whose registry is a contract: deploy, stake, register, run a job, leave. Needs `make chain-tools`."""
+    """A network with money at stake: deploy, stake, register, run jobs; one operator lies, and a stranger wins its stake at the
+    court. Needs `make chain-tools`.
+    """
     from aos.cli.verify import render_report, stdout_colour
     from aos.local.demo_chain import Steps, run_chain_demo
 
@@ -39,7 +51,16 @@ def demo_chain(
         result = run_chain_demo(
             directory,
             found=found,
-            steps=Steps(deploy=_deploy, stake=_stake, leave=_leave, status=_status),
+            steps=Steps(
+                deploy=_deploy,
+                stake=_stake,
+                status=_status,
+                token=_token,
+                account=_account,
+                stake_of=_stake_of,
+                challenge=_challenge,
+                anchors=_anchors,
+            ),
             say=voice.say if as_json else voice.data,
             render=functools.partial(render_report, colour=not as_json and stdout_colour()),
         )
@@ -54,15 +75,22 @@ def demo_chain(
 
 
 def _deploy(config: Path) -> dict[str, Any]:
-    from aos.dispatcher.chain_setup import deploy_contracts
+    from aos.dispatcher.chain_setup import BOND, CourtParameters, deploy_contracts
 
-    return asyncio.run(deploy_contracts(config, min_stake=ETHER, exit_delay_s=336 * 3600))
+    court = CourtParameters(bond=BOND, slash=ETHER, grace_s=GRACE_S, budget_s=BUDGET_S)
+    return asyncio.run(deploy_contracts(config, min_stake=ETHER, exit_delay_s=336 * 3600, court=court))
 
 
 def _status(config: Path) -> dict[str, Any]:
     from aos.dispatcher.chain_setup import chain_status
 
     return asyncio.run(chain_status(config))
+
+
+def _token(config: Path, project: str) -> str:
+    from aos.dispatcher.setup import new_token
+
+    return asyncio.run(new_token(config, project, scopes=["challenge"]))
 
 
 def _stake(account: "Account", rpc_url: str, registry: str, dispatcher: str) -> None:
@@ -88,11 +116,82 @@ def _stake(account: "Account", rpc_url: str, registry: str, dispatcher: str) -> 
     asyncio.run(run())
 
 
-def _leave(config: Path) -> None:
+def _stake_of(config: Path) -> str:
+    from aos.cli.chain import ether
     from aos.operator.chain import account as open_account
 
-    async def run() -> None:
+    async def run() -> str:
         async with open_account(config) as mine:
-            await mine.leave()
+            return ether((await mine.standing()).stake)
 
-    asyncio.run(run())
+    return asyncio.run(run())
+
+
+def _account(directory: Path) -> str:
+    from aos.adapters.keystore import create_keystore, new_key
+    from aos.core.signing import address_of
+
+    key = new_key()
+    create_keystore(directory / "signer.json", key, _PASSWORD.encode(), kind="signer")
+    return address_of(key)
+
+
+def _challenge(challenger: "Challenger", say: "Say") -> dict[str, Any]:
+    """As the stranger types it, in a directory and a process of its own. Raises RuleViolation ``demo.chain``."""
+    command = ["challenge", str(challenger.answer), "--model", str(challenger.model), "--on-chain"]
+    command += ["--court", challenger.court, "--key", "signer.json"]
+    say(
+        f"$ {voice.program()} challenge answer.aos --model {challenger.model.name} --on-chain --key signer.json"
+    )
+    settings = {
+        "AOS_URL": challenger.url,
+        "AOS_PROJECT": challenger.project,
+        "AOS_TOKEN": challenger.token,
+        "AOS_CHAIN_RPC_URL": challenger.rpc_url,
+        "AOS_CHALLENGER_DB_URL": challenger.database,
+        "AOS_KEYSTORE_PASSWORD": _PASSWORD,
+        "AOS_STATE_DIR": str(challenger.directory),
+    }
+    done = _run([*command, "--yes", "--json"], settings, challenger.directory, say)
+    if done.returncode != _CONVICTED:
+        raise RuleViolation(
+            "demo.chain", f"the challenge ended with exit code {done.returncode}, not {_CONVICTED}"
+        )
+    found: dict[str, Any] = json.loads(done.stdout)["result"]
+    return found
+
+
+def _anchors(running: "RunningNetwork", rpc_url: str, registry: str) -> str:
+    settings = {"AOS_URL": running.url, "AOS_TRUST": str(running.trust_path), "AOS_CHAIN_RPC_URL": rpc_url}
+    with tempfile.TemporaryDirectory(prefix="aos-demo-chain-") as directory:
+        settings["AOS_STATE_DIR"] = directory
+        done = _run(
+            ["log", "anchors", "--once", "--registry", registry], settings, Path(directory), voice.say
+        )
+    if done.returncode != 0:
+        raise RuleViolation("demo.chain", f"the log and its anchor do not agree: {done.stdout.strip()}")
+    return done.stdout.strip()
+
+
+def _run(
+    command: list[str], settings: dict[str, str], directory: Path, say: "Say"
+) -> subprocess.CompletedProcess[str]:
+    """A command of this program with these settings alone; what it says goes to ``say`` as it comes."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("AOS_")
+    } | settings
+    with subprocess.Popen(
+        [sys.executable, "-m", "aos.cli.main", *command],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None  # noqa: S101  both are pipes
+        assert process.stdout is not None  # noqa: S101
+        for line in process.stderr:
+            say(line.rstrip())
+        out = process.stdout.read()
+    return subprocess.CompletedProcess(command, process.returncode, out, "")

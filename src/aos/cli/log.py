@@ -11,9 +11,9 @@ from aos.cli import voice
 from aos.cli.help import Command, Group
 from aos.errors import AOSError, ConfigError, RuleViolation, Unavailable, VerificationError
 
-_CONVICTED = 10
-_EVIDENCE_MISSING = 12
-_WAITING = 11
+CONVICTED = 10
+EVIDENCE_MISSING = 12
+WAITING = 11
 MAX_STATE_BYTES = 65_536
 
 log_app = typer.Typer(
@@ -48,9 +48,9 @@ def checkpoint(*, url: Url = None, trust: TrustFile = None, as_json: AsJson = Fa
     """
     from aos.core.log.checkpoint import verify_checkpoint, witnessed
 
-    trusted = _trust(trust)
-    key = _log_key(trusted)
-    with _reader(url) as reader:
+    trusted = trusted_file(trust)
+    key = log_key(trusted)
+    with log_reader(url) as reader:
         text = reader.checkpoint()
     found = verify_checkpoint(text, key)
     names = [witness.name for witness in witnessed(found.note, trusted.witness_keys)]
@@ -82,7 +82,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """List entries of the log in its order: of what kind each fact is, and its salted hash."""
-    with _reader(url) as reader:
+    with log_reader(url) as reader:
         listed = reader.entries(start, limit)
     if as_json:
         voice.data_json("log.show", {"entries": listed})
@@ -124,9 +124,9 @@ def watch(
     """
     from aos.client.log import look
 
-    key = _log_key(_trust(trust))
-    path = state or _default_state()
-    with _reader(url) as reader:
+    key = log_key(trusted_file(trust))
+    path = state or default_state("log-watch")
+    with log_reader(url) as reader:
         while True:
             held = _held(path, key)
             try:
@@ -176,22 +176,22 @@ def promise_command(
     from aos.client.log import ask_promise
     from aos.core.log.conviction import write_conviction
 
-    key = _log_key(_trust(trust))
+    key = log_key(trusted_file(trust))
     promise = _promise(file)
-    with _reader(url) as reader:
+    with log_reader(url) as reader:
         found = ask_promise(reader, key, promise)
     size = found.checkpoint.head.size
     if found.conviction is not None:
         with save.open("xb") as target:
             target.write(write_conviction(found.conviction))
-        state, text, code = "BROKEN", f"the promised leaf is missing; evidence saved in {save}", _CONVICTED
+        state, text, code = "BROKEN", f"the promised leaf is missing; evidence saved in {save}", CONVICTED
     elif found.index is not None:
         state, text, code = "KEPT", f"the promised leaf is number {found.index} of {size}", 0
     else:
         state, text, code = (
             "WAITING",
             f"not among {size} leaves yet; promised by {promise.statement.integrate_by}",
-            _WAITING,
+            WAITING,
         )
     if as_json:
         evidence = None if found.conviction is None else str(save)
@@ -217,7 +217,8 @@ def convict(
     trust: TrustFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a conviction file: signed words of one log that no honest log can all have said.
+    """Judge a conviction file: signed words of one log that no honest log can all have said. A file of `aos log anchors` is
+    judged by `aos log anchors --judge`, which asks the chain.
 
     Exit codes: 10 CONVICTED, 0 NOTHING PROVEN: no log is convicted by this file, 12 unreadable. With --trust the convicted key
     must be its log's.
@@ -235,12 +236,12 @@ def convict(
         missing = RuleViolation(
             "file.unreadable", f"{file}: {error.strerror}", hint="`aos log watch` saves such files"
         )
-        raise SystemExit(_EVIDENCE_MISSING if voice.complain(missing, as_json=as_json) else 0) from None
+        raise SystemExit(EVIDENCE_MISSING if voice.complain(missing, as_json=as_json) else 0) from None
     try:
         conviction = read_conviction(data)
     except AOSError as error:
         voice.complain(error, as_json=as_json)
-        raise SystemExit(_EVIDENCE_MISSING) from None
+        raise SystemExit(EVIDENCE_MISSING) from None
     try:
         found = judge(conviction, logs)
     except AOSError as error:
@@ -269,109 +270,7 @@ def convict(
             voice.say(
                 "  the log of your trust file" if found.key == ours else "  not the log of your trust file"
             )
-    raise SystemExit(_CONVICTED)
-
-
-@log_app.command(
-    "key",
-    cls=Command,
-    short_help="Make a witness's key, or show it.",
-    epilog="""aos log key witness.json --name witness.example/one
-AOS_KEYSTORE_PASSWORD_FILE=password aos log key witness.json --name witness.example/one --json""",
-)
-def key_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The keystore; made where it is not there.")],
-    *,
-    name: Annotated[str, typer.Option(help="The witness's name: a URL without its scheme.")],
-    as_json: AsJson = False,
-) -> None:
-    """Print the verifier key of a witness, as dispatchers' configurations and trust files name it.
-
-    The password comes from the file that $AOS_KEYSTORE_PASSWORD_FILE names, from $AOS_KEYSTORE_PASSWORD, or from a prompt.
-    """
-    from aos.adapters.keystore import create_keystore, new_key
-    from aos.core.log.note import COSIGNATURE, note_key
-
-    made = not file.exists()
-    password = _password(as_json=as_json, new=made)
-    if made:
-        note_key(
-            name, b"\0" * 32, COSIGNATURE
-        )  # a name that cannot be one is refused before anything is written
-        create_keystore(file, new_key(), password, kind="log")
-    vkey = str(note_key(name, _seed(file, password), COSIGNATURE))
-    if as_json:
-        voice.data_json("log.key", {"vkey": vkey, "file": str(file), "made": made})
-        return
-    voice.data(vkey)
-    if made:
-        voice.say(f"made {file}; keep the password: there is no other way into it")
-
-
-@log_app.command(
-    "witness",
-    cls=Command,
-    short_help="Cosign for others until stopped.",
-    epilog="""aos log witness witness.json --name witness.example/one --log 'aos/NETWORK/0x…+ID+KEY'
-aos log witness witness.json --name witness.example/one --trust trust.json --listen 0.0.0.0:8099""",
-)
-def witness(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The witness's keystore (aos log key).")],
-    *,
-    name: Annotated[str, typer.Option(help="The witness's name, as in its verifier key.")],
-    log: Annotated[
-        list[str] | None,
-        typer.Option(metavar="VKEY", help="A log to cosign for; may be repeated. Default: the trust file's."),
-    ] = None,
-    state: Annotated[
-        Path, typer.Option(metavar="DIRECTORY", help="Where the last checkpoint of each log is kept.")
-    ] = Path("witness-state"),
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where add-checkpoint is served.")
-    ] = "127.0.0.1:8099",
-    trust: TrustFile = None,
-) -> None:
-    """Serve `POST /add-checkpoint` (c2sp.org/tlog-witness): cosign every checkpoint that continues the tree held of its log.
-
-    Checkpoints of a log that contradict each other are saved in the state directory, for `aos log convict`. The state must never
-    be lost or copied back: a witness without memory cosigns two histories.
-    """
-    import uvicorn
-
-    from aos.core.log.note import ED25519, read_vkey
-    from aos.witness.service import Witness, create_app
-    from aos.witness.state import WitnessState
-
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) < 65_536:
-        raise voice.usage("--listen must be HOST:PORT", hint="--listen 127.0.0.1:8099")
-    keys = [read_vkey(text) for text in log] if log else [_log_key(_trust(trust))]
-    if any(key.kind != ED25519 for key in keys):
-        raise voice.usage(
-            "--log takes a log's verifier key, of type 1", hint="`aos log checkpoint --json` shows the origin"
-        )
-    seed = _seed(file, _password(as_json=False, new=False))
-    held = WitnessState(state)
-    server = Witness(name, seed, keys, held, shout=voice.say)
-    for key in keys:
-        held.held(key)  # a damaged state is said now
-    config = uvicorn.Config(
-        create_app(server),
-        host=host,
-        port=int(port),
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-    )
-    service = uvicorn.Server(config)
-    listener = config.bind_socket()
-    voice.say(
-        f"{server.key}\nserves add-checkpoint at http://{host}:{listener.getsockname()[1]} for {len(keys)} log(s)"
-    )
-    try:
-        service.run(sockets=[listener])
-    finally:
-        held.close()
+    raise SystemExit(CONVICTED)
 
 
 # --- parts
@@ -400,14 +299,14 @@ def _promise(name: str) -> Any:
     return signed
 
 
-def _reader(url: str | None) -> Any:
+def log_reader(url: str | None) -> Any:
     from aos.client.log import LogReader
     from aos.client.settings import find_url
 
     return LogReader(find_url(url))
 
 
-def _trust(named: str | None) -> Any:
+def trusted_file(named: str | None) -> Any:
     from aos.cli.verify import find_trust
 
     trusted = find_trust(named)
@@ -418,7 +317,7 @@ def _trust(named: str | None) -> Any:
     return trusted
 
 
-def _log_key(trusted: Any) -> Any:
+def log_key(trusted: Any) -> Any:
     if trusted.log is None:
         raise ConfigError(
             "trust.no_log",
@@ -429,8 +328,8 @@ def _log_key(trusted: Any) -> Any:
     return trusted.log
 
 
-def _default_state() -> Path:
-    return Path(os.environ.get("AOS_STATE_DIR") or ".aos") / "log-watch.json"
+def default_state(name: str) -> Path:
+    return Path(os.environ.get("AOS_STATE_DIR") or ".aos") / f"{name}.json"
 
 
 def _held(path: Path, key: Any) -> Any:
@@ -483,7 +382,7 @@ def _shout(path: Path, found: Any, held: Any, *, as_json: bool) -> int:
     from aos.core.log.conviction import write_conviction
 
     if found.conviction is not None:
-        evidence = _save(path, "conviction", write_conviction(found.conviction))
+        evidence = save_evidence(path, "conviction", write_conviction(found.conviction))
         state, text, code = "HISTORY CHANGED", f"this convicts the log: {found.conviction.kind}", None
     else:
         kept = None if held is None else str(held.note)
@@ -494,7 +393,7 @@ def _shout(path: Path, found: Any, held: Any, *, as_json: bool) -> int:
             "seen": found.seen,
             "code": found.broken.code,
         }
-        evidence = _save(path, "unproven", canonical_json(record))
+        evidence = save_evidence(path, "unproven", canonical_json(record))
         state, text, code = (
             "NOT PROVEN",
             f"the log does not show that history goes on: {found.broken.message}",
@@ -510,7 +409,7 @@ def _shout(path: Path, found: Any, held: Any, *, as_json: bool) -> int:
         voice.data_json(
             "log.watch", value | {"root": None, "evidence": str(evidence), "code": code, "text": text}
         )
-        return _CONVICTED
+        return CONVICTED
     word = f"\x1b[1;31m{state}\x1b[0m" if voice.colour() else state
     voice.data(f"{state}: {text}" + ("" if code is None else f" [{code}]"))
     voice.say(f"{word}: evidence saved in {evidence}")
@@ -518,10 +417,10 @@ def _shout(path: Path, found: Any, held: Any, *, as_json: bool) -> int:
         voice.say(f"  anybody can judge it: {voice.program()} log convict {evidence}")
     else:
         voice.say("  it convicts nobody by itself; ask the log's owner, and look again")
-    return _CONVICTED
+    return CONVICTED
 
 
-def _save(path: Path, what: str, data: bytes) -> Path:
+def save_evidence(path: Path, what: str, data: bytes) -> Path:
     """A new file beside the state; one that is there is never overwritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -535,20 +434,3 @@ def _save(path: Path, what: str, data: bytes) -> Path:
             return target
         except FileExistsError:
             number += 1
-
-
-def _password(*, as_json: bool, new: bool) -> bytes:
-    import getpass
-    import sys
-
-    from aos.adapters.keystore import read_password
-    from aos.cli.keys import new_password
-
-    ask = new_password if new else (lambda: getpass.getpass("Password of the keystore: "))
-    return read_password(prompt=None if as_json or not sys.stdin.isatty() else ask)
-
-
-def _seed(file: Path, password: bytes) -> bytes:
-    from aos.adapters.keystore import load_keystore
-
-    return load_keystore(file, password, kind="log")

@@ -1,11 +1,13 @@
 """A log as a stranger reads it: its HTTP interface, and one look of a watcher (docs/spec/15-log.md, "HTTP", "Convictions")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from aos.core.encoding import b64u_decode, b64u_encode, parse_json_strict
+from aos.core.log.anchor import Anchor, AnchorFork, anchor_contradiction
 from aos.core.log.checkpoint import Checkpoint, verify_checkpoint
 from aos.core.log.conviction import BrokenPromise, Conviction, contradiction, judge
 from aos.core.log.leaf import LogPromise
@@ -141,6 +143,43 @@ def look(reader: LogReader, key: NoteKey, held: Checkpoint | None) -> Look:
     if found is not None:
         return Look(seen=seen, held=held, conviction=found)
     return Look(seen=seen, held=new if new.head.size >= held.head.size else held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchored:
+    """What comparing a log with its anchors found, up to the first that does not hold. ``broken`` as in ``Look``."""
+
+    compared: int
+    fork: AnchorFork | None = None
+    broken: AOSError | None = None
+
+
+def look_at_anchors(
+    reader: LogReader,
+    key: NoteKey,
+    checkpoint: Checkpoint,
+    anchors: Sequence[Anchor],
+    *,
+    chain_id: int,
+    registry: str,
+) -> Anchored:
+    """Whether the tree of ``checkpoint`` begins with each of the anchored ones. Raises Unavailable where the log does not
+    answer."""
+    for compared, anchor in enumerate(anchors):
+        try:
+            root, path = checkpoint.head.root, tuple[bytes, ...]()
+            if anchor.size < checkpoint.head.size:
+                root, path = reader.consistency(anchor.size, checkpoint.head.size)
+            fork = anchor_contradiction(
+                key, anchor, checkpoint, root, path, chain_id=chain_id, registry=registry
+            )
+        except Unavailable:
+            raise
+        except AOSError as error:
+            return Anchored(compared=compared, broken=error)
+        if fork is not None:
+            return Anchored(compared=compared, fork=fork)
+    return Anchored(compared=len(anchors))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

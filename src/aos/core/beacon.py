@@ -59,6 +59,12 @@ def block_time(epoch_index: int, genesis_ms: int, epoch_ms: int) -> int:
     return -(-(genesis_ms + epoch_index * epoch_ms - BLOCK_LAG_MS) // 1_000)
 
 
+def verify_block_beacon(value: bytes, block_hash: bytes) -> None:
+    """With a chain's beacon: whether ``value`` is the epoch's block. Raises VerificationError ``beacon.mismatch``."""
+    if value != block_hash:
+        raise VerificationError("beacon.mismatch", "the beacon is not the epoch's block", field="beacon")
+
+
 def _end(seed: bytes, length: int) -> bytes:
     if not 1 <= length <= MAX_LENGTH:
         raise InvalidMessage("beacon.length", f"a chain has 1 to {MAX_LENGTH} values", field="length")

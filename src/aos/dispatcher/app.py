@@ -22,6 +22,7 @@ from aos.dispatcher import (
     routes_openai,
     routes_seed,
 )
+from aos.dispatcher.anchors import Anchors
 from aos.dispatcher.attestation import Attestation
 from aos.dispatcher.audits import Audits
 from aos.dispatcher.config import DispatcherConfig
@@ -126,6 +127,8 @@ def create_app(config: DispatcherConfig) -> FastAPI:
             erasing = asyncio.create_task(audits.run())
             judging = asyncio.create_task(ending.run(court))
             logging = [] if held is None else [asyncio.create_task(held.run()), *_feeds(config, held)]
+            if held is not None and registry.chain is not None and registry.chain.anchor_s:
+                logging.append(asyncio.create_task(Anchors(held, registry.chain).run()))
             await runs.start()
             webhooks.start()
             try:

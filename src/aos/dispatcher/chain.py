@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from aos.adapters.chain.contracts import contract
-from aos.adapters.chain.journal import Journal
+from aos.adapters.chain.journal import Entry, Journal
 from aos.adapters.chain.node import ChainNode
 from aos.adapters.chain.registry import SQL, OperatorContract
 from aos.adapters.postgres import Pool, migrate
 from aos.core.beacon import block_time
+from aos.core.log.anchor import Anchor
 from aos.dispatcher.config import Chain, DispatcherConfig
 from aos.errors import ConfigError, RuleViolation, Unavailable
 from aos.ports import OnChainOperator, RegistryView
 
 GWEI = 10**9
 SETTLE_S = 1_800.0
+_ANCHOR = "anchor "
 
 REGISTRY = contract("OperatorRegistry")
 
@@ -36,6 +38,7 @@ class DispatcherChain:
         self._journal = journal
         self._settings = settings
         self.beacon = settings.beacon
+        self.anchor_s = settings.anchor_s
         self._beacons: dict[int, bytes] = {}
 
     @classmethod
@@ -118,6 +121,20 @@ class DispatcherChain:
                 to=self._operators.address,
                 data=REGISTRY.call("registerOperator", node_id, start, end),
             )
+
+    async def last_anchor(self) -> Anchor | None:
+        """The last checkpoint of the log that a final block holds. Raises as ``view``."""
+        return await self._operators.last_anchor()
+
+    async def newest_anchor(self) -> Entry | None:
+        """The anchor that was wanted last, whatever became of it."""
+        return await self._journal.newest(_ANCHOR)
+
+    async def anchor(self, root: bytes, size: int) -> None:
+        """Have a signed checkpoint written into the contract, once."""
+        await self._journal.want(
+            f"{_ANCHOR}{size}", to=self._operators.address, data=REGISTRY.call("anchor", root, size)
+        )
 
     async def send(self) -> bool:
         """One round over the transactions; False where all are final."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aos.adapters.chain.anchors import RegistryName
 from aos.adapters.chain.contracts import contract
 from aos.adapters.chain.court import STEP_NAMES, CourtContract
 from aos.adapters.chain.journal import Journal
@@ -205,6 +206,7 @@ async def chain_status(path: Path) -> dict[str, Any]:
             node, pool, chain.operator_registry, max_range=config.max_range, owner=config.keys.address
         )
         view = await operators.view()
+        anchor = await operators.last_anchor()
         head = await node.block("latest")
         journal = Journal(pool, node, config.keys.signer)
         court = await court_of(node, operators.address)
@@ -215,11 +217,15 @@ async def chain_status(path: Path) -> dict[str, Any]:
             "final": view.number,
             "final_at": _time(view.time),
             "operator_registry": operators.address,
+            "registry_name": str(RegistryName(chain_id=chain.chain_id, address=operators.address)),
+            "anchored_leaves": 0 if anchor is None else anchor.size,
+            "anchored_root": None if anchor is None else anchor.root.hex(),
             "owner": config.keys.address,
             "owner_ether": ether(await node.balance(config.keys.address)),
             "max_range": config.max_range,
             "min_stake_ether": ether(operators.min_stake),
             "exit_delay_hours": operators.exit_delay_s / 3600,
+            "burnt_ether": ether(await operators.burnt()),
             "court": None
             if court is None
             else await _court_facts(CourtContract(node, court), operators.address, head),

@@ -87,7 +87,10 @@ class LogSettings(BaseModel):
 
 
 class Chain(BaseModel):
-    """The chain whose OperatorRegistry says who has which range, and whose court operators answer to (docs/chain.md)."""
+    """The chain whose OperatorRegistry says who has which range, and whose court operators answer to (docs/chain.md).
+
+    The log's checkpoint is anchored there every ``anchor_s`` seconds, where it has grown; with 0 never.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -98,6 +101,7 @@ class Chain(BaseModel):
     claim_hours: int = Field(168, ge=1, le=8_760)
     max_fee_gwei: int = Field(200, ge=1, le=1_000_000)
     beacon: bool = False
+    anchor_s: int = Field(3_600, ge=0, le=86_400 * 30)
 
     @property
     def domain(self) -> CourtDomain | None:

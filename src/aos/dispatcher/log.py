@@ -214,6 +214,20 @@ class Log:
                 raise NotFound("log.empty", "no tree is signed yet", hint="ask again in a second")
             return with_signatures(head["note"], await self._cosignatures(head["size"]))
 
+    async def head(self) -> tuple[int, bytes] | None:
+        """Size and root of the last tree that was signed with leaves in it."""
+        async with unavailable():
+            row = await self._pool.fetchrow(
+                "SELECT size, root FROM log_checkpoint ORDER BY size DESC LIMIT 1"
+            )
+        return None if row is None else (row["size"], row["root"])
+
+    async def root_of(self, size: int) -> bytes:
+        """The root of the first ``size`` leaves, which are signed."""
+        async with unavailable():
+            (root,) = await _resolved(self._pool, root_plan(size))
+        return root
+
     async def public_size(self) -> int:
         """Leaves in the last signed tree."""
         async with unavailable():

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,24 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contracts:
+    """Where a network's contracts are. Without a ``court`` (empty) nobody signs claims for one."""
+
+    operator_registry: str
+    court: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
     """A chain that the network's registry is to be on. ``prepare(config, accounts)`` deploys the contracts with the key of the
-    dispatcher of that configuration, stakes for the operators, and returns the OperatorRegistry's address; run again, it
-    changes nothing.
+    dispatcher of that configuration, stakes for the operators, and says where they are; run again, it changes nothing.
+    ``settings`` are the dispatcher's for its chain, beyond these.
     """
 
     rpc_url: str
     chain_id: int
-    prepare: Callable[[Path, Sequence[Account]], str]
+    prepare: Callable[[Path, Sequence[Account]], Contracts]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +141,8 @@ class LocalNetwork:
     ``found`` initialises the dispatcher's database the first time (``aos.dispatcher.setup`` behind it); ``say`` prints progress.
     ``isas`` are forced on the opML workers in turn; without them each worker takes the fastest that it has. ``guests`` are
     registered beside the operators; ``settings`` are the dispatcher's, beyond the ones that every local network has. With ``chain``
-    stakes and ranges are a contract's.
+    stakes and ranges are a contract's. ``lies`` names opML operators whose worker is `aos.cli.lying_worker`, each with the
+    file that says what it lies about; all else of theirs is the product.
     Where ``until`` is set before the network is up, the start is given up.
     """
 
@@ -151,6 +161,8 @@ class LocalNetwork:
         settings: Mapping[str, Any] | None = None,
         until: threading.Event | None = None,
         chain: Chain | None = None,
+        lies: Mapping[str, Path] | None = None,
+        epoch_ms: int = EPOCH_MS,
     ) -> None:
         self._layout = Layout(state_dir.resolve())
         self._found = found
@@ -164,7 +176,9 @@ class LocalNetwork:
         self._guests = guests
         self._settings = dict(settings or {})
         self._chain = chain
-        self._operator_registry = ""
+        self._contracts = Contracts(operator_registry="")
+        self._lies = dict(lies or {})
+        self._epoch_ms = epoch_ms
         self._until = until or threading.Event()
         self._processes: dict[str, Process] = {}
         self._ready: dict[str, str] = {}
@@ -248,7 +262,7 @@ class LocalNetwork:
         dispatcher_config = self._dispatcher_config(postgres, url)
         if self._chain is not None:
             accounts = [Account(node=node, pg_url=postgres.url(node.database)) for node in nodes]
-            self._operator_registry = self._chain.prepare(dispatcher_config, accounts)
+            self._contracts = self._chain.prepare(dispatcher_config, accounts)
             dispatcher_config = self._dispatcher_config(postgres, url)
         founded = self._founded(postgres, nodes, dispatcher_config, manifest, url)
         self._add_dispatcher(dispatcher_config, url)
@@ -337,7 +351,9 @@ class LocalNetwork:
             config["chain"] = {
                 "rpc_url": self._chain.rpc_url,
                 "chain_id": self._chain.chain_id,
-                "operator_registry": self._operator_registry,
+                "operator_registry": self._contracts.operator_registry,
+                **self._court(),
+                **self._chain.settings,
             }
         path = layout.dispatcher_dir / "config-dispatcher.yaml"
         write_private(path, yaml.safe_dump(config, sort_keys=False))
@@ -395,7 +411,7 @@ class LocalNetwork:
                     | {guest.model: guest.model_id for guest in self._guests},
                     manifests={self._model.name: manifest},
                     genesis_ms=now_ms,
-                    epoch_ms=EPOCH_MS,
+                    epoch_ms=self._epoch_ms,
                     project="local",
                 )
             )
@@ -453,21 +469,27 @@ class LocalNetwork:
         self._add("dispatcher", ["-m", "aos.dispatcher", "-c", str(config)], f"{url}/ready")
 
     def _add_worker(self, node: Node) -> None:
-        port = self._port(f"{node.name}-worker")
-        module = "aos.workers.opml_main" if node.kind == "opml" else "aos.workers.tee_main"
-        argv = ["-m", module, "--model", str(self._model), "--listen", f"127.0.0.1:{port}"]
-        if node.kind == "opml":
+        port, lie = self._port(f"{node.name}-worker"), self._lies.get(node.name)
+        token = read_or_make(node.directory / "worker.token", lambda: os.urandom(32).hex())
+        environment = ONE_THREAD | {"AOS_WORKER_TOKEN": token}
+        name, common = f"{node.name}-worker", ["--model", str(self._model), "--listen", f"127.0.0.1:{port}"]
+        if lie is not None:
+            argv = ["-m", "aos.cli.lying_worker", *common]
+            environment["AOS_LIE"] = str(lie)
+        elif node.kind == "opml":
+            argv = ["-m", "aos.workers.opml_main", *common]
             argv += ["--cache-dir", str(self._layout.cache), "--threads", "1"]
         else:
+            argv = ["-m", "aos.workers.tee_main", *common]
             argv += ["--operator", node.keys.address, "--network", self._layout.network_id()]
             argv += ["--platform-key", str(self._layout.platform_file)]
-        token = read_or_make(node.directory / "worker.token", lambda: os.urandom(32).hex())
-        name = f"{node.name}-worker"
-        environment = ONE_THREAD | {"AOS_WORKER_TOKEN": token}
         if node.kind == "opml" and self._isas:
             position = [other for other, kind in self._kinds if kind == "opml"].index(node.name)
             environment["AOS_ISA"] = self._isas[position % len(self._isas)]
         self._add(name, argv, f"http://127.0.0.1:{port}/health", environment)
+
+    def _court(self) -> dict[str, str]:
+        return {"court": self._contracts.court} if self._contracts.court else {}
 
     def _isa(self, node: Node) -> str:
         """What the worker of ``node`` says it computes with. Raises Unavailable ``local.worker``."""
@@ -513,7 +535,8 @@ class LocalNetwork:
             config["chain"] = {
                 "chain_rpc_url": self._chain.rpc_url,
                 "chain_id": self._chain.chain_id,
-                "vrf_range_contract": self._operator_registry,
+                "vrf_range_contract": self._contracts.operator_registry,
+                **self._court(),
             }
         write_private(node.config, yaml.safe_dump(config, sort_keys=False))
         argv = ["-m", "aos.operator.runer", "-c", str(node.config)]

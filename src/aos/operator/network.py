@@ -159,10 +159,9 @@ class BeaconCheck:
                 "this network's beacon is a chain's, and this operator reads none",
                 hint="set chain.chain_id, chain.chain_rpc_url and chain.vrf_range_contract",
             )
-        elif call.beacon != await self._chain.block_hash(
-            beacon.block_time(call.epoch, network.genesis, network.epoch_ms)
-        ):
-            raise VerificationError("beacon.mismatch", "the beacon is not the epoch's block", field="beacon")
+        else:
+            since = beacon.block_time(call.epoch, network.genesis, network.epoch_ms)
+            beacon.verify_block_beacon(call.beacon, await self._chain.block_hash(since))
         self._known = (call.epoch, call.beacon)
 
 

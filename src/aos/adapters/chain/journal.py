@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ class Entry:
     block: int | None
     created: str | None
     error: str
+    wanted_at: datetime
+    """By the database's clock."""
 
 
 class Journal:
@@ -93,7 +96,8 @@ class Journal:
                 raise RuleViolation("chain.purpose", f"{purpose!r} was recorded for another transaction")
             if row["state"] == "failed":
                 row = await db.fetchrow(
-                    """UPDATE chain_transaction SET state = 'wanted', nonce = NULL, hash = NULL, block = NULL, error = ''
+                    """UPDATE chain_transaction
+                       SET state = 'wanted', nonce = NULL, hash = NULL, block = NULL, error = '', created_at = now()
                        WHERE id = $1 RETURNING *""",
                     row["id"],
                 )
@@ -107,6 +111,18 @@ class Journal:
                 self._node.chain_id,
                 self.sender,
                 purpose,
+            )
+        return None if row is None else _entry(row)
+
+    async def newest(self, prefix: str) -> Entry | None:
+        """The purpose that was wanted last of those that begin so."""
+        async with unavailable():
+            row = await self._pool.fetchrow(
+                """SELECT * FROM chain_transaction WHERE chain_id = $1 AND sender = $2 AND starts_with(purpose, $3)
+                   ORDER BY created_at DESC, id DESC LIMIT 1""",
+                self._node.chain_id,
+                self.sender,
+                prefix,
             )
         return None if row is None else _entry(row)
 
@@ -371,6 +387,7 @@ def _entry(row: Record) -> Entry:
         block=row["block"],
         created=row["created"],
         error=row["error"],
+        wanted_at=row["created_at"],
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aos.adapters.chain.contracts import contract
 from aos.adapters.chain.node import Block, ChainNode, now_s
 from aos.adapters.postgres import Pool, unavailable
+from aos.core.log.anchor import Anchor
 from aos.errors import InvalidMessage, Unavailable, VerificationError
 from aos.ports import OnChainOperator, RegistryView
 
@@ -18,6 +19,60 @@ STALE_S = 3_600
 _SKEW_S = 60
 
 REGISTRY = contract("OperatorRegistry")
+
+
+async def newest_final(node: ChainNode, clock: Callable[[], int] = now_s) -> Block:
+    """The newest final block, as far as a node can be checked that says nothing of earlier ones.
+
+    Raises VerificationError ``chain.id``; Unavailable ``chain.stale``, ``chain.unavailable``; InvalidMessage ``chain.answer``.
+    """
+    await node.check_chain()
+    final, head = await node.block("finalized"), await node.block("latest")
+    now = clock()
+    if head.number < final.number or final.time > head.time or final.time > now + _SKEW_S:
+        raise InvalidMessage(
+            "chain.answer", f"the node {node.name} names a final block that is not in the past"
+        )
+    if final.time < now - STALE_S:
+        raise Unavailable(
+            "chain.stale",
+            f"the newest final block that the node {node.name} knows is {(now - final.time) // 60} minutes old",
+            hint="is the node in step with its chain, and this machine's clock right?",
+        )
+    return final
+
+
+async def check_history(node: ChainNode, final: Block, *, number: int, digest: bytes) -> None:
+    """Whether a final block comes after one that was final before. Raises Unavailable ``chain.stale``, VerificationError
+    ``chain.rewritten`` (the node denies a block that was final).
+    """
+    if final.number < number:
+        raise Unavailable("chain.stale", f"the node {node.name} is behind block {number}, which was final")
+    there = final if final.number == number else await node.block(number)
+    if there.hash != digest:
+        raise VerificationError(
+            "chain.rewritten",
+            f"the node {node.name} has another block {number} than the one that was final",
+            hint="one of the two answers was a lie, or the chain was reset; nothing is read until a person decides"
+            " (docs/chain.md, 'When the chain disagrees')",
+        )
+
+
+async def block_since(node: ChainNode, final: Block, time_s: int) -> Block:
+    """The first block up to ``final`` that is not older than ``time_s``. Raises Unavailable ``chain.too_early``, and as
+    ``ChainNode.block``.
+    """
+    if final.time < time_s:
+        raise Unavailable("chain.too_early", "the block that decides is not final yet")
+    low, high, found = 0, final.number, final
+    while low < high:
+        middle = (low + high) // 2
+        block = await node.block(middle)
+        if block.time >= time_s:
+            high, found = middle, block
+        else:
+            low = middle + 1
+    return found
 
 
 class Finality:
@@ -33,36 +88,13 @@ class Finality:
         Unavailable ``chain.stale``, ``chain.unavailable``; InvalidMessage ``chain.answer``.
         """
         node = self._node
-        await node.check_chain()
-        final, head = await node.block("finalized"), await node.block("latest")
-        now = self._clock()
-        if head.number < final.number or final.time > head.time or final.time > now + _SKEW_S:
-            raise InvalidMessage(
-                "chain.answer", f"the node {node.name} names a final block that is not in the past"
-            )
-        if final.time < now - STALE_S:
-            raise Unavailable(
-                "chain.stale",
-                f"the newest final block that the node {node.name} knows is {(now - final.time) // 60} minutes old",
-                hint="is the node in step with its chain, and this machine's clock right?",
-            )
+        final = await newest_final(node, self._clock)
         async with unavailable():
             known = await self._pool.fetchrow(
                 "SELECT number, hash FROM chain_final WHERE chain_id = $1", node.chain_id
             )
         if known is not None:
-            if final.number < known["number"]:
-                raise Unavailable(
-                    "chain.stale", f"the node {node.name} is behind block {known['number']}, which was final"
-                )
-            there = final if final.number == known["number"] else await node.block(known["number"])
-            if there.hash != known["hash"]:
-                raise VerificationError(
-                    "chain.rewritten",
-                    f"the node {node.name} has another block {known['number']} than the one that was final",
-                    hint="one of the two answers was a lie, or the chain was reset; nothing is read until a person decides"
-                    " (docs/chain.md, 'When the chain disagrees')",
-                )
+            await check_history(node, final, number=known["number"], digest=known["hash"])
         async with unavailable():
             await self._pool.execute(
                 """INSERT INTO chain_final (chain_id, number, hash) VALUES ($1, $2, $3)
@@ -137,21 +169,23 @@ class OperatorContract:
         await self._check(await self._finality.block())
         return (await self._operators([node_id.lower()], await self._node.block("latest")))[0]
 
+    async def last_anchor(self) -> Anchor | None:
+        """The last checkpoint of the log that a final block holds; None before the first. Raises as ``view``."""
+        block = await self._finality.block()
+        await self._check(block)
+        return await last_anchor(self._node, self.address, block)
+
+    async def burnt(self) -> int:
+        """Wei that convicted operators have lost for nobody, at the newest final block. Raises as ``view``."""
+        block = await self._finality.block()
+        await self._check(block)
+        (answer,) = await self._node.calls(self.address, [REGISTRY.call("burnt")], block=block)
+        found: int = REGISTRY.answer("burnt", answer)
+        return found
+
     async def block_since(self, time_s: int) -> Block:
         """The first block that is not older than ``time_s``; it must be final. Raises Unavailable ``chain.too_early``."""
-        final = await self._finality.block()
-        if final.time < time_s:
-            raise Unavailable("chain.too_early", "the block that decides is not final yet")
-        low, high = 0, final.number
-        found = final
-        while low < high:
-            middle = (low + high) // 2
-            block = await self._node.block(middle)
-            if block.time >= time_s:
-                high, found = middle, block
-            else:
-                low = middle + 1
-        return found
+        return await block_since(self._node, await self._finality.block(), time_s)
 
     async def _operators(self, addresses: list[str], block: Block) -> list[OnChainOperator]:
         calls = [REGISTRY.call(f, a) for a in addresses for f in ("operatorInfo", "operatorRanges")]
@@ -198,3 +232,10 @@ class OperatorContract:
                 )
         self.min_stake, self.exit_delay_s = stake, delay
         self._checked = True
+
+
+async def last_anchor(node: ChainNode, registry: str, block: Block) -> Anchor | None:
+    """What an OperatorRegistry holds of the log at ``block``, which is then the anchor's block too: it was written by then."""
+    (answer,) = await node.calls(registry, [REGISTRY.call("lastAnchor")], block=block)
+    root, size = REGISTRY.answer("lastAnchor", answer)
+    return Anchor(size=size, root=root, block=block.number) if size else None

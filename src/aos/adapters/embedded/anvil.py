@@ -42,12 +42,12 @@ def find_anvil() -> Path | None:
 
 class EmbeddedAnvil:
     """A node at ``url``. Every transaction is mined at once, or every ``block_s`` seconds; a block is final when two lie on it.
-    It forgets its chain when it stops.
+    ``begun_s``: its first block's time, in Unix seconds; default: now. It forgets its chain when it stops.
     """
 
-    def __init__(self, directory: Path, *, block_s: int | None = None) -> None:
+    def __init__(self, directory: Path, *, block_s: int | None = None, begun_s: int | None = None) -> None:
         self._log = directory / "anvil.log"
-        self._block_s = block_s
+        self._block_s, self._begun_s = block_s, begun_s
         self._port = 0
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -78,6 +78,8 @@ class EmbeddedAnvil:
         argv += ["--slots-in-an-epoch", "1"]
         if self._block_s is not None:
             argv += ["--block-time", str(self._block_s)]
+        if self._begun_s is not None:
+            argv += ["--timestamp", str(self._begun_s)]
         with self._log.open("wb") as log:
             self._popen = spawn(argv, output=log)
         deadline = time.monotonic() + _START_TIMEOUT_S

@@ -1,6 +1,7 @@
 """The rows, one module a topic: importing this package fills ``aos.attack.table.ROWS``."""
 
 from aos.attack.rows import (
+    beacons,
     decoding,
     disputes,
     draws,
@@ -16,6 +17,7 @@ from aos.attack.rows import (
 )
 
 __all__ = [
+    "beacons",
     "decoding",
     "disputes",
     "draws",

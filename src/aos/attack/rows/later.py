@@ -4,18 +4,18 @@ from aos.attack.table import Needs, not_yet
 
 _LATER: tuple[tuple[int, str, Needs, str], ...] = (
     (
-        28,
-        "requester grinds prompts or ids",
-        "chain",
-        "this command's network has no chain; with one, a block enters the draw seed",
-    ),
-    (
         41,
         "many identities of one owner",
         "",
-        "each costs a stake where the registry is on a chain, and nothing elsewhere",
+        "each costs a stake where the registry is on a chain (`aos operator stake`; registration.stake), and nothing elsewhere;"
+        " whose they are, nobody can see",
     ),
-    (42, "requester, operator and verifier in one hand", "", "whose trust file it is decides"),
+    (
+        42,
+        "requester, operator and verifier in one hand",
+        "",
+        "no check tells it from honest parties: only a verifier's own trust file, replay or audit does",
+    ),
 )
 
 for _number, _title, _needs, _reason in _LATER:

@@ -1,5 +1,5 @@
 """An opML worker that lies: it computes something else than it was asked, everything downstream of the lie included, and plays
-its games as well as a liar can. For tests alone.
+its games as well as a liar can. For networks of one's own: `aos demo-chain` and the tests start it.
 
 ``AOS_LIE`` names a file that holds the kind of lie for questions that come from now on; what a job was lied about stays.
 """
@@ -15,19 +15,20 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aos.attack import liars
-from aos.engine.native import NativeEngine
-from aos.ports import TokenEvent
-from aos.workers import serving
-from aos.workers.execution import Answer
-from aos.workers.opml_main import OpmlBackend
-from aos.workers.question import Question, SeedQuestion
-from aos.workers.tracer import AuditQuestion, TraceQuestion, Tracer
+if TYPE_CHECKING:
+    from aos.engine.native import NativeEngine
+    from aos.engine.party import Party
+    from aos.engine.reference import ReferenceEngine
+    from aos.ports import TokenEvent
+    from aos.workers.execution import Answer
+    from aos.workers.opml_main import OpmlBackend
+    from aos.workers.question import Question, SeedQuestion
+    from aos.workers.tracer import AuditQuestion, TraceQuestion, Tracer
 
 IN_GAME = ("stall", "withhold")
-KINDS = (*liars.KINDS, *IN_GAME)
+"""Lies about a weight whose games are not played: no move, or not even leaves."""
 
 
 class LyingBackend:
@@ -38,6 +39,8 @@ class LyingBackend:
     capacity = 1
 
     def __init__(self, path: Path, lie: Path) -> None:
+        from aos.engine.native import NativeEngine
+
         self._path, self._lie = path, lie
         self._honest = NativeEngine(path)
         self._files = Path(tempfile.mkdtemp(prefix="aos-liar-"))
@@ -46,14 +49,29 @@ class LyingBackend:
 
     @cache  # noqa: B019  one backend a process
     def _backend(self, kind: str) -> OpmlBackend:
+        from aos.workers.opml_main import OpmlBackend
+
         if kind == "honest":
-            tracer = Tracer(self._honest, self._path, cache_dir=None, threads=1)
-            return OpmlBackend(self._honest, model=self._path.name, tracer=tracer)
+            return OpmlBackend(self._honest, model=self._path.name, tracer=self._tracer(kind))
+        return OpmlBackend(self._liar(kind)[0], model=self._path.name, tracer=self._tracer(kind))
+
+    @cache  # noqa: B019
+    def _liar(self, kind: str) -> tuple[NativeEngine | ReferenceEngine, Party]:
+        from aos.attack import liars
+
         told = "weight" if kind in IN_GAME else kind
-        engine, party = liars.liar(self._path, self._honest, told, directory=self._files)
+        return liars.liar(self._path, self._honest, told, directory=self._files)
+
+    @cache  # noqa: B019
+    def _tracer(self, kind: str) -> Tracer:
+        from aos.workers.tracer import Tracer
+
+        if kind == "honest":
+            return Tracer(self._honest, self._path, cache_dir=None, threads=1)
+        engine, party = self._liar(kind)
         tracer = Tracer(engine, self._path, cache_dir=None, threads=1)
         tracer._party = party
-        return OpmlBackend(engine, model=self._path.name, tracer=tracer)
+        return tracer
 
     def describe(self) -> dict[str, Any]:
         return self._backend("honest").describe()
@@ -63,6 +81,8 @@ class LyingBackend:
     async def stop(self) -> None: ...
 
     async def answer(self, question: Question | SeedQuestion) -> AsyncGenerator[TokenEvent | Answer, None]:
+        from aos.workers.question import Question
+
         kind = self._lie.read_text().strip()
         self._told[question.nonce] = kind
         if kind != "honest" and isinstance(question, Question):
@@ -74,19 +94,15 @@ class LyingBackend:
 
     async def answer_trace(self, question: TraceQuestion) -> dict[str, Any]:
         kind = self._told[question.run.nonce]
-        if (kind == "withhold") or (kind == "stall" and question.task == "move"):
+        if (kind == "withhold") or (kind == "stall" and question.task != "leaves"):
             await asyncio.sleep(3600)
-        tracer = self._backend(kind).tracer
-        assert tracer is not None
-        return await tracer.answer(question)
+        return await self._tracer(kind).answer(question)
 
     async def audit_trace(self, question: AuditQuestion) -> Any:
         kind = self._told[question.run.nonce]
         if kind == "withhold":
             await asyncio.sleep(3600)
-        tracer = self._backend(kind).tracer
-        assert tracer is not None
-        return await tracer.audit(question)
+        return await self._tracer(kind).audit(question)
 
 
 class _AsTracer:
@@ -103,6 +119,8 @@ class _AsTracer:
 def main() -> int:
     started = time.monotonic()
     import argparse
+
+    from aos.workers import serving
 
     parser = argparse.ArgumentParser()
     serving.common_arguments(parser, listen="127.0.0.1:0")
