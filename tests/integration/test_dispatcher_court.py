@@ -12,6 +12,9 @@ import pytest
 from peers.engine_case import EngineCase
 from peers.hub_peer import OperatorPeer, now_ms
 
+from aos.adapters.chain.journal import Journal
+from aos.adapters.chain.node import ChainNode
+from aos.adapters.chain.registry import OperatorContract
 from aos.core.codec import decode, encode
 from aos.core.dispute.chain_claim import (
     ChainClaim,
@@ -24,6 +27,7 @@ from aos.core.dispute.chain_claim import (
 from aos.core.dispute.fine.referee import Canonical
 from aos.core.encoding import b64u_decode
 from aos.core.statements import ReceiptCore
+from aos.dispatcher.chain import DispatcherChain
 from aos.dispatcher.config import Chain
 from aos.dispatcher.disputes import Disputes
 from aos.dispatcher.disputes_claims import Reader
@@ -199,6 +203,25 @@ async def test_leaves_can_be_asked_for_as_long_as_the_court_hears_challenges(ope
         assert (await disputes.describe_claim(name, project))["closes_at"] < now_ms() + later_ms
         waiting = await disputes.waiting(Reader(address=receipt["node_id"]))
         assert [each["claim"] for each in waiting["serve"]] == [receipt["receipt_id"]] * wanted
+
+
+async def test_the_network_file_names_the_court_and_how_long_claims_are_good() -> None:
+    chain = Chain(
+        rpc_url="http://127.0.0.1:1",
+        chain_id=31337,
+        operator_registry="0x" + "11" * 20,
+        court="0x" + "C0" * 20,
+        claim_hours=100,
+    )
+    node = ChainNode(chain.rpc_url, chain_id=chain.chain_id)
+    pool: Any = None  # nothing is read
+    operators = OperatorContract(node, pool, chain.operator_registry)
+    journal = Journal(pool, node, bytes([1]) * 32)
+    facts = DispatcherChain(node, operators, journal, settings=chain).facts()
+    await node.close()
+    registry = {"chain_id": 31337, "operator_registry": "0x" + "11" * 20}
+    assert facts == registry | {"court": COURT.court, "claim_s": 360_000}
+    assert chain.model_copy(update={"court": ""}).domain is None
 
 
 async def test_a_tee_result_has_no_claim(open_case: Open) -> None:

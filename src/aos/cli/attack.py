@@ -140,7 +140,6 @@ def _chain_place(directory: Path, model: Path, *, chain: bool) -> "Iterator[Chai
     directory.mkdir()
     anvil = EmbeddedAnvil(directory, begun_s=int(time.time()) - 3_600)
     node, registry = PlayChain(anvil.start()), contract("OperatorRegistry")
-    node.mine(300, 12)
 
     def prepare(config: Path, accounts: Sequence[Account]) -> Contracts:
         owner = Layout(config.parent.parent).dispatcher_keys().address
@@ -166,6 +165,7 @@ def _chain_place(directory: Path, model: Path, *, chain: bool) -> "Iterator[Chai
         ),
     )
     try:
+        node.mine(300, 12)
         with network.running():
             yield ChainPlace(state=directory / "state", rpc_url=node.url)
     finally:

@@ -21,7 +21,7 @@ from aos.core.trust import load_policy, read_trust
 from aos.errors import RuleViolation
 from aos.local.chain_gas import ETHER, PlayChain, Spent
 from aos.local.layout import Layout
-from aos.local.network import Account, Chain, Contracts, Found, LocalNetwork, RunningNetwork
+from aos.local.network import DEMO_MODEL, Account, Chain, Contracts, Found, LocalNetwork, RunningNetwork
 
 PROMPT = "What is AI?"
 PARAMS = {"temperature": 1.0, "top_p": 0.5, "max_tokens": 24}
@@ -252,7 +252,7 @@ class _Story:
         challenger = Challenger(
             directory=directory,
             answer=answer.resolve(),
-            model=self._model,
+            model=DEMO_MODEL.resolve(),
             url=running.url,
             project=running.project,
             token=self._steps.token(self._config, running.project),
@@ -265,12 +265,6 @@ class _Story:
         self._say(f"\n  {won['state']}: position {won['position']}, unit {won['unit']} [{won['code']}]")
         self._say(f"  the challenger's account: {gained / ETHER:+.4f} ether, bond back and gas paid")
         return won | {"address": address, "gained_wei": gained}
-
-    @property
-    def _model(self) -> Path:
-        from aos.local.network import DEMO_MODEL
-
-        return DEMO_MODEL.resolve()
 
     # --- and then
 

@@ -115,8 +115,8 @@ class CourtGames:
         """
         node = self._account.node
         await node.check_chain()
-        head = await node.block("latest")
         final, trouble = await self._final()
+        head = await node.block("latest")
         facts = await self._account.court_facts()
         assert facts is not None  # noqa: S101  there is a court
         try:
@@ -245,7 +245,8 @@ class CourtGames:
         name = bytes(row["game"])
         game = await self._court.game(name, head)
         if game is None:
-            if final is not None and row["block"] <= final.number:  # its block is no longer on the chain
+            if final is not None and row["block"] <= min(final.number, head.number):
+                # Its block is no longer on the chain.
                 await self._set(name, over="gone")
             return ""
         if (game.claimant, game.claim) != (self._identity.node_id, row["claim"]):
@@ -314,7 +315,8 @@ class CourtGames:
         """Take the bonds that are owed to this operator."""
         if not await self._court.owed(self._identity.node_id, final):
             return
-        if any(entry.purpose.startswith(WITHDRAW) for entry in await self._account.journal.open()):
+        before = await self._account.journal.entries(WITHDRAW)
+        if any(entry.state in ("wanted", "sent") for entry in before):
             return
-        data = COURT.call("withdraw", self._identity.node_id)
-        await self._want(f"{WITHDRAW} ({final.number})", data)
+        number = sum(entry.state == "done" for entry in before)  # one that failed is wanted again
+        await self._want(f"{WITHDRAW} ({number})", COURT.call("withdraw", self._identity.node_id))

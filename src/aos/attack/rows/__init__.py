@@ -1,7 +1,6 @@
 """The rows, one module a topic: importing this package fills ``aos.attack.table.ROWS``."""
 
 from aos.attack.rows import (
-    beacons,
     decoding,
     disputes,
     draws,
@@ -12,12 +11,12 @@ from aos.attack.rows import (
     links,
     log,
     models,
+    onchain,
     receipts,
     tee,
 )
 
 __all__ = [
-    "beacons",
     "decoding",
     "disputes",
     "draws",
@@ -28,6 +27,7 @@ __all__ = [
     "links",
     "log",
     "models",
+    "onchain",
     "receipts",
     "tee",
 ]

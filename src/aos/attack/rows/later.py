@@ -4,13 +4,6 @@ from aos.attack.table import Needs, not_yet
 
 _LATER: tuple[tuple[int, str, Needs, str], ...] = (
     (
-        41,
-        "many identities of one owner",
-        "",
-        "each costs a stake where the registry is on a chain (`aos operator stake`; registration.stake), and nothing elsewhere;"
-        " whose they are, nobody can see",
-    ),
-    (
         42,
         "requester, operator and verifier in one hand",
         "",

@@ -1,4 +1,4 @@
-"""Who would choose its draw: row 28, on a network whose beacon is a block of a real node."""
+"""Rows 28 and 41, on a second network: its stakes are a contract's, and its beacon is a block of a real node."""
 
 import secrets
 from collections.abc import Callable
@@ -8,7 +8,8 @@ from aos.adapters.chain.node import Block, ChainNode
 from aos.adapters.chain.registry import block_since, newest_final
 from aos.adapters.embedded.anvil import CHAIN_ID
 from aos.attack.forge import reseeded, restate
-from aos.attack.live import Live, refusal
+from aos.attack.live import Live, Stolen, refusal
+from aos.attack.rows.draws import REGISTRY, registration
 from aos.attack.table import Trial, row
 from aos.core import draw
 from aos.core.beacon import block_time, verify_block_beacon
@@ -31,9 +32,7 @@ _SUITS = 8
     missing="a requester in league with D, who know the block twenty minutes ahead and choose among prompts or ids",
 )
 async def ground_draws(live: Live, t: Trial) -> None:
-    network = live.chain
-    if network is None:
-        raise RuleViolation("attack.no_chain", "there is no network with a chain")
+    network = _network(live)
     chosen = network.seed_body() | {"job_id": secrets.token_urlsafe(24)}
     t.attack(
         "a job id of the requester's choice", "field.unknown", await network.post("/api/job/submit", chosen)
@@ -82,6 +81,37 @@ async def ground_draws(live: Live, t: Trial) -> None:
         t.twin("the draw that the network made", drawn(call))
     finally:
         await node.close()
+
+
+@row(
+    41,
+    "many identities of one owner",
+    "registration.stake",
+    guests=True,
+    chain=True,
+    missing="where there is no chain an identity costs nothing; whose the stakes are, nobody can see",
+)
+async def identities(live: Live, t: Trial) -> None:
+    network = _network(live)
+    node_id, staked = next(iter(network.operators.items()))
+    models = await network.models_of(node_id)
+
+    async def entered(keys: Stolen) -> str:
+        return await network.post(REGISTRY, registration(network, keys, models).to_json())
+
+    for number in ("second", "third", "fourth"):
+        fresh = Stolen(signer=secrets.token_bytes(32), vrf=secrets.token_bytes(32))
+        t.attack(f"a {number} identity without a stake", "registration.stake", await entered(fresh))
+    borrowed = Stolen(signer=secrets.token_bytes(32), vrf=staked.vrf)
+    t.attack("a second identity on the first one's stake", "registration.stake", await entered(borrowed))
+    t.twin("the one that has staked", await entered(staked))
+
+
+def _network(live: Live) -> Live:
+    """Raises RuleViolation ``attack.no_chain``."""
+    if live.chain is None:
+        raise RuleViolation("attack.no_chain", "there is no network with a chain")
+    return live.chain
 
 
 def _under(block: Block) -> Callable[[DrawCall], DrawCall]:
