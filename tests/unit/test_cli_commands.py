@@ -281,6 +281,8 @@ WRONG = [
     Wrong("audit absent.aos --model truncated.gguf --layers 1", 12, "file.unreadable"),
     Wrong("audit absent.aos --model truncated.gguf --layers 1 --make x", 2, "cli.usage"),
     Wrong("attest verify absent.cbor --policy policy.json", 12, "file.unreadable"),
+    Wrong("challenge text --model truncated.gguf --on-chain", 30, "cli.on_chain"),
+    Wrong("challenge text --model truncated.gguf --on-chain --key signer.json", 30, "cli.on_chain"),
     Wrong("attest verify text --policy absent.json", 30, "attest.policy_unreadable"),
     Wrong("attest verify text --policy text", 30, "attest.policy_invalid"),
     Wrong("attest verify text --policy policy.json --nonce xyz", 2, "cli.usage"),

@@ -47,7 +47,8 @@ def challenge(
         str, typer.Option(metavar="0x…", help="Whose claim in the file; default: the one whose text it is.")
     ] = "",
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the transcript to this file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Save the transcript to this file; a game on a chain has none."),
     ] = None,
     wait: Annotated[int, typer.Option(min=1, max=86_400, help="Seconds to wait for each move.")] = 120,
     threads: Annotated[
@@ -105,16 +106,11 @@ def challenge(
     transaction is recorded before it is sent: stopped at any moment and run again, the command goes on where it was. It asks
     before it opens a game (`--json` needs `--yes`), and prints the gas of every transaction. It ends when all of it is final.
     What a game around the model would be (another prompt, stop or text) has no court; without `--on-chain` it has a referee.
-    Exit codes are the same; 11: the challenge was too late, or another one has convicted the claim.
+    Exit codes are the same, but for 11: another challenger has convicted the claim, and the bond is back.
     """
     from aos.cli.verify import read_file
     from aos.core.answer import read_answer
 
-    answer = read_answer(read_file(str(file), limit=8 << 20))
-    receipt = claim_in(answer, operator)
-    core = receipt.core
-    if not core.state_root:
-        raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
     if on_chain and (key is None or not rpc_url):
         raise ConfigError(
             "cli.on_chain",
@@ -122,6 +118,11 @@ def challenge(
             field="--key" if key is None else "--rpc",
             hint="--key FILE (made by `aos keys new`), and the node's URL in AOS_CHAIN_RPC_URL",
         )
+    answer = read_answer(read_file(str(file), limit=8 << 20))
+    receipt = claim_in(answer, operator)
+    core = receipt.core
+    if not core.state_root:
+        raise RuleViolation("dispute.not_disputable", "this receipt commits to no state root")
     signer = own_key(key)
     with load_client_settings(url=url, keyed=key is not None).client() as client:
         keep = state_dir() / "challenger" if on_chain else None
