@@ -87,11 +87,11 @@ class Chain:
 
 def start_worker(directory: Path, model: Path, *, lie: str = "") -> tuple[Process, str]:
     """An opML worker's process with this model, a liar's where ``lie`` names one; and its address."""
-    module = "aos.attack.lying_worker" if lie else "aos.workers.opml_main"
+    module = "aos.cli.lying_worker" if lie else "aos.workers.opml_main"
     environment = {"AOS_WORKER_TOKEN": WORKER_TOKEN, "TMPDIR": str(directory)}
     if lie:
         (directory / "lie").write_text(lie)
-        environment |= {"AOS_LIE": str(directory / "lie"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment["AOS_LIE"] = str(directory / "lie")
     process = Process(
         "worker",
         [sys.executable, "-m", module, "--model", str(model), "--listen", "127.0.0.1:0"],
