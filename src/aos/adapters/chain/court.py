@@ -239,6 +239,8 @@ class CourtContract:
             if event is None:
                 raise _nonsense()
             code = event.args["code"]
+            if code != SILENT and not 0 < code < len(FAULTS):
+                raise _nonsense()
             return Outcome(kind="convicted", code="silent" if code == SILENT else FAULTS[code])
         return Outcome(kind="settled")
 
