@@ -36,7 +36,7 @@ TAIL = (
     "output.chunks logits seen adjusted largest.chunks largest weights cuts before.chunks before before.holds "
     "after.chunks after after.holds running picks record token"
 )
-WHOLE = ("q.chunks", "q", "down.chunks", "v.finite")
+WHOLE = ("q.chunks", "q", "mix", "down.chunks", "v.finite")
 HALVINGS = 4
 
 

@@ -109,9 +109,12 @@ async def test_everything_is_deployed_once_and_a_registry_has_one_court(
     assert status["transactions"] == []
 
 
-async def test_a_stake_must_stay_longer_than_a_game(config: Path, funded: Node) -> None:
+@pytest.mark.parametrize("exit_delay_s", [COURT.game_s, 7 * DAYS], ids=["game", "claim"])
+async def test_a_stake_must_stay_longer_than_a_game_and_a_claim(
+    config: Path, funded: Node, exit_delay_s: int
+) -> None:
     with pytest.raises(ConfigError) as refusal:
-        await deployed(config, funded, exit_delay_s=COURT.game_s)
+        await deployed(config, funded, exit_delay_s=exit_delay_s)
     assert refusal.value.code == "chain.exit_delay"
 
 

@@ -11,7 +11,7 @@ import pytest
 from chain_node import GENUINE, Between, connect, rich_key, settle
 from evm import ACCOUNTS, ETHER, Deployed, Node, deploy
 
-from aos.adapters.chain.node import ChainNode
+from aos.adapters.chain.node import MAX_ANSWER_BYTES, ChainNode
 from aos.adapters.chain.registry import REGISTRY, SQL, STALE_S, OperatorContract
 from aos.adapters.embedded.anvil import EmbeddedAnvil
 from aos.adapters.postgres import Pool, connect_pool, migrate
@@ -210,3 +210,30 @@ async def test_the_original_interface_over_json_rpc(reader: Reader, node: Node) 
     assert reader.registry.read("operatorRanges", BOB) == (500_000, 600_000)
     assert list(reader.registry.read("getOperatorsInRange", 600_000)) == []
     assert reader.registry.read("operatorRanges", address) == (0, 0)
+
+
+async def test_more_entries_than_a_node_answers_at_once_are_read_piece_by_piece(reader: Reader) -> None:
+    """Who has money can make a contract write without end: whoever must see an event sees it all the same."""
+    topics = [REGISTRY.topic("OperatorRegistered")]
+    last = (await reader.chain.block("latest")).number
+    ask = reader.chain.logs
+    whole = await ask(reader.registry.address, topics, first=0, last=last)
+    assert len(whole) == 2
+
+    def bounded(refusal: Any) -> Any:
+        def answer(method: str, params: list[Any]) -> Any:
+            if method != "eth_getLogs" or int(params[0]["toBlock"], 16) == int(params[0]["fromBlock"], 16):
+                return GENUINE
+            return refusal
+
+        return answer
+
+    too_many = {"code": -32005, "message": "query returned more than 10000 results"}
+    for refusal in (too_many, too_many | {"code": -32000}, "0x" + "00" * MAX_ANSWER_BYTES):
+        reader.between.hook = bounded(refusal)
+        assert await ask(reader.registry.address, topics, first=0, last=last) == whole
+    reader.between.hook = lambda method, _: too_many if method == "eth_getLogs" else GENUINE
+    reader.between.asked.clear()
+    with pytest.raises(Unavailable):
+        await ask(reader.registry.address, topics, first=0, last=1_999)
+    assert len(reader.between.asked) <= 12

@@ -32,7 +32,7 @@ from peers.court_case import (
 )
 from peers.operator_under_test import OPERATOR, OperatorProcess, Scene, eventually, running, scene
 
-from aos.adapters.chain.court import register_model_data
+from aos.adapters.chain.court import CourtContract, register_model_data
 from aos.adapters.embedded.anvil import EmbeddedAnvil
 from aos.core.codec import decode
 from aos.core.dispute.coarse import aim, served_tree
@@ -40,11 +40,13 @@ from aos.core.dispute.fine.chain_around import TOKENS_UNIT
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Stage
 from aos.core.dispute.fine.chain_players import challenger_move
 from aos.core.dispute.fine.chain_players import claimed as said_of
-from aos.core.encoding import b64u_decode, b64u_encode, canonical_json
+from aos.core.encoding import b64u_decode, b64u_encode, canonical_json, parse_json_strict
 from aos.core.statements import Params
 from aos.engine.native import NativeEngine
 from aos.engine.party import Party
+from aos.errors import Unavailable
 from aos.operator import chain_games
+from aos.operator.worker_client import WorkerClient
 from aos.workers.execution import sampling_params
 
 
@@ -300,3 +302,64 @@ async def test_a_challenger_that_goes_silent_loses_its_bond_even_while_nothing_i
         await challenge.node.close()
         assert place.chain.court.read("owed", OPERATOR.address) == BOND << 2
         assert place.chain.stake() == (2 * STAKE, 0)
+
+
+async def test_of_many_challenges_the_oldest_goes_on_before_a_younger_one_begins(
+    place_at: Open, steady_anvil: Node, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were each given its turn, more challenges than can be answered in time would all be won by silence."""
+    asked: list[int] = []
+    ask = WorkerClient.trace
+
+    async def trace(self: WorkerClient, question: dict[str, Any]) -> dict[str, Any]:
+        if question["task"] == "court":
+            game = decode(ChainGame, parse_json_strict(question["transcript"].encode(), max_bytes=1 << 22))
+            asked.extend(number for number, each in enumerate(challenges) if each.id == game.id)
+            if asked == [0, 1]:  # while the second one's trace is made, the first one's challenger moves
+                await eventually(lambda: waits_for_its_challenger(challenges[0]))
+                await challenges[0].move(await challenges[0].game())
+        return await ask(self, question)
+
+    async def waits_for_its_challenger(challenge: Challenge) -> bool:
+        return (await challenge.game()).mover == "challenger"
+
+    challenges: list[Challenge] = []
+    monkeypatch.setattr(WorkerClient, "trace", trace)
+    async with place_at(steady_anvil, worker) as place:
+        job = await place.job("What is AI?")
+        first = place.challenge(job, 3, 0, 99, sham("registers the model"))
+        await first.open()
+        assert await first.to_end() == "refuted"
+        place.wire.cut()
+        challenges += [
+            place.challenge(job, number, number, 1, sham(f"many {number}", element=0)) for number in range(3)
+        ]
+        for challenge in challenges:
+            await challenge.open()
+        place.wire.mend()
+        assert await asyncio.gather(*(each.to_end() for each in challenges[1:])) == ["refuted"] * 2
+        assert await challenges[0].to_end() == "refuted"
+        assert asked[:3] == [0, 1, 0]
+
+
+async def test_games_that_are_known_go_on_while_the_node_shows_no_events(
+    place_at: Open, steady_anvil: Node, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place_at(steady_anvil, worker) as place:
+        challenge = place.challenge(await place.job("What is AI?"), 0, 1, 1, sham("four", element=0))
+        await challenge.open()
+
+        async def answered() -> bool:
+            return (await challenge.game()).mover == "challenger"
+
+        await eventually(answered)
+        opened = CourtContract.opened
+
+        async def refused(self: CourtContract, *, first: int, last: int, game: bytes | None = None) -> Any:
+            if game is None:
+                raise Unavailable("chain.unavailable", "the node refuses: too many results")
+            return await opened(self, first=first, last=last, game=game)
+
+        monkeypatch.setattr(CourtContract, "opened", refused)
+        assert await challenge.to_end() == "refuted"
+        assert any("too many results" in each for each in (await place.scene.status())["problems"])

@@ -8,16 +8,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import court_games
 import pytest
 from chain_node import GENUINE, Between, connect, rich_key, settle
 from court_games import BOND, GRACE, SLASH, World, build
 from dispute_real import NONCE
 from dispute_toy import Key
-from evm import ACCOUNTS, Node
+from evm import ACCOUNTS, ETHER, Node
 from liar_games import JOBS, aimed, case_about
 from liars import Claim, early_stop, honest, lie_at, swapped_token
 
-from aos.adapters.chain.court import CourtContract, game_id, register_model_data
+from aos.adapters.chain.court import CourtContract, accuse_data, game_id, register_model_data
 from aos.adapters.chain.court_seat import Seat, challenge, collect, convict_at_once
 from aos.adapters.chain.journal import Journal
 from aos.adapters.chain.node import ChainNode
@@ -27,6 +28,8 @@ from aos.adapters.postgres import Pool, connect_pool, migrate
 from aos.cli.challenge_chain import Target
 from aos.core.dispute.chain_claim import ChainClaim, CourtDomain, SignedChainClaim, claim_hash, sign_claim
 from aos.core.dispute.coarse import Aim
+from aos.core.dispute.fine.bounds import state_shape
+from aos.core.dispute.fine.chain_around import Accusation, accuse_token
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Stage
 from aos.core.dispute.fine.chain_players import challenger_move, claimant_move, claimed
 from aos.core.dispute.state_opening import StateTree
@@ -65,7 +68,16 @@ def lie() -> tuple[Claim, Claim, Aim]:
 class Table:
     """A claim at the court, whoever sits down to play about it."""
 
-    def __init__(self, pool: Pool, url: str, world: World, claim: Claim, receipt: int = 7) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        url: str,
+        world: World,
+        claim: Claim,
+        receipt: int = 7,
+        *,
+        registers: bool = True,
+    ) -> None:
         self.pool, self.url, self.world, self.claim = pool, url, world, claim
         self.nodes: list[ChainNode] = []
         known = claim.known.run
@@ -81,7 +93,9 @@ class Table:
             KEYS[1], statement, CourtDomain(chain_id=CHAIN_ID, court=world.court.address)
         )
         self.id = claim_hash(statement)
-        world.evm.transact(ACCOUNTS[0], world.models.address, register_model_data(known.manifest))
+        self.manifest = known.manifest
+        if registers:
+            world.evm.transact(ACCOUNTS[0], world.models.address, register_model_data(known.manifest))
 
     def seat(self, key: bytes, between: Between | None = None) -> Seat:
         node = connect(self.url, between)
@@ -253,6 +267,71 @@ async def test_a_silent_claimant_is_timed_out_and_a_late_challenger_is_told(
             defence.cancel()
 
 
+def other_token() -> tuple[Claim, Accusation]:
+    """A claim whose last token is not the one that its tail chose, and what convicts it."""
+    own = honest(JOBS[0])
+    at = len(own.known.tokens) - 1
+    claim = swapped_token(own.job, at, (own.known.tokens[at] + 1) % 200, disclosed=True)
+    assert claim is not None
+    tail = own.n_layers + 1
+    payload = own.at(at - 1, tail).payload(at - 1, tail)
+    shape = state_shape(claim.known.run, claim.header, None)
+    return claim, accuse_token(claim.known.tree, shape, claim.known.tokens, at - 1, payload)
+
+
+async def test_a_claim_is_convicted_at_once_though_the_liar_registered_no_model(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, world: World
+) -> None:
+    """And though its challenger could not pay at first."""
+    claim, accusation = other_token()
+    async with Table(pool, anvil.url, world, claim, receipt=11, registers=False) as table:
+        (key, address), (slow, loser) = rich_key(node, 0), rich_key(node)
+
+        async def convict(key: bytes) -> Any:
+            seat = table.seat(key)
+            return await convict_at_once(seat, table.signed, accusation, table.manifest, poll_s=POLL_S)
+
+        with pytest.raises(RuleViolation, match="insufficient funds"):
+            await convict(key)
+        node.ask("anvil_setBalance", address, hex(10**18))
+        outcome = await convict(key)
+        assert (outcome.kind, outcome.code) == ("convicted", "around.tokens")
+        assert world.registry.read("owed", address) == SLASH // 2
+        assert await convict(key) == outcome
+        game = game_id(table.id, address)
+        assert [what for what, _ in await table.seat(key).spent(game)] == ["register", "convictToken"]
+
+        # Whose transaction came behind another's is not told that it has won.
+        data = accuse_data(table.signed.claim, table.signed.signature, accusation)
+        seat = table.seat(slow)
+        entry = await seat.act(game_id(table.id, loser), accusation.function, data)
+        await seat.step()
+        row = await seat.journal.entry(entry.purpose)
+        assert row is not None
+        assert row.state == "failed"
+        with pytest.raises(RuleViolation) as refusal:
+            await convict(slow)
+        assert refusal.value.code == "court.convicted"
+
+
+@pytest.mark.parametrize(("name", "value"), [("GRACE", 59), ("BUDGET", 3_599)])
+async def test_no_bond_is_put_down_at_a_court_without_time(
+    pool: Pool, anvil: EmbeddedAnvil, node: Node, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    """A liar's claim may name a court of its own."""
+    monkeypatch.setattr(court_games, name, value)
+    claim, own, aim = lie()
+    world = build(node)
+    async with Table(pool, anvil.url, world, claim, receipt=12) as table:
+        key, address = rich_key(node)
+        with pytest.raises(RuleViolation) as refusal:
+            await challenge(
+                table.seat(key), table.signed, aim.position, aim.unit, table.challenger(own), poll_s=POLL_S
+            )
+        assert refusal.value.code == "court.clock"
+        assert node.balance(address) == 100 * ETHER
+
+
 class Asked:
     """What `aos challenge` knows of a claim, as ``Target`` asks it: ``own`` is its run."""
 
@@ -310,14 +389,19 @@ async def test_a_claim_of_another_token_than_its_tail_chose_is_convicted_in_one_
     async with Table(pool, anvil.url, world, claim, receipt=11) as table:
         key, address = rich_key(node)
         seat = table.seat(key)
-        outcome = await convict_at_once(seat, table.signed, found.accusation, poll_s=POLL_S)
+        outcome = await convict_at_once(seat, table.signed, found.accusation, table.manifest, poll_s=POLL_S)
         assert (outcome.kind, outcome.code) == ("convicted", "around.tokens")
-        assert await convict_at_once(seat, table.signed, found.accusation, poll_s=POLL_S) == outcome
+        assert (
+            await convict_at_once(seat, table.signed, found.accusation, table.manifest, poll_s=POLL_S)
+            == outcome
+        )
         game = game_id(table.id, address)
         gained = await until_final(asyncio.create_task(collect(seat, game, poll_s=POLL_S)), node)
         assert gained == SLASH // 2
         assert [what for what, _ in await seat.spent(game)] == ["convictToken", "reward"]
         other, _ = rich_key(node)
         with pytest.raises(RuleViolation) as refusal:
-            await convict_at_once(table.seat(other), table.signed, found.accusation, poll_s=POLL_S)
+            await convict_at_once(
+                table.seat(other), table.signed, found.accusation, table.manifest, poll_s=POLL_S
+            )
         assert refusal.value.code == "court.convicted"

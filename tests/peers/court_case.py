@@ -87,7 +87,7 @@ class Chain:
 
 def start_worker(directory: Path, model: Path, *, lie: str = "") -> tuple[Process, str]:
     """An opML worker's process with this model, a liar's where ``lie`` names one; and its address."""
-    module = "peers.lying_worker" if lie else "aos.workers.opml_main"
+    module = "aos.attack.lying_worker" if lie else "aos.workers.opml_main"
     environment = {"AOS_WORKER_TOKEN": WORKER_TOKEN, "TMPDIR": str(directory)}
     if lie:
         (directory / "lie").write_text(lie)
@@ -167,6 +167,13 @@ class Challenge:
             value=BOND << 2,
         )
 
+    async def move(self, game: ChainGame) -> None:
+        """Make the move that is due."""
+        move = self.play(game)
+        self.moves.append(type(move).__name__)
+        data = move_data(game.id, move)
+        await asyncio.to_thread(self.chain.node.transact, self.account, self.chain.court.address, data)
+
     async def to_end(self, *, between: Callable[[], Any] = lambda: None) -> str:
         """Once it is open, play to the end; ``between`` is called before the claimant's turn each time. How it ended."""
         try:
@@ -179,12 +186,7 @@ class Challenge:
         turn: tuple[int, bytes] | None = None
         while (game := await self.game()).stage != Stage.OVER:
             if game.mover == "challenger":
-                move = self.play(game)
-                self.moves.append(type(move).__name__)
-                data = move_data(game.id, move)
-                await asyncio.to_thread(
-                    self.chain.node.transact, self.account, self.chain.court.address, data
-                )
+                await self.move(game)
             elif turn != (game.stage, game.hash):
                 turn = (game.stage, game.hash)
                 between()

@@ -32,8 +32,8 @@ DISPUTE, DISPUTE_4096, ELEMENT_4096, BLOCK_STEP = 3_000_000, 1_900_000, 800_000,
 MOVES = ("open", "answer", "choose", "reveal", "showTile", "pick", "prove")
 OF_4096 = {"q.chunks", "q"}
 CHUNKS_OF_BLOCKS = {"q.chunks", "up.chunks", "down.chunks", "output.chunks"}
-WORST = ("q.chunks", "q", "down.chunks", "v.finite")
-"""Ops whose whole games are played; of the others only the last move."""
+WORST = ("q.chunks", "q", "down.chunks", "v.finite", "mix")
+"""Ops whose whole games are played, the costliest of all (`scripts/chain_gas.py`) among them; of the others the last move."""
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from simulated_run import Network
 from aos.adapters.chain.court import accuse_data, move_data
 from aos.core.codec import decode, encode
 from aos.core.dispute.chain_claim import ChainClaim, claim_hash
+from aos.core.dispute.coarse import aim
 from aos.core.dispute.fine.around import prove_header, prove_tokens
 from aos.core.dispute.fine.bounds import state_shape
 from aos.core.dispute.fine.chain_around import (
@@ -61,8 +62,9 @@ from aos.core.dispute.fine.onchain import FAULTS
 from aos.core.dispute.state_opening import Place, StateTree
 from aos.core.dispute.state_tree import TOKEN, StateHeader, StateShape, tokens_root
 from aos.core.encoding import b64u_decode, canonical_json, parse_canonical
-from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash
+from aos.core.hashes import params_hash, prompt_tokens_hash, run_params_hash, token_bytes, tokens_hash, u32
 from aos.core.manifest import Manifest
+from aos.core.merkle import tree_root
 from aos.core.statements import FinishReason, Params, ReceiptCore, hash_of
 from aos.engine.around import check_stop
 from aos.engine.party import Party
@@ -780,3 +782,31 @@ def test_the_script_makes_the_same_vectors(repository: Path) -> None:
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
     assert maker.made() == (repository / "vectors/aos/dispute/court.json").read_text("utf-8")
+
+
+def test_a_false_trap_that_no_leaf_says_is_played_about_the_last_unit(world: World) -> None:
+    """An early end as by a trap, over the honest leaves: no unit differs, and the last one cannot be opened."""
+    own = told(world, "greedy")
+    liar = own.saying(own.tokens[:-1], n_out=own.tree.header.n_out - 1, finish_reason="numeric_trap")
+    assert liar.tree.units == own.tree.units
+    found = aim(liar.tree, own.tree, claimed_tokens=liar.tokens, own_tokens=own.tokens)
+    assert found is not None
+    assert found.kind == "trap"
+    unit = aim_at_unit(found, liar.tree, own.tree, max_tokens=99, n_ctx=99)
+    assert unit is not None
+    assert (unit.position, unit.unit) == (own.tree.header.n_positions - 1, own.run.tail)
+    # Where the claim has no such unit, it may be right: there a challenge would be lost.
+    members = {"n_out": liar.tree.header.n_out, "n_positions": own.tree.header.n_positions - 1}
+    shorter = own.saying(own.tokens[:-1], **members)
+    assert aim_at_unit(found, liar.tree, shorter.tree, max_tokens=99, n_ctx=99) is None
+    liar.open(unit.position, unit.unit)
+    trace = own.run.trace(unit.position, unit.unit)
+    game = Match(world=world, run=own.run, trace=trace, position=unit.position, unit=unit.unit)
+    leaf = liar.tree.open_leaves(unit.position, unit.unit).encode()
+    for op in range(24):
+        for payload in (b"", tree_root([bytes(32)])):
+            opening = liar.opened + u32(unit.unit) + u32(op) + payload + leaf
+            with pytest.raises(Reverted):
+                world.court.send(CLAIMANT, "answer", *liar.place, game.params, opening, trace.tree.root, [])
+    world.evm.wait(GRACE + BUDGET + 1)
+    assert names(world.court.events(world.court.send(OTHER, "timeout", liar.id))) == ["Convicted", "Ended"]

@@ -145,7 +145,7 @@ async def _run(player: Player, found: Target, signed: SignedChainClaim, asked: O
             voice.say(f"· {WORDS.get(what, what)}")
 
         if found.accusation is not None:
-            outcome = await convict_at_once(seat, signed, found.accusation)
+            outcome = await convict_at_once(seat, signed, found.accusation, player.known.run.manifest)
         else:
             assert found.aim is not None  # noqa: S101  one of the two
             outcome = await challenge(seat, signed, found.aim.position, found.aim.unit, play, say=say)

@@ -69,10 +69,11 @@ async def deploy_contracts(
     """
     config, chain = _configured(path)
     court = court or CourtParameters(bond=BOND, slash=min_stake, grace_s=GRACE_S, budget_s=BUDGET_S)
-    if exit_delay_s <= court.game_s:
+    if exit_delay_s <= max(court.game_s, chain.claim_s):
         raise ConfigError(
             "chain.exit_delay",
-            f"a stake that can be taken out after {exit_delay_s} s answers for no claim: a game can last {court.game_s} s",
+            f"a stake that can be taken out after {exit_delay_s} s answers for no claim: claims are valid for"
+            f" {chain.claim_s} s (claim_hours), and a game can last {court.game_s} s",
             field="--exit-delay-hours",
             hint="it must be longer than claims are valid and a game lasts",
         )

@@ -67,6 +67,7 @@ class CourtGames:
         self._place = (account.node.chain_id, court.address)
         self._again: dict[bytes, float] = {}
         self._unknown: set[bytes] = set()
+        self._moved = False
         self.problem = ""
 
     async def run(self) -> None:
@@ -75,7 +76,7 @@ class CourtGames:
             pause_s = LOOK_EVERY_S
             try:
                 if await self._look():
-                    pause_s = PLAYING_EVERY_S
+                    pause_s = 0.0 if self._moved else PLAYING_EVERY_S
                 self.problem = ""
             except AOSError as error:
                 if error.code not in self.problem:
@@ -99,26 +100,41 @@ class CourtGames:
         games = {row["over"] or "running": row["count"] for row in ends}
         found = [f"court: {self.problem}"] if self.problem else []
         found += [f"game {bytes(row['game']).hex()} at the court: {row['problem']}" for row in problems]
+        found += [
+            f"game {game.hex()} at the court is about a claim that this database does not hold: nobody answers it"
+            for game in sorted(self._unknown)[:20]
+        ]
         return {"address": self._court.address, "games": games, "problems": found}
 
     async def _look(self) -> bool:
-        """Do what waits; whether a game runs."""
+        """Do what waits; whether a game runs.
+
+        Who made a move looks again at once: the game that was opened first always comes first. So of more challenges than can be
+        answered in time as many as possible are refuted, each from a trace that was made once; a round of all of them would
+        lose all.
+        """
         node = self._account.node
         await node.check_chain()
         final, trouble = await self._final()
         head = await node.block("latest")
         facts = await self._account.court_facts()
         assert facts is not None  # noqa: S101  there is a court
-        await self._read(head, final)
+        try:
+            await self._read(head, final)
+        except AOSError as error:  # what is known of already goes on
+            trouble = trouble or error
         async with self._store.transaction() as db:
             rows = await db.fetch(
                 "SELECT g.*, c.job_ref, c.attempt FROM court_game g JOIN chain_claim c USING (chain_id, court, claim)"
-                " WHERE (chain_id, court) = ($1, $2) AND g.over = '' ORDER BY g.block",
+                " WHERE (chain_id, court) = ($1, $2) AND g.over = '' ORDER BY g.block, g.game",
                 *self._place,
             )
+        self._moved = False
         for row in rows:
             if time.monotonic() >= self._again.get(bytes(row["game"]), 0.0):
                 await self._try(row, self._play(row, head, final, facts))
+            if self._moved:
+                break
         if final is not None:
             await self._collect(final)
         if trouble is not None:
@@ -284,6 +300,7 @@ class CourtGames:
         purpose = f"{made['kind']} in game {game.id.hex()} ({hashlib.sha256(data).hexdigest()[:16]})"
         problem = await self._want(purpose, data)
         await self._set(game.id, asked=digest, purpose=purpose)
+        self._moved = True
         return problem
 
     async def _want(self, purpose: str, data: bytes, *, to: str | None = None) -> str:

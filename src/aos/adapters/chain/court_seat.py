@@ -17,6 +17,7 @@ from aos.adapters.chain.court import (
     game_id,
     move_data,
     open_data,
+    register_model_data,
 )
 from aos.adapters.chain.journal import Entry, Journal
 from aos.adapters.chain.node import Block, ChainNode
@@ -25,10 +26,14 @@ from aos.core.dispute.chain_claim import SignedChainClaim, claim_hash
 from aos.core.dispute.fine.chain_around import OTHER_RECEIPT, OTHER_TOKENS, Accusation
 from aos.core.dispute.fine.chain_game import ChainGame, ChallengerMove, Move, Prove, Stage
 from aos.core.dispute.fine.onchain import FAULTS
+from aos.core.manifest import Manifest
 from aos.core.signing import keccak256
 from aos.errors import RuleViolation, Unavailable
 
 POLL_S = 1.0
+LEAST_GRACE_S, LEAST_BUDGET_S = 60, 3_600
+"""Of a court at which money is put down: what `aos chain deploy` deploys at least. A claim names its court, and anybody can
+deploy one at which nobody but a machine that waits for its victim is in time."""
 _RETRIES = 3
 """How often a transaction that the contract refuses is tried again at the same state of the game."""
 
@@ -107,8 +112,9 @@ async def challenge(
     """Open a game about a unit of a claim, unless this account has one, and play it to its end. ``play`` makes the challenger's
     move. Whatever stops it, called again it goes on; a node that does not answer is asked again.
 
-    Raises RuleViolation ``court.convicted`` (another challenger was first), ``court.expired``, ``court.late`` (this one was, and
-    has lost), ``chain.failed``; VerificationError, InvalidMessage ``chain.*``; what ``play`` raises.
+    Raises RuleViolation ``court.convicted`` (another challenger was first), ``court.expired``, ``court.clock`` (no time to play),
+    ``court.late`` (this one was, and has lost), ``chain.failed``; VerificationError, InvalidMessage ``chain.*``; what ``play``
+    raises.
     """
     game = game_id(claim_hash(signed.claim), seat.journal.sender)
     failed: dict[str, int] = {}
@@ -133,6 +139,8 @@ async def challenge(
                 continue
             await seat.step()
             after = await seat.journal.entry(entry.purpose)
+            if after == entry:  # it was mined and reverted, which counts once it is final
+                await asyncio.sleep(poll_s)
         except Unavailable as error:
             if error.message != said:
                 said = error.message
@@ -147,33 +155,59 @@ async def challenge(
 
 
 async def convict_at_once(
-    seat: Seat, signed: SignedChainClaim, accusation: Accusation, *, poll_s: float = POLL_S
+    seat: Seat,
+    signed: SignedChainClaim,
+    accusation: Accusation,
+    manifest: Manifest,
+    *,
+    poll_s: float = POLL_S,
 ) -> Outcome:
-    """Convict a claim at once by what its own data say. Called again it goes on.
+    """Convict a claim at once by what its own data say, of the model with ``manifest``. Called again it goes on.
 
     Raises RuleViolation ``court.convicted``, ``court.expired``, ``chain.failed``; VerificationError, InvalidMessage,
     Unavailable ``chain.*``.
     """
     claim = claim_hash(signed.claim)
     game, data = game_id(claim, seat.journal.sender), accuse_data(signed.claim, signed.signature, accusation)
-    code = FAULTS[OTHER_TOKENS if "Token" in accusation.function else OTHER_RECEIPT]
-    purpose = ""
+    wanted: Entry | None = None
     while True:
         await seat.step()
-        entries = await seat.journal.entries(_prefix(game))
-        sent = next((each for each in entries if seat.about(each) == accusation.function), None)
+        if wanted is not None:
+            wanted = await seat.journal.entry(wanted.purpose)
+        if wanted is not None and wanted.state == "failed":
+            raise RuleViolation("chain.failed", f"{wanted.purpose}: {wanted.error}")
+        sent = next(
+            (
+                each
+                for each in await seat.journal.entries(_prefix(game))
+                if seat.about(each) == accusation.function and each.state != "failed"
+            ),
+            None,
+        )
         block = await seat.newest()
-        convicted = await seat.court.convicted(claim, block)
-        if sent is None or sent.state == "failed":
+        convicted, known = await seat.court.convicted(claim, block), True
+        if sent is None:
             _check_open(signed, block, convicted=convicted)
-            if sent is not None and sent.purpose == purpose:
-                raise RuleViolation("chain.failed", f"{purpose}: {sent.error}")
-            purpose = (await seat.act(game, accusation.function, data)).purpose
-            continue
-        receipt = None if sent.hash is None else await seat.node.receipt(sent.hash)
-        if convicted and receipt is not None and receipt.succeeded:
-            return Outcome(kind="convicted", code=code)
-        await asyncio.sleep(poll_s)
+            # What is judged by the model's sizes needs them there, and whoever lies does not register a model.
+            known = accusation.function != "convictToken" or await seat.court.model_known(
+                signed.claim.model_id, block
+            )
+            if known:
+                wanted = await seat.act(game, accusation.function, data)
+            else:
+                models = (await seat.court.facts(block)).models
+                wanted = await seat.act(game, "register", register_model_data(manifest), to=models)
+        elif convicted:
+            receipt = None if sent.hash is None else await seat.node.receipt(sent.hash)
+            if receipt is not None and not receipt.succeeded:
+                _check_open(signed, block, convicted=True)
+            if receipt is not None:
+                return Outcome(
+                    kind="convicted",
+                    code=FAULTS[OTHER_TOKENS if "Token" in accusation.function else OTHER_RECEIPT],
+                )
+        if sent is not None or not known:
+            await asyncio.sleep(poll_s)
 
 
 def _check_open(signed: SignedChainClaim, block: Block, *, convicted: bool) -> None:
@@ -198,6 +232,13 @@ async def _next(
     court, claim = seat.court, claim_hash(signed.claim)
     if game is None:
         _check_open(signed, block, convicted=await court.convicted(claim, block))
+        facts = await court.facts(block)
+        if facts.grace_s < LEAST_GRACE_S or facts.budget_s < LEAST_BUDGET_S:
+            raise RuleViolation(
+                "court.clock",
+                f"the court {court.address} gives a move {facts.grace_s} s and a party {facts.budget_s} s in all: a challenger"
+                " would lose its bond by being a little late",
+            )
         bond = await court.required_bond(claim, block)
         data = open_data(signed.claim, signed.signature, position, unit)
         return await seat.act(game_id(claim, seat.journal.sender), "open", data, value=bond)

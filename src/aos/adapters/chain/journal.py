@@ -19,7 +19,7 @@ import structlog
 from eth_account import Account
 
 from aos.adapters.chain.contracts import Contract
-from aos.adapters.chain.node import Block, ChainNode, Fees, Receipt, Reverted
+from aos.adapters.chain.node import Block, ChainNode, Fees, Receipt, Refused, Reverted
 from aos.adapters.postgres import Connection, Pool, Record, unavailable
 from aos.core.signing import address_of
 from aos.errors import AOSError, RuleViolation, Unavailable
@@ -149,6 +149,7 @@ class Journal:
         """
         if not await self._open():
             return False
+        refused: Refused | None = None
         async with self._alone() as ours:
             if ours:
                 await self._node.check_chain()
@@ -157,7 +158,12 @@ class Journal:
                 for row in await self._open("sent"):
                     await self._follow(row, final, final_count)
                 for row in await self._open("wanted"):
-                    await self._begin(row, contracts)
+                    try:
+                        await self._begin(row, contracts)
+                    except Refused as error:  # what the node will not look at keeps nothing else waiting
+                        refused = refused or error
+        if refused is not None:
+            raise refused
         return bool(await self._open())
 
     async def keep(self, *contracts: Contract, every_s: float = 5.0) -> None:
@@ -351,7 +357,7 @@ class Journal:
     async def _send(self, raw: bytes) -> None:
         try:
             await self._node.send(raw)
-        except RuleViolation as refusal:
+        except (RuleViolation, Refused) as refusal:
             # It has it already, mostly. What matters is the receipt.
             log.debug("chain.send", message=refusal.message)
 

@@ -136,6 +136,21 @@ class ChainNode:
 
         A node can leave some out unseen: what must be complete is compared with the contract's state.
         """
+        try:
+            return await self._logs(address, topics, first=first, last=last)
+        except (Refused, TooLarge, RuleViolation):
+            if first >= last:
+                raise
+        # Nodes bound what they answer at once, and anybody can make a contract write much.
+        middle = (first + last) // 2
+        return [
+            *await self.logs(address, topics, first=first, last=middle),
+            *await self.logs(address, topics, first=middle + 1, last=last),
+        ]
+
+    async def _logs(
+        self, address: str, topics: Sequence[bytes | None], *, first: int, last: int
+    ) -> list[LogEntry]:
         wanted = {
             "address": address,
             "topics": [None if topic is None else "0x" + topic.hex() for topic in topics],
@@ -242,13 +257,18 @@ class ChainNode:
                 async for part in answer.aiter_raw():
                     data += part
                     if len(data) > MAX_ANSWER_BYTES:
-                        raise self._nonsense()
+                        raise TooLarge(
+                            "chain.answer",
+                            f"the node {self.name} gives an answer of more than {MAX_ANSWER_BYTES} bytes",
+                        )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise Unavailable(
                 "chain.unavailable", f"the node {self.name} does not answer: {type(error).__name__}"
             ) from None
         if answer.status_code != 200:
-            raise Unavailable(
+            # Some providers say by these that the answer would be too large.
+            kind = Refused if answer.status_code in (400, 413) else Unavailable
+            raise kind(
                 "chain.unavailable", f"the node {self.name} answers with HTTP status {answer.status_code}"
             )
         try:
@@ -270,9 +290,9 @@ class ChainNode:
         if isinstance(data, str) and _BYTES.match(data) and ("revert" in said or error.get("code") == 3):
             raise Reverted(bytes.fromhex(data[2:]))
         # -32000 is the client's word for a transaction or call that it will not take; others are its own trouble.
-        kind = RuleViolation if error.get("code") in (-32000, -32003, 3) else Unavailable
-        code = "chain.refused" if kind is RuleViolation else "chain.unavailable"
-        raise kind(code, f"the node {self.name} refuses: {said}")
+        if error.get("code") in (-32000, -32003, 3):
+            raise RuleViolation("chain.refused", f"the node {self.name} refuses: {said}")
+        raise Refused("chain.unavailable", f"the node {self.name} refuses: {said}")
 
     def _quantity(self, value: Any) -> int:
         if not isinstance(value, str) or not _QUANTITY.match(value):
@@ -289,6 +309,14 @@ class ChainNode:
 
     def _nonsense(self) -> InvalidMessage:
         return InvalidMessage("chain.answer", f"the node {self.name} gives an answer that makes no sense")
+
+
+class Refused(Unavailable):
+    """The node is there, and does not answer this."""
+
+
+class TooLarge(InvalidMessage):
+    """An answer that is longer than any that is read."""
 
 
 class Reverted(RuleViolation):

@@ -199,10 +199,18 @@ def accuse_token(
 
 def aim_at_unit(found: Aim, tree: StateTree, own: StateTree, *, max_tokens: int, n_ctx: int) -> Aim | None:
     """The unit whose game at a court decides what a challenge off the chain is about; None where none does. A header that counts
-    other tokens than its limits allow opens no unit, so its claimant is silent about the first.
+    other tokens than its limits allow opens no unit, so its claimant is silent about the first; nor does a header that says that
+    the run trapped open a leaf that says that it did not, or the other way round.
     """
     if found.kind == "unit":
         return found
+    if found.kind == "trap":
+        trapped = tree if tree.header.finish_reason == "numeric_trap" else own
+        position = len(trapped.units) - 1
+        unit = len(trapped.units[position]) - 1
+        # All leaves that both have are the same. Where one has none, the other's may be right.
+        if all(position < len(each.units) and unit < len(each.units[position]) for each in (tree, own)):
+            return Aim(kind="unit", position=position, unit=unit, leaf=own.units[position][unit])
     if found.kind == "stop" and not may_end(tree.header, max_tokens, n_ctx):
         return Aim(kind="unit", position=0, unit=0, leaf=own.units[0][0])
     return None
