@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 DEMO_CHAIN_EXAMPLES = "aos demo-chain"
 ETHER = 10**18
-GRACE_S, BUDGET_S = 60, 600
-"""Of the play court: nobody waits for them where both sides play."""
+GRACE_S, BUDGET_S = 60, 3_600
+"""Of the play court, the least at which anybody puts down a bond. Where both sides play, nobody waits for them."""
 _CONVICTED = 10
 _PASSWORD = "a play account"  # noqa: S105  of a keystore that holds play money
 
@@ -155,7 +155,7 @@ def _challenge(challenger: "Challenger", say: "Say") -> dict[str, Any]:
     done = _run([*command, "--yes", "--json"], settings, challenger.directory, say)
     if done.returncode != _CONVICTED:
         raise RuleViolation(
-            "demo.chain", f"the challenge ended with exit code {done.returncode}, not {_CONVICTED}"
+            "demo.chain", f"the challenge ended with exit code {done.returncode}: {done.stdout.strip()[:500]}"
         )
     found: dict[str, Any] = json.loads(done.stdout)["result"]
     return found
