@@ -28,6 +28,7 @@ from aos.core.dispute.fine.chain_game import UNSEEN, AskParts, ChainGame, Challe
 from aos.core.dispute.fine.onchain import HALVINGS, way_down
 from aos.core.dispute.trace_tree import TreeShape
 from aos.core.encoding import canonical_json
+from aos.errors import Unavailable
 
 CHALLENGERS = ACCOUNTS[2:]
 GRACE_S, BUDGET_S = 600, 86_400
@@ -151,9 +152,15 @@ class Challenge:
         self.court = CourtContract(self.node, self.chain.court.address)
 
     async def game(self) -> ChainGame:
-        found = await self.court.game(self.id, await self.node.block("latest"))
-        assert found is not None
-        return found
+        while True:
+            try:
+                found = await self.court.game(self.id, await self.node.block("latest"))
+            except Unavailable as error:
+                if error.code != "chain.moved":  # read while a move came
+                    raise
+                continue
+            assert found is not None
+            return found
 
     async def open(self) -> None:
         await asyncio.to_thread(

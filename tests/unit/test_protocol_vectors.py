@@ -113,16 +113,26 @@ def cases_of(path: Path) -> Iterator[dict[str, Any]]:
     sorted(
         path
         for path in VECTORS.rglob("*.json")
-        if path.parent.name not in ("engine", "attest") and path.stem not in ("trace", "chain")
+        if path.parent.name not in ("engine", "attest") and path.stem not in ("trace", "chain", "elements")
     ),
     ids=lambda path: path.stem,
 )
 def test_at_least_half_of_the_cases_are_refusals_with_a_named_code(path: Path) -> None:
     cases = list(cases_of(path))
-    refusals = [case for case in cases if case.get("error")]
+    refusals = [case for case in cases if case.get("error") or case.get("holds") is False]
     assert cases
-    assert all(isinstance(case["error"], str) and "." in case["error"] for case in refusals)
+    assert all(
+        "holds" in case or (isinstance(case["error"], str) and "." in case["error"]) for case in refusals
+    )
     assert 2 * len(refusals) >= len(cases), f"{len(refusals)} of {len(cases)}"
+
+
+def test_most_proofs_of_an_element_are_refused_with_a_contracts_code() -> None:
+    units = json.loads((VECTORS / "dispute" / "elements.json").read_text("utf-8"))["units"]
+    cases = [case for unit in units for case in unit["cases"]]
+    codes = [fault for case in cases for _, fault in case.get("flipped", [])]
+    codes += [case[name] for case in cases for name in ("fault", "shorter", "longer") if name in case]
+    assert 2 * sum(code != 0 for code in codes) >= len(codes)
 
 
 def test_most_proofs_of_a_trace_are_refused_with_a_named_code() -> None:

@@ -106,7 +106,8 @@ def status(*, config: ConfigFile, as_json: AsJson = False) -> None:
         voice.data_json("operator.status", result)
         return
     for name, value in result.items():
-        voice.data(f"{name:<18} {_shown(value)}")
+        if name != "court" or value is not None:  # without a chain there is none
+            voice.data(f"{name:<18} {_shown(value)}")
 
 
 @operator_app.command(
