@@ -127,15 +127,27 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
         loop.run_until_complete(_end_tasks())
         loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(_end_tasks())
     finally:
         loop.close()
 
 
 async def _end_tasks() -> None:
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    """Wait for all other tasks, at most a second; cancel what is left then."""
+    quiet = 0
+    while (
+        quiet < 3
+    ):  # a generator that ends lets go of the one inside it, whose closing is a task of its own a turn later
+        await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if not left:
+            quiet += 1
+            continue
+        quiet = 0
+        _, late = await asyncio.wait(left, timeout=1.0)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 async def next_of(items: AsyncIterator[T]) -> T | None:
