@@ -2,8 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -25,6 +26,7 @@ aos log convict log-conviction.json""",
     no_args_is_help=True,
 )
 
+T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Url = Annotated[
     str | None, typer.Option(metavar="URL", help="Dispatcher; default $AOS_URL, then .aos/client.json.")
@@ -127,25 +129,18 @@ def watch(
     key = log_key(trusted_file(trust))
     path = state or default_state("log-watch")
     with log_reader(url) as reader:
-        while True:
+
+        def take() -> tuple[Any, Any]:
             held = _held(path, key)
-            try:
-                found = look(reader, key, held)
-            except Unavailable as error:
-                if once:
-                    raise
-                voice.say(f"{voice.bold('unreachable')}: {error.message}; trying again in {every} s")
-                time.sleep(every)
-                continue
+            return held, look(reader, key, held)
+
+        for held, found in looks(take, once=once, every=every):
             if found.conviction is not None or found.broken is not None:
                 raise SystemExit(_shout(path, found, held, as_json=as_json))
             assert found.held is not None  # noqa: S101  what is neither broken nor contradicted is held
             if held is None or found.held.note != held.note:
                 _keep(path, key, found.held)
             _report(held, found.held, path, as_json=as_json)
-            if once:
-                return
-            time.sleep(every)
 
 
 @log_app.command(
@@ -326,6 +321,23 @@ def log_key(trusted: Any) -> Any:
             hint="enter the verifier key that the dispatcher's owner published; `aos up` writes its own",
         )
     return trusted.log
+
+
+def looks(take: Callable[[], T], *, once: bool, every: int) -> Iterator[T]:
+    """What ``take`` finds, every ``every`` seconds or ``once``. Who does not answer is said, and asked again; raises
+    Unavailable with ``once``."""
+    while True:
+        try:
+            found = take()
+        except Unavailable as error:
+            if once:
+                raise
+            voice.say(f"{voice.bold('unreachable')}: {error.message}; trying again in {every} s")
+        else:
+            yield found
+            if once:
+                return
+        time.sleep(every)
 
 
 def default_state(name: str) -> Path:

@@ -1,7 +1,6 @@
 """``aos log anchors``: a dispatcher's log beside what it wrote into a contract (docs/spec/15-log.md, "Anchors")."""
 
 import asyncio
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +21,11 @@ from aos.cli.log import (
     log_app,
     log_key,
     log_reader,
+    looks,
     save_evidence,
     trusted_file,
 )
-from aos.errors import AOSError, ConfigError, RuleViolation, Unavailable, VerificationError
+from aos.errors import AOSError, ConfigError, RuleViolation, VerificationError
 
 if TYPE_CHECKING:
     from aos.adapters.chain.anchors import RegistryName, Seen
@@ -95,23 +95,13 @@ def anchors(
         raise SystemExit(_judge(judge, name, rpc_url, trust, as_json=as_json))
     look = _Look(key=log_key(trusted_file(trust)), name=name, rpc_url=rpc_url, url=url)
     path = state or default_state("log-anchors")
-    while True:
-        seen = _held(path, look.key, name)
-        try:
-            found = look.take(seen)
-        except Unavailable as error:
-            if once:
-                raise
-            voice.say(f"{voice.bold('unreachable')}: {error.message}; trying again in {every} s")
-            time.sleep(every)
-            continue
+    for found in looks(lambda: look.take(_held(path, look.key, name)), once=once, every=every):
         if found.compared.fork is not None or found.compared.broken is not None:
             raise SystemExit(_shout(path, found, as_json=as_json))
         _keep(path, look.key, name, found.seen)
         code = _report(found, as_json=as_json)
         if once:
             raise SystemExit(code)
-        time.sleep(every)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

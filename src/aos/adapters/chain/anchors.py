@@ -8,15 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eth_utils.abi import event_abi_to_log_topic
-
 from aos.adapters.chain.node import Block, ChainNode, now_s
 from aos.adapters.chain.registry import REGISTRY, check_history, last_anchor, newest_final
 from aos.core.log.anchor import Anchor
 from aos.errors import InvalidMessage, VerificationError
 
 _NAME = re.compile(r"eip155:([1-9][0-9]{0,15}):(0x[0-9a-fA-F]{40})\Z")
-_ANCHORED = bytes(event_abi_to_log_topic(next(i for i in REGISTRY.abi if i.get("name") == "LogAnchored")))  # type: ignore[arg-type]
+_ANCHORED = REGISTRY.topic("LogAnchored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

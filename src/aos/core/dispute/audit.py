@@ -19,8 +19,8 @@ from aos.core.dispute.state_tree import (
     TILE_BYTES,
     StateHeader,
     StateShape,
+    graph_shape,
     part_root,
-    shape_of,
     trap_leaf,
     unit_leaf,
 )
@@ -391,15 +391,7 @@ def _graph(manifest: Manifest) -> GraphSizes:
 
 def _shape(graph: GraphSizes, header: StateHeader, trap_unit: int | None) -> StateShape:
     """Whether tails hold a record is of no matter here: their parts are not opened."""
-    return shape_of(
-        header,
-        n_layers=graph.n_layers,
-        width=graph.width,
-        kv_width=graph.kv_width,
-        n_vocab=graph.n_vocab,
-        sampled=False,
-        trap_unit=trap_unit,
-    )
+    return graph_shape(header, graph, sampled=False, trap_unit=trap_unit)
 
 
 def _form(what: str) -> InvalidMessage:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 
 from aos.core.encoding import tag
 from aos.core.hashes import token_bytes, u32
+from aos.core.manifest import GraphSizes
 from aos.core.merkle import leaf_hash, tree_root
 from aos.core.statements import FinishReason
 from aos.errors import InvalidMessage, VerificationError
@@ -238,6 +239,21 @@ class StateShape:
 def record_size(n_vocab: int) -> int:
     """Bytes of the sampler record of a temperature above 0 (rule 9)."""
     return 16 + 8 * tile_count(n_vocab, 256)
+
+
+def graph_shape(
+    header: StateHeader, graph: GraphSizes, *, sampled: bool, trap_unit: int | None
+) -> StateShape:
+    """The shape of a run of this graph. Raises as ``shape_of``."""
+    return shape_of(
+        header,
+        n_layers=graph.n_layers,
+        width=graph.width,
+        kv_width=graph.kv_width,
+        n_vocab=graph.n_vocab,
+        sampled=sampled,
+        trap_unit=trap_unit,
+    )
 
 
 def shape_of(

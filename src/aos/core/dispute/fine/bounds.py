@@ -19,7 +19,7 @@ from aos.core.dispute.state_tree import (
     RECORD,
     StateHeader,
     StateShape,
-    shape_of,
+    graph_shape,
     trap_leaf,
     unit_leaf,
 )
@@ -230,16 +230,8 @@ def check_header(run: Run, header: StateHeader) -> None:
 
 def state_shape(run: Run, header: StateHeader, trap_unit: int | None) -> StateShape:
     """The sizes of the run's state tree. Raises as ``shape_of``."""
-    graph = run.graph
-    return shape_of(
-        header,
-        n_layers=graph.n_layers,
-        width=graph.width,
-        kv_width=graph.kv_width,
-        n_vocab=graph.n_vocab,
-        sampled=run.params.temperature != 0,
-        trap_unit=trap_unit,
-    )
+    sampled = run.params.temperature != 0
+    return graph_shape(header, run.graph, sampled=sampled, trap_unit=trap_unit)
 
 
 def exists(state: StateShape, position: int, unit: int) -> bool:

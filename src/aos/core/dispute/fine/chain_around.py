@@ -28,7 +28,7 @@ from aos.core.dispute.state_tree import (
     Part,
     StateHeader,
     StateShape,
-    shape_of,
+    graph_shape,
     tokens_root,
 )
 from aos.core.encoding import b64u_encode, canonical_json, tagged_hash
@@ -248,15 +248,7 @@ def _header(state_root: bytes, opened: bytes) -> StateHeader:
 
 def _shape(header: StateHeader, graph: GraphSizes, trap_unit: int | None) -> StateShape:
     # A token's opening has one length whether or not tails hold a record.
-    return shape_of(
-        header,
-        n_layers=graph.n_layers,
-        width=graph.width,
-        kv_width=graph.kv_width,
-        n_vocab=graph.n_vocab,
-        sampled=True,
-        trap_unit=trap_unit,
-    )
+    return graph_shape(header, graph, sampled=True, trap_unit=trap_unit)
 
 
 def _states(receipt: bytes, core: bytes, begin: int, name: str, value: bytes) -> bool:
