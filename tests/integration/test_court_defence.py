@@ -363,3 +363,31 @@ async def test_games_that_are_known_go_on_while_the_node_shows_no_events(
         monkeypatch.setattr(CourtContract, "opened", refused)
         assert await challenge.to_end() == "refuted"
         assert any("too many results" in each for each in (await place.scene.status())["problems"])
+
+
+async def test_a_defect_that_one_challenge_finds_loses_no_other_game(
+    place_at: Open, steady_anvil: Node, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = WorkerClient.trace
+    broken: set[bytes] = set()
+
+    async def trace(self: WorkerClient, question: dict[str, Any]) -> dict[str, Any]:
+        game = decode(ChainGame, parse_json_strict(question["transcript"].encode(), max_bytes=1 << 22))
+        if game.id in broken:
+            raise ValueError("not one of our errors")
+        return await ask(self, question)
+
+    monkeypatch.setattr(WorkerClient, "trace", trace)
+    async with place_at(steady_anvil, worker) as place:
+        job = await place.job("What is AI?")
+        first, second = (
+            place.challenge(job, number, number, 1, sham(f"defect {number}", element=0))
+            for number in range(2)
+        )
+        broken.add(first.id)
+        await first.open()
+        await second.open()
+        assert await second.to_end() == "refuted"
+        assert any("court.defect" in each for each in (await place.scene.status())["problems"])
+        broken.clear()
+        assert await first.to_end() == "refuted"

@@ -223,6 +223,9 @@ class CourtGames:
             problem = await work
         except AOSError as error:
             problem = f"{error.message} [{error.code}]"
+        except Exception as error:  # a defect that one challenge finds must not lose the other games
+            log.exception("court.defect", game=game.hex())
+            problem = f"a defect: {error!r} [court.defect]"
         if problem:
             self._again[game] = time.monotonic() + AGAIN_S
         if problem != row["problem"]:
